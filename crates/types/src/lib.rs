@@ -1,1 +1,17 @@
-//! keyframe-types
+//! The words of Keyframe as types: names, identifiers, sizes and times.
+//!
+//! Everything a person types or a file contains passes through one of these constructors once; behind
+//! them the rest of the code can rely on what a `VmName` or a `SnapshotId` is. No type here does I/O
+//! besides drawing random bytes for a fresh identifier.
+
+mod id;
+mod name;
+mod size;
+mod snapshot_ref;
+mod time;
+
+pub use id::{IdError, InstanceId, LayerId, SnapshotId};
+pub use name::{DiskId, NameError, SnapshotName, VmName};
+pub use size::{ByteLen, SizeError};
+pub use snapshot_ref::{RefError, SnapshotRef, SnapshotSelector};
+pub use time::{TimeError, TimeToLive, Timestamp};
