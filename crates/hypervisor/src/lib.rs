@@ -1,1 +1,37 @@
-//! keyframe-hypervisor
+//! Starting, reaching, cutting and resuming machines on stock QEMU.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`definition`] | what a machine is made of |
+//! | [`extra_args`] | which further QEMU arguments are refused, and why |
+//! | [`launch`] | from a definition to a command line; pure |
+//! | [`host`] | what this host offers, by doing it |
+//! | [`process`] | processes that outlive us |
+//! | [`instance`] | one QEMU process: start it, find it again, reach it |
+//! | [`network`] | tap interfaces |
+//! | [`cut`] | memory and disks of one instant |
+//! | [`load`] | a saved state into a fresh process |
+//! | [`stall`] | how long vCPUs wait |
+//!
+//! Nothing here knows of homes, manifests or snapshots' names: that is the engine's.
+
+pub mod cut;
+pub mod definition;
+mod error;
+pub mod extra_args;
+pub mod host;
+pub mod instance;
+pub mod launch;
+pub mod load;
+pub mod network;
+pub mod process;
+pub mod socket;
+pub mod stall;
+
+pub use definition::{
+    AccelChoice, Accelerator, DirectKernel, DiskDefinition, Firmware, MacAddress, MachineDefinition, Network, Nic,
+};
+pub use error::Error;
+pub use host::{HostError, KvmState, Qemu, QemuVersion};
+pub use instance::{InstanceRecord, Monitor};
+pub use launch::{DiskChain, LayerFile, LayerFormat};

@@ -397,13 +397,7 @@ impl Client {
         Ok(id)
     }
 
-    fn write(
-        &mut self,
-        command: &str,
-        line: &[u8],
-        mut fd: Option<BorrowedFd<'_>>,
-        deadline: Instant,
-    ) -> Result<()> {
+    fn write(&mut self, command: &str, line: &[u8], mut fd: Option<BorrowedFd<'_>>, deadline: Instant) -> Result<()> {
         let start = Instant::now();
         let mut rest = line;
         loop {
@@ -512,11 +506,7 @@ impl Client {
         let Some(incoming) = incoming else { return };
         if self.inbox.push(incoming, bytes).is_err() {
             let (peer, bound) = (self.peer(), self.inbox.bounds().kept);
-            self.end(Some(Error::Overflow {
-                peer,
-                limit_bytes: bound.bytes,
-                limit_messages: bound.messages,
-            }));
+            self.end(Some(Error::Overflow { peer, limit_bytes: bound.bytes, limit_messages: bound.messages }));
         }
     }
 

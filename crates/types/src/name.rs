@@ -44,9 +44,8 @@ fn check(what: &'static str, limit: usize, text: &str) -> Result<(), NameError> 
     if length > limit {
         return Err(NameError::TooLong { what, length, limit });
     }
-    let allowed = |(position, c): (usize, char)| {
-        c.is_ascii_alphanumeric() || (position > 0 && matches!(c, '.' | '_' | '-'))
-    };
+    let allowed =
+        |(position, c): (usize, char)| c.is_ascii_alphanumeric() || (position > 0 && matches!(c, '.' | '_' | '-'));
     match text.chars().enumerate().find(|&entry| !allowed(entry)) {
         Some((_, character)) => Err(NameError::BadCharacter { what, character }),
         None => Ok(()),

@@ -72,11 +72,8 @@ impl fmt::Display for ByteLen {
         let (unit, shift) = UNITS.into_iter().find(|&(_, shift)| self.0 >= 1 << shift).unwrap_or(("B", 0));
         #[allow(clippy::cast_precision_loss)] // shown with three digits
         let value = self.0 as f64 / (1_u64 << shift) as f64;
-        let text = if shift == 0 || value >= 100.0 {
-            format!("{value:.0} {unit}")
-        } else {
-            format!("{value:.1} {unit}")
-        };
+        let text =
+            if shift == 0 || value >= 100.0 { format!("{value:.0} {unit}") } else { format!("{value:.1} {unit}") };
         f.pad(&text)
     }
 }
@@ -108,9 +105,7 @@ mod tests {
 
     #[test]
     fn sizes_read_as_people_write_them() {
-        for (text, bytes) in
-            [("0", 0), ("4096", 4096), ("512M", 512 << 20), ("1G", 1 << 30), ("2GiB", 2 << 30)]
-        {
+        for (text, bytes) in [("0", 0), ("4096", 4096), ("512M", 512 << 20), ("1G", 1 << 30), ("2GiB", 2 << 30)] {
             assert_eq!(text.parse::<ByteLen>().unwrap().bytes(), bytes, "{text}");
         }
         for text in ["", "G", "-1", "1.5G", "1X", "99999999999T"] {
@@ -120,13 +115,9 @@ mod tests {
 
     #[test]
     fn sizes_are_shown_with_three_digits() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1 << 20, "1.0 MiB"),
-            (1500 << 20, "1.5 GiB"),
-            (200 << 10, "200 KiB"),
-        ] {
+        for (bytes, text) in
+            [(0, "0 B"), (1023, "1023 B"), (1 << 20, "1.0 MiB"), (1500 << 20, "1.5 GiB"), (200 << 10, "200 KiB")]
+        {
             assert_eq!(ByteLen::from_bytes(bytes).to_string(), text);
         }
     }

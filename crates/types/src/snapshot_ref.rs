@@ -9,9 +9,7 @@ use crate::name::{NameError, SnapshotName, VmName};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RefError {
     /// There is no `@`, or nothing behind it.
-    #[error(
-        "{0:?} does not name a snapshot: write VM@SNAP, SNAP being a name, an id or the beginning of an id"
-    )]
+    #[error("{0:?} does not name a snapshot: write VM@SNAP, SNAP being a name, an id or the beginning of an id")]
     NoSnapshot(String),
     /// One of the two sides is no name.
     #[error(transparent)]

@@ -1,0 +1,139 @@
+//! `head.json`: a machine's present.
+//!
+//! The layers it writes to, the snapshot it descends from and the QEMU process that carries it are one
+//! document, so that a revert replaces all three in one rename.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use keyframe_hypervisor::{Accelerator, InstanceRecord, LayerFormat, Network};
+use keyframe_types::{ByteLen, DiskId, LayerId, SnapshotId};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, IoContext as _};
+use crate::state::home::Home;
+use crate::state::sealed::Document;
+
+/// A machine's present.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The snapshot it descends from.
+    pub parent: Option<SnapshotId>,
+    /// The chains of its disks, in the order of the definition.
+    pub disks: Vec<Chain>,
+    /// The chain of the firmware's variables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvram: Option<Chain>,
+    /// The QEMU process, if one was started and not seen to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+    /// Whether the guest shut itself down the last time it ran.
+    #[serde(default)]
+    pub clean_shutdown: bool,
+    /// Overrides the definition's network: set for a fork.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+}
+
+impl Document for Head {
+    const SCHEMA: &'static str = "keyframe.head/1";
+}
+
+impl Head {
+    /// The chains of disks and variables.
+    pub fn chains(&self) -> impl Iterator<Item = &Chain> {
+        self.disks.iter().chain(&self.nvram)
+    }
+
+    /// The same, to be changed.
+    pub fn chains_mut(&mut self) -> impl Iterator<Item = &mut Chain> {
+        self.disks.iter_mut().chain(&mut self.nvram)
+    }
+}
+
+/// The QEMU process that carries the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// How to find and reach it.
+    pub instance: InstanceRecord,
+    /// What runs its instructions.
+    pub accelerator: Accelerator,
+    /// The snapshot whose memory image is its RAM, for a fork that maps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapped: Option<PathBuf>,
+}
+
+/// A disk's layers, the active one first. Never empty.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chain {
+    /// Which disk.
+    pub disk: DiskId,
+    /// Its layers, the active one first.
+    pub layers: Vec<Layer>,
+}
+
+impl Chain {
+    /// The topmost layer.
+    ///
+    /// # Errors
+    /// [`Error::EmptyChain`] when a document says that there is none.
+    pub fn top(&self) -> Result<&Layer, Error> {
+        self.layers.first().ok_or_else(|| Error::EmptyChain { disk: self.disk.clone() })
+    }
+}
+
+/// One file of a chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Its id.
+    pub id: LayerId,
+    /// Its file, relative to the home where it lies in it.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: LayerFormat,
+    /// Size of the disk that the guest sees.
+    pub virtual_bytes: ByteLen,
+    /// What the file looked like when it was frozen; `None` while it is active.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Fingerprint>,
+}
+
+/// What tells a file that nobody touched from one that somebody did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Length of the file.
+    pub bytes: ByteLen,
+    /// Time of its last write, in nanoseconds since 1970.
+    pub modified_ns: i128,
+}
+
+impl Fingerprint {
+    /// Looks at a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn of(path: &Path) -> Result<Self, Error> {
+        let metadata = std::fs::metadata(path).or_io("look at", path)?;
+        let modified_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+        Ok(Self { bytes: ByteLen::from_bytes(metadata.len()), modified_ns })
+    }
+}
+
+impl Layer {
+    /// Checks that a frozen layer is there and was not touched since it was frozen.
+    ///
+    /// # Errors
+    /// [`Error::LayerMissing`], [`Error::LayerTouched`].
+    pub fn check_untouched(&self, home: &Home) -> Result<(), Error> {
+        let path = home.absolute(&self.path);
+        let Some(expected) = &self.frozen else { return Ok(()) };
+        match Fingerprint::of(&path) {
+            Ok(found) if found == *expected => Ok(()),
+            Ok(_) => Err(Error::LayerTouched { path }),
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::LayerMissing { path })
+            }
+            Err(other) => Err(other),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! `journal.json`: the operation in flight, for whoever comes after a crash.
+//!
+//! An operation writes what it is about to do before it does it, and removes the journal when it is done.
+//! Whoever finds one (`recover`) finishes what was committed and undoes what was not.
+
+use std::path::PathBuf;
+
+use keyframe_hypervisor::InstanceRecord;
+use keyframe_types::SnapshotId;
+use serde::{Deserialize, Serialize};
+
+use crate::state::head::{Chain, Head};
+use crate::state::sealed::Document;
+
+/// The operation in flight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "operation", rename_all = "kebab-case")]
+pub enum Journal {
+    /// A snapshot. Committed by its manifest.
+    Snapshot(SnapshotJournal),
+    /// A revert. Committed by the head that names the new process.
+    Revert(RevertJournal),
+    /// A snapshot on its way out. Its manifest is gone first, so it is always finished.
+    Delete {
+        /// Which one.
+        id: SnapshotId,
+        /// Its children and the head take this parent instead.
+        parent: Option<SnapshotId>,
+        /// Layers that it may have held alone.
+        layers: Vec<PathBuf>,
+    },
+}
+
+impl Document for Journal {
+    const SCHEMA: &'static str = "keyframe.journal/1";
+}
+
+/// A snapshot in flight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotJournal {
+    /// The snapshot's id.
+    pub id: SnapshotId,
+    /// The head before.
+    pub before: Head,
+    /// The new active layers, one above each chain.
+    pub overlays: Vec<Chain>,
+    /// Whether the machine ran.
+    pub was_running: bool,
+    /// Whether a freeze of the guest's file systems was or will be asked for.
+    pub freezes: bool,
+}
+
+/// A revert in flight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevertJournal {
+    /// The snapshot that is reverted to.
+    pub target: SnapshotId,
+    /// The head before.
+    pub before: Head,
+    /// The head after.
+    pub after: Head,
+    /// The new process, once it exists.
+    pub new_process: Option<InstanceRecord>,
+    /// The snapshot that keeps the present, if it is kept.
+    pub keep: Option<SnapshotId>,
+    /// Whether the machine ran.
+    pub was_running: bool,
+}

@@ -1,0 +1,95 @@
+//! One command at a time on one machine.
+//!
+//! An advisory lock that the kernel drops with the process that holds it: a killed command blocks nobody.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+
+use crate::error::{Error, IoContext as _};
+
+/// The right to change one machine, until dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// How long a command waits for another that is about to end.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+impl Lock {
+    /// Takes the lock at `path` for `operation`, which others are told when they find it taken.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when another command holds it and does not let go within a moment.
+    pub fn take(path: &Path, operation: &str) -> Result<Self, Error> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match Self::attempt(path, operation)? {
+                Some(lock) => return Ok(lock),
+                None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+                None => {
+                    let mut holder = String::new();
+                    let read = File::open(path).and_then(|file| file.take(200).read_to_string(&mut holder));
+                    let known = read.is_ok() && !holder.trim().is_empty();
+                    let holder = if known { holder.trim().to_owned() } else { "another command".to_owned() };
+                    return Err(Error::Busy { holder });
+                }
+            }
+        }
+    }
+
+    /// Takes the lock if nobody holds it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the lock file cannot be opened.
+    pub fn attempt(path: &Path, operation: &str) -> Result<Option<Self>, Error> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .or_io("open", path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            other => other.map_err(std::io::Error::from).or_io("lock", path)?,
+        }
+        // The machine may have been removed, and made anew, between the open and the lock.
+        let ours = file.metadata().or_io("look at", path)?;
+        if !std::fs::metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == (ours.dev(), ours.ino())) {
+            return Ok(None);
+        }
+        let holder = format!("`keyframe {operation}` (pid {})\n", std::process::id());
+        let write = || {
+            file.rewind()?;
+            file.set_len(0)?;
+            file.write_all(holder.as_bytes())
+        };
+        write().or_io("write", path)?;
+        Ok(Some(Self { _file: file }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_told_who_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let first = Lock::take(&path, "snapshot db").unwrap();
+        match Lock::take(&path, "revert db@x") {
+            Err(Error::Busy { holder }) => assert!(holder.contains("snapshot db"), "{holder}"),
+            other => panic!("{other:?}"),
+        }
+        drop(first);
+        Lock::take(&path, "revert db@x").unwrap();
+    }
+}

@@ -1,0 +1,451 @@
+//! Memory, devices and disks of one instant, while the guest runs.
+//!
+//! ```text
+//!   Prepared ──cut()──▶ Streaming ──finish()──▶ done
+//!      │                    │
+//!      └─ dropped: nothing  └─ abandon(): cancelled, the guest runs, overlays are in place
+//! ```
+//! QEMU's `background-snapshot` stops the guest for some milliseconds to stash its devices and to
+//! write-protect its RAM, lets it run on, and writes the RAM of that instant into the sink. Disks are cut by
+//! one transaction that puts an empty overlay on each. Two ways to make both one instant:
+//!
+//! * **At QEMU's own stop.** The transaction is sent on the STOP event. The monitor runs out of band, so
+//!   QEMU has the command queued when its main loop wakes, and carries it out right behind the resume. Whether
+//!   the guest got a request through in between is not a matter of hope: QEMU tells each disk's idle
+//!   time, and if it is longer than the time since the resume, nothing was.
+//! * **Stop first.** The guest is stopped by us, resumed when RAM is write-protected and the disks are
+//!   cut. Always exact, at the price of a longer pause: RAM is populated while the guest stands still.
+//!
+//! Source: `bg_migration_thread` in QEMU's migration/migration.c.
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use keyframe_qmp::commands::block::{
+    BlockCommit, BlockdevAdd, BlockdevDel, QueryBlockstats, Snapshot, StatsOf, Transaction,
+};
+use keyframe_qmp::commands::job::{BlockJobComplete, JobStatus, QueryJobs};
+use keyframe_qmp::commands::machine::{Cont, GetFd, QueryStatus, Stop};
+use keyframe_qmp::commands::migration::{
+    Capability, Migrate, MigrateCancel, MigrateSetCapabilities, MigrationAddress, MigrationStatus, QueryMigrate,
+};
+use keyframe_qmp::ids::{FdName, JobId, NodeName};
+use keyframe_qmp::{Client, EventKind, Incoming, RequestId, TimedEvent};
+use serde_json::Value;
+
+use crate::error::Error;
+
+/// How long QEMU may take from the command to its stop: it reads every page of RAM meanwhile.
+const ARM_PATIENCE: Duration = Duration::from_secs(300);
+/// How often a wait looks whether it was asked to stop.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A fresh layer for one disk, to be put on top of its active one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Overlay {
+    /// Id of the device that the guest sees; `None` for flash, which keeps no statistics and whose content is
+    /// saved with RAM.
+    pub device: Option<String>,
+    /// Node name of the active layer.
+    pub active: String,
+    /// Node name of the fresh layer.
+    pub overlay: String,
+    /// The fresh layer as `blockdev-add` takes it, without a backing node.
+    pub options: Value,
+}
+
+/// How to make memory and disks one instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// Cut at QEMU's own stop, prove it afterwards.
+    AtQemusStop,
+    /// Stop the guest, arm, cut, resume.
+    StopFirst,
+    /// The guest is paused anyway and stays so.
+    Still,
+}
+
+/// What a cut was like.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CutReport {
+    /// From STOP to RESUME by QEMU's clock; zero when the guest was not running.
+    pub pause: Duration,
+    /// When it happened.
+    pub at: SystemTime,
+    /// Whether no disk completed a request between the instant of memory and the instant of disks.
+    pub exact: bool,
+}
+
+/// Everything is in place for a cut, and nothing has happened to the guest.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    monitor: &'a mut Client,
+    overlays: &'a [Overlay],
+}
+
+/// QEMU writes RAM into the sink; the guest is as it was.
+#[derive(Debug)]
+pub struct Streaming<'a> {
+    monitor: &'a mut Client,
+    report: CutReport,
+}
+
+fn node(name: &str) -> Result<NodeName, Error> {
+    Ok(NodeName::new(name)?)
+}
+
+fn transaction(overlays: &[Overlay]) -> Result<Transaction, Error> {
+    let snapshots = overlays
+        .iter()
+        .map(|overlay| Ok(Snapshot { node: node(&overlay.active)?, overlay: node(&overlay.overlay)? }))
+        .collect::<Result<Vec<_>, Error>>()?;
+    Ok(Transaction::snapshots(snapshots))
+}
+
+/// Opens the overlays in QEMU.
+///
+/// # Errors
+/// [`Error::Qmp`]; those opened before are closed again.
+pub fn open_overlays(monitor: &mut Client, overlays: &[Overlay]) -> Result<(), Error> {
+    for (opened, overlay) in overlays.iter().enumerate() {
+        let options = overlay.options.as_object().cloned().unwrap_or_default();
+        if let Err(error) = monitor.call(&BlockdevAdd::new(options)) {
+            close_overlays(monitor, &overlays[..opened]);
+            return Err(error.into());
+        }
+    }
+    Ok(())
+}
+
+/// Closes overlays that were opened and not used. One that is in use stays open.
+pub fn close_overlays(monitor: &mut Client, overlays: &[Overlay]) {
+    for overlay in overlays {
+        if let Ok(node_name) = node(&overlay.overlay) {
+            // QEMU refuses for a node in use, which is what is wanted.
+            let _ = monitor.call(&BlockdevDel { node_name });
+        }
+    }
+}
+
+/// Cuts the disks and nothing else.
+///
+/// # Errors
+/// [`Error::Qmp`]; no disk is cut then.
+pub fn cut_disks(monitor: &mut Client, overlays: &[Overlay]) -> Result<SystemTime, Error> {
+    if !overlays.is_empty() {
+        monitor.call(&transaction(overlays)?)?;
+    }
+    Ok(SystemTime::now())
+}
+
+/// Turns on what the cut needs and hands QEMU the sink's end `sink`. Overlays are open already.
+///
+/// # Errors
+/// [`Error::CannotSaveLive`] when QEMU refuses to save this machine while it runs; [`Error::Qmp`].
+pub fn prepare<'a>(
+    monitor: &'a mut Client,
+    overlays: &'a [Overlay],
+    sink: BorrowedFd<'_>,
+) -> Result<Prepared<'a>, Error> {
+    reset_capabilities(monitor)?;
+    let wanted = MigrateSetCapabilities::on([Capability::Events, Capability::BackgroundSnapshot]);
+    monitor.call(&wanted).map_err(|error| match error {
+        keyframe_qmp::Error::Command { error, .. } => Error::CannotSaveLive(error.desc),
+        other => other.into(),
+    })?;
+    monitor.call_with_fd(&GetFd { fdname: sink_name()? }, sink)?;
+    Ok(Prepared { monitor, overlays })
+}
+
+/// Turns off whatever an earlier load or save left on.
+fn reset_capabilities(monitor: &mut Client) -> Result<(), Error> {
+    let off = [
+        Capability::BackgroundSnapshot,
+        Capability::MappedRam,
+        Capability::PostcopyRam,
+        Capability::Multifd,
+        Capability::ReturnPath,
+    ];
+    monitor.call(&MigrateSetCapabilities::off(off))?;
+    Ok(())
+}
+
+fn sink_name() -> Result<FdName, Error> {
+    Ok(FdName::new("keyframe-sink")?)
+}
+
+/// What arrives while QEMU stops and resumes.
+#[derive(Debug, Default)]
+struct Seen {
+    stop: Option<SystemTime>,
+    resume: Option<SystemTime>,
+    cut: bool,
+}
+
+impl<'a> Prepared<'a> {
+    /// Cuts. When it fails the guest has been resumed if it ran, and disks may or may not have been cut:
+    /// look at the nodes.
+    ///
+    /// # Errors
+    /// [`Error::Migration`], [`Error::Qmp`], [`Error::Late`], [`Error::Cancelled`].
+    pub fn cut(self, strategy: Strategy, cancel: &AtomicBool) -> Result<Streaming<'a>, Error> {
+        let Self { monitor, overlays } = self;
+        let result = match strategy {
+            Strategy::AtQemusStop => at_qemus_stop(monitor, overlays, cancel),
+            Strategy::StopFirst => stop_first(monitor, overlays, cancel),
+            Strategy::Still => still(monitor, overlays),
+        };
+        match result {
+            Ok(report) => Ok(Streaming { monitor, report }),
+            Err(error) => {
+                cancel_migration(monitor);
+                if strategy != Strategy::Still {
+                    resume_if_paused(monitor);
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Sends `migrate`.
+fn begin(monitor: &mut Client) -> Result<RequestId, Error> {
+    Ok(monitor.start(&Migrate::to(MigrationAddress::Fd { name: sink_name()? }))?)
+}
+
+fn at_qemus_stop(monitor: &mut Client, overlays: &[Overlay], cancel: &AtomicBool) -> Result<CutReport, Error> {
+    let cut = transaction(overlays)?;
+    let migrate = begin(monitor)?;
+    let (mut seen, mut cut_request) = (Seen::default(), None);
+    let deadline = Instant::now() + ARM_PATIENCE;
+    loop {
+        if cancel.load(Ordering::Relaxed) && seen.stop.is_none() {
+            return Err(Error::Cancelled);
+        }
+        match next(monitor, deadline)? {
+            None => {}
+            Some(Incoming::Event(event)) if event.event.kind == EventKind::Stop && seen.stop.is_none() => {
+                if overlays.is_empty() {
+                    seen.cut = true;
+                } else {
+                    cut_request = Some(monitor.start(&cut)?);
+                }
+                seen.stop = Some(time_of(&event));
+            }
+            Some(Incoming::Event(event)) if event.event.kind == EventKind::Resume => {
+                seen.resume = Some(time_of(&event));
+            }
+            Some(Incoming::Event(event)) => fail_if_failed(monitor, &event)?,
+            Some(Incoming::Reply(reply)) if reply.id == migrate => drop(reply.body()?),
+            Some(Incoming::Reply(reply)) if Some(reply.id) == cut_request => {
+                reply.body()?;
+                seen.cut = true;
+            }
+            Some(Incoming::Reply(_)) => {}
+        }
+        if let Seen { stop: Some(stop), resume: Some(resume), cut: true } = seen {
+            let exact = idle_since(monitor, overlays, resume)?;
+            return Ok(CutReport { pause: since(stop, resume), at: stop, exact });
+        }
+    }
+}
+
+fn stop_first(monitor: &mut Client, overlays: &[Overlay], cancel: &AtomicBool) -> Result<CutReport, Error> {
+    let start = Instant::now();
+    monitor.call(&Stop {})?;
+    let stop = wait_for(monitor, EventKind::Stop)?;
+    let migrate = begin(monitor)?;
+    let deadline = Instant::now() + ARM_PATIENCE;
+    monitor.wait_reply(migrate, deadline)?.ok_or(late("the start of saving", ARM_PATIENCE))?.body()?;
+    loop {
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        let migration = monitor.call(&QueryMigrate {})?;
+        if migration.status == Some(MigrationStatus::Failed) {
+            return Err(failed(migration.error_desc));
+        }
+        // Never resume before RAM is protected: pages written from then on would be lost.
+        if migration.is_armed() || migration.status == Some(MigrationStatus::Completed) {
+            break;
+        }
+        if Instant::now() >= deadline {
+            return Err(late("write-protecting the machine's memory", ARM_PATIENCE));
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    cut_disks(monitor, overlays)?;
+    monitor.call(&Cont {})?;
+    let resume = wait_for(monitor, EventKind::Resume).unwrap_or(stop + start.elapsed());
+    Ok(CutReport { pause: since(stop, resume), at: stop, exact: true })
+}
+
+fn still(monitor: &mut Client, overlays: &[Overlay]) -> Result<CutReport, Error> {
+    let at = cut_disks(monitor, overlays)?;
+    let migrate = begin(monitor)?;
+    let deadline = Instant::now() + ARM_PATIENCE;
+    monitor.wait_reply(migrate, deadline)?.ok_or(late("the start of saving", ARM_PATIENCE))?.body()?;
+    Ok(CutReport { pause: Duration::ZERO, at, exact: true })
+}
+
+fn next(monitor: &mut Client, deadline: Instant) -> Result<Option<Incoming>, Error> {
+    let now = Instant::now();
+    if now >= deadline {
+        return Err(late("QEMU's stop", ARM_PATIENCE));
+    }
+    Ok(monitor.next_incoming(now + TICK)?)
+}
+
+fn wait_for(monitor: &mut Client, kind: EventKind) -> Result<SystemTime, Error> {
+    let patience = Duration::from_secs(20);
+    let event = monitor.wait_event(|event| event.kind == kind, Instant::now() + patience)?;
+    event.map(|event| time_of(&event)).ok_or(late("stopping or resuming the machine", patience))
+}
+
+fn time_of(event: &TimedEvent) -> SystemTime {
+    event.event.timestamp.unwrap_or_else(SystemTime::now)
+}
+
+fn since(from: SystemTime, to: SystemTime) -> Duration {
+    to.duration_since(from).unwrap_or_default()
+}
+
+fn late(what: &'static str, waited: Duration) -> Error {
+    Error::Late { what, waited }
+}
+
+fn failed(reason: Option<String>) -> Error {
+    Error::Migration { what: "save", reason: reason.unwrap_or_else(|| "QEMU gives no reason".to_owned()) }
+}
+
+/// Turns a MIGRATION event that tells of a failure into that failure.
+fn fail_if_failed(monitor: &mut Client, event: &TimedEvent) -> Result<(), Error> {
+    if event.event.kind == EventKind::Migration && event.event.text("status").as_deref() == Some("failed") {
+        return Err(failed(monitor.call(&QueryMigrate {})?.error_desc));
+    }
+    Ok(())
+}
+
+/// Whether no disk has completed a request since `resume`: the proof that the cut is exact.
+///
+/// Both times are the host's wall clock: QEMU's own timestamp of the RESUME event, and ours *after* the
+/// reply, which makes the span too long rather than too short.
+fn idle_since(monitor: &mut Client, overlays: &[Overlay], resume: SystemTime) -> Result<bool, Error> {
+    let stats = monitor.call(&QueryBlockstats::of(StatsOf::Devices))?;
+    let span = since(resume, SystemTime::now());
+    let idle_of = |device: &str| {
+        let of_device = stats
+            .iter()
+            .filter(|entry| entry.qdev.as_deref().is_some_and(|path| path.split('/').any(|part| part == device)));
+        of_device.map(|entry| entry.stats.idle_time_ns).collect::<Vec<_>>()
+    };
+    let idle_for_long = |idle: &Option<u64>| idle.is_none_or(|ns| Duration::from_nanos(ns) > span);
+    Ok(overlays.iter().filter_map(|overlay| overlay.device.as_deref()).all(|device| {
+        let idle = idle_of(device);
+        !idle.is_empty() && idle.iter().all(idle_for_long)
+    }))
+}
+
+impl Streaming<'_> {
+    /// What the cut was like.
+    #[must_use]
+    pub fn report(&self) -> CutReport {
+        self.report
+    }
+
+    /// Waits until QEMU has written everything.
+    ///
+    /// # Errors
+    /// [`Error::Migration`] when saving failed, [`Error::Cancelled`] when `cancel` was set; the guest is then
+    /// as it was.
+    pub fn finish(self, cancel: &AtomicBool) -> Result<(), Error> {
+        loop {
+            if cancel.load(Ordering::Relaxed) {
+                self.abandon();
+                return Err(Error::Cancelled);
+            }
+            let kind = |event: &keyframe_qmp::Event| event.kind == EventKind::Migration;
+            // The event wakes us; the status is asked for, in case the event was before our time.
+            self.monitor.wait_event(kind, Instant::now() + TICK)?;
+            let migration = self.monitor.call(&QueryMigrate {})?;
+            match migration.status {
+                Some(MigrationStatus::Completed) => return Ok(()),
+                Some(MigrationStatus::Failed | MigrationStatus::Cancelled) => {
+                    return Err(failed(migration.error_desc));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Gives up: QEMU stops writing, the guest goes on.
+    pub fn abandon(self) {
+        cancel_migration(self.monitor);
+    }
+}
+
+/// Cancels what QEMU is saving and waits until it has let go, so that the next one can begin.
+pub fn cancel_migration(monitor: &mut Client) {
+    // A machine that saves nothing refuses, which is as good.
+    let _ = monitor.call(&MigrateCancel {});
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        match monitor.call(&QueryMigrate {}) {
+            Ok(migration) if migration.status.as_ref().is_none_or(MigrationStatus::is_final) => return,
+            Ok(_) => std::thread::sleep(Duration::from_millis(5)),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Lets a machine run on that a failure left standing.
+pub fn resume_if_paused(monitor: &mut Client) {
+    let paused = monitor.call(&QueryStatus {}).is_ok_and(|status| !status.running);
+    if paused {
+        // A machine that cannot run (an internal error) refuses; nothing more can be done for it here.
+        let _ = monitor.call(&Cont {});
+    }
+}
+
+/// Takes a cut back: merges each overlay into what is below it, live, and closes it.
+///
+/// # Errors
+/// [`Error::Qmp`], [`Error::Migration`] when a merge failed: the chain is then longer than before, and
+/// nothing is lost.
+pub fn uncut(monitor: &mut Client, overlays: &[Overlay]) -> Result<(), Error> {
+    for overlay in overlays {
+        let job_id = JobId::new(format!("uncut-{}", overlay.overlay))?;
+        monitor.call(&BlockCommit {
+            job_id: job_id.clone(),
+            device: overlay.overlay.clone(),
+            top_node: None,
+            base_node: Some(node(&overlay.active)?),
+            backing_file: None,
+            speed_bytes_per_s: None,
+            auto_dismiss: true,
+        })?;
+        complete_job(monitor, &job_id)?;
+        monitor.call(&BlockdevDel { node_name: node(&overlay.overlay)? })?;
+    }
+    Ok(())
+}
+
+fn complete_job(monitor: &mut Client, id: &JobId) -> Result<(), Error> {
+    let mut asked = false;
+    let patience = Duration::from_secs(600);
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        let jobs = monitor.call(&QueryJobs {})?;
+        let Some(job) = jobs.into_iter().find(|job| job.id == *id) else { return Ok(()) };
+        if let Some(reason) = job.error {
+            return Err(Error::Migration { what: "merge", reason });
+        }
+        if job.status == JobStatus::Ready && !asked {
+            monitor.call(&BlockJobComplete { device: id.clone() })?;
+            asked = true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Err(late("merging a layer", patience))
+}

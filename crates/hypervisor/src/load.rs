@@ -1,0 +1,93 @@
+//! A saved state into a fresh QEMU process, up to the moment before its first instruction.
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use keyframe_qmp::commands::machine::{AddFd, Cont, QueryStatus, RunState};
+use keyframe_qmp::commands::migration::{
+    Capability, MigrateIncoming, MigrateSetCapabilities, MigrationAddress, MigrationStatus, MigrationUri, QueryMigrate,
+};
+use keyframe_qmp::{Client, EventKind};
+
+use crate::error::Error;
+
+/// How long devices may take to load; RAM of an eager load comes on top.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Loads the whole image at `image`: QEMU reads every page before it continues.
+///
+/// # Errors
+/// [`Error::Migration`] with QEMU's reason when the image does not fit this process.
+pub fn eager(monitor: &mut Client, image: &Path, patience: Duration) -> Result<(), Error> {
+    monitor.call(&MigrateSetCapabilities::on([Capability::Events, Capability::MappedRam]))?;
+    let filename = image.to_string_lossy().into_owned();
+    monitor.call(&MigrateIncoming::from(MigrationAddress::File { filename, offset: 0 }))?;
+    wait_loaded(monitor, DEVICE_PATIENCE + patience)
+}
+
+/// Loads devices from an image whose RAM is mapped: the open file `devices` holds everything else.
+///
+/// # Errors
+/// As [`eager`].
+pub fn mapped(monitor: &mut Client, devices: BorrowedFd<'_>) -> Result<(), Error> {
+    monitor.call(&MigrateSetCapabilities::on([Capability::Events, Capability::MappedRam]))?;
+    let added = monitor.call_with_fd(&AddFd::default(), devices)?;
+    let filename = added.fdset.path();
+    monitor.call(&MigrateIncoming::from(MigrationAddress::File { filename, offset: 0 }))?;
+    wait_loaded(monitor, DEVICE_PATIENCE)
+}
+
+/// Name of the socket, in the process's own directory, on which a lazy load listens.
+pub const PAGES_SOCKET: &str = "pages.sock";
+
+/// Makes the process listen for a page server on [`PAGES_SOCKET`].
+///
+/// # Errors
+/// [`Error::Qmp`].
+pub fn listen_lazily(monitor: &mut Client) -> Result<(), Error> {
+    monitor.call(&MigrateSetCapabilities::on([Capability::Events, Capability::PostcopyRam]))?;
+    let uri = MigrationUri::new(format!("unix:{PAGES_SOCKET}"))?;
+    monitor.call(&MigrateIncoming::from_uri(uri))?;
+    Ok(())
+}
+
+/// Waits until a page server has sent the devices and the machine could run.
+///
+/// # Errors
+/// As [`eager`].
+pub fn wait_lazy(monitor: &mut Client) -> Result<(), Error> {
+    wait_loaded(monitor, DEVICE_PATIENCE)
+}
+
+/// Waits until the run state says that the machine could run.
+fn wait_loaded(monitor: &mut Client, patience: Duration) -> Result<(), Error> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let status = monitor.call(&QueryStatus {})?;
+        if status.status != RunState::InMigrate {
+            return Ok(());
+        }
+        let migration = monitor.call(&QueryMigrate {})?;
+        if migration.status == Some(MigrationStatus::Failed) {
+            let reason = migration.error_desc.unwrap_or_else(|| "QEMU's log may say why".to_owned());
+            return Err(Error::Migration { what: "load", reason });
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::Late { what: "loading the machine's state", waited: patience });
+        }
+        let pause = Instant::now() + Duration::from_millis(1);
+        monitor.wait_event(|event| event.kind == EventKind::Migration, pause)?;
+    }
+}
+
+/// Lets the machine run and returns when QEMU says that it does.
+///
+/// # Errors
+/// [`Error::Qmp`] when QEMU refuses.
+pub fn run(monitor: &mut Client) -> Result<Instant, Error> {
+    monitor.call(&Cont {})?;
+    let patience = Duration::from_secs(10);
+    let resumed = monitor.wait_event(|event| event.kind == EventKind::Resume, Instant::now() + patience)?;
+    resumed.map(|event| event.at).ok_or(Error::Late { what: "resuming the machine", waited: patience })
+}
