@@ -1,1 +1,44 @@
-//! keyframe-engine
+//! Snapshots, reverts and forks of machines: plans first, then carries them out.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`state`] | what is on disk: paths, durable documents, the lock |
+//! | [`machine`] | a machine as it is found |
+//! | [`create`], [`lifecycle`] | making, starting, stopping, showing machines |
+//! | [`snapshot`] | taking a snapshot |
+//! | [`bringup`] | a fresh process that continues from a snapshot |
+//! | [`revert`], [`fork`] | going back; going on beside |
+//! | [`tree`], [`delete`] | looking at snapshots; letting them go |
+//! | [`pages`] | the page server's process |
+//! | [`guard`] | who watches over a command |
+//! | [`recover`] | tidying up behind a killed command |
+//!
+//! Every operation that changes something writes a journal first, has one commit point, and is finished or undone by
+//! whoever comes next. `failpoint` lists the steps at which tests kill it.
+
+pub mod bringup;
+pub mod context;
+pub mod create;
+pub mod delete;
+mod error;
+pub mod failpoint;
+pub mod fork;
+pub mod guard;
+mod guest;
+mod layers;
+pub mod lifecycle;
+pub mod machine;
+mod memory;
+pub mod pages;
+pub mod pause;
+mod recover;
+pub mod revert;
+pub mod snapshot;
+mod snapshots;
+mod space;
+pub mod state;
+pub mod tree;
+
+pub use context::{Context, Progress, Silent};
+pub use error::{Error, Kind};
+pub use state::home::Home;

@@ -202,7 +202,7 @@ impl Listeners {
 /// [`Error::Io`] when sockets, log or process cannot be made; [`Error::Network`] when its network cannot.
 pub fn start(qemu: &Qemu, id: InstanceId, dir: &Path, plan: &LaunchPlan<'_>) -> Result<Starting, Error> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir).or_io("create", dir)?;
-    let wanted = plan.network.or(plan.definition.nic.as_ref().map(|nic| &nic.network));
+    let wanted = plan.definition.nic.as_ref().map(|nic| &nic.network);
     let listeners = Listeners::bind(dir, wanted.map(network::open).transpose()?.flatten())?;
     let log_path = dir.join("qemu.log");
     let log = OpenOptions::new().append(true).create(true).mode(0o600).open(&log_path).or_io("open", &log_path)?;

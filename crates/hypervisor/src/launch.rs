@@ -154,8 +154,6 @@ pub struct LaunchPlan<'a> {
     pub start: Start,
     /// The generation id that tells the guest that it was cloned or reverted.
     pub generation_id: &'a str,
-    /// Overrides the definition's network: a fork must not reach what the original reaches.
-    pub network: Option<&'a Network>,
     /// Log of the serial console; appended to.
     pub serial_log: &'a Path,
 }
@@ -273,7 +271,7 @@ fn devices(args: &mut Arguments, plan: &LaunchPlan<'_>, sockets: &SocketNumbers)
     args.option("device", format!("pcie-root-port,id={NIC_PORT},bus=pcie.0,addr=0x4,chassis=1"));
     args.option("device", format!("vmgenid,guid={}", plan.generation_id));
     if let Some(nic) = &plan.definition.nic {
-        args.option("netdev", netdev(plan.network.unwrap_or(&nic.network), sockets.tap));
+        args.option("netdev", netdev(&nic.network, sockets.tap));
         args.json("device", &nic_device(&nic.mac.to_string()));
     }
 }
@@ -426,7 +424,6 @@ mod tests {
             ram: RamBacking::Anonymous,
             start: Start::Cold,
             generation_id: "auto",
-            network: None,
             serial_log: Path::new("/run/a,b/serial.log"),
         };
         let args = built(&plan);
@@ -446,7 +443,8 @@ mod tests {
 
     #[test]
     fn a_fork_without_a_way_out_never_touches_the_tap() {
-        let definition = definition();
+        let nic = Some(Nic { mac: MacAddress::random(), network: Network::Isolated });
+        let definition = MachineDefinition { nic, ..definition() };
         let plan = LaunchPlan {
             definition: &definition,
             accelerator: Accelerator::Tcg,
@@ -455,7 +453,6 @@ mod tests {
             ram: RamBacking::Mapped { image: "/m,m".into(), pages_offset: 4096 },
             start: Start::Incoming,
             generation_id: "auto",
-            network: Some(&Network::Isolated),
             serial_log: Path::new("/s"),
         };
         let args = built(&plan);

@@ -24,6 +24,13 @@ impl Timestamp {
         Self(now.round(jiff::Unit::Millisecond).unwrap_or(now))
     }
 
+    /// An instant of the system's clock.
+    #[must_use]
+    pub fn from_system_time(at: std::time::SystemTime) -> Self {
+        let at = jiff::Timestamp::try_from(at).unwrap_or_else(|_| jiff::Timestamp::now());
+        Self(at.round(jiff::Unit::Millisecond).unwrap_or(at))
+    }
+
     /// Time passed from here until `later`; zero when `later` is earlier.
     #[must_use]
     pub fn until(self, later: Self) -> Duration {

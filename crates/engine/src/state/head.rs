@@ -6,8 +6,8 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use keyframe_hypervisor::{Accelerator, InstanceRecord, LayerFormat, Network};
-use keyframe_types::{ByteLen, DiskId, LayerId, SnapshotId};
+use keyframe_hypervisor::{Accelerator, InstanceRecord, LayerFormat};
+use keyframe_types::{ByteLen, DiskId, LayerId, SnapshotId, VmName};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext as _};
@@ -30,9 +30,18 @@ pub struct Head {
     /// Whether the guest shut itself down the last time it ran.
     #[serde(default)]
     pub clean_shutdown: bool,
-    /// Overrides the definition's network: set for a fork.
+    /// The snapshot of another machine that it was forked from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub network: Option<Network>,
+    pub origin: Option<Origin>,
+}
+
+/// A snapshot of another machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The machine.
+    pub vm: VmName,
+    /// The snapshot.
+    pub snapshot: SnapshotId,
 }
 
 impl Document for Head {

@@ -3,9 +3,6 @@
 //! An operation writes what it is about to do before it does it, and removes the journal when it is done.
 //! Whoever finds one (`recover`) finishes what was committed and undoes what was not.
 
-use std::path::PathBuf;
-
-use keyframe_hypervisor::InstanceRecord;
 use keyframe_types::SnapshotId;
 use serde::{Deserialize, Serialize};
 
@@ -19,15 +16,15 @@ pub enum Journal {
     /// A snapshot. Committed by its manifest.
     Snapshot(SnapshotJournal),
     /// A revert. Committed by the head that names the new process.
-    Revert(RevertJournal),
+    Revert(Box<RevertJournal>),
+    /// A fork. Committed by the head that names its process; undone by removing the machine.
+    Fork,
     /// A snapshot on its way out. Its manifest is gone first, so it is always finished.
     Delete {
         /// Which one.
         id: SnapshotId,
-        /// Its children and the head take this parent instead.
+        /// The head takes this parent instead, if it descends from it.
         parent: Option<SnapshotId>,
-        /// Layers that it may have held alone.
-        layers: Vec<PathBuf>,
     },
 }
 
@@ -59,10 +56,10 @@ pub struct RevertJournal {
     pub before: Head,
     /// The head after.
     pub after: Head,
-    /// The new process, once it exists.
-    pub new_process: Option<InstanceRecord>,
     /// The snapshot that keeps the present, if it is kept.
     pub keep: Option<SnapshotId>,
+    /// What that snapshot's note says.
+    pub keep_note: Option<String>,
     /// Whether the machine ran.
     pub was_running: bool,
 }

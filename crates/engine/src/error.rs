@@ -1,0 +1,213 @@
+//! What can go wrong, what was kept safe, and what a person can do.
+//!
+//! Rules: a variant's text says what happened, with names and paths; causes are chained, not repeated;
+//! [`Error::kept`] says what is as it was; [`Error::advice`] names a command or a decision. [`Error::kind`]
+//! is what scripts go by.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use keyframe_hypervisor::QemuVersion;
+use keyframe_hypervisor::extra_args::RefusedArgument;
+use keyframe_hypervisor::host::HostError;
+use keyframe_types::{ByteLen, DiskId, SnapshotId, VmName};
+
+/// What a failure means for a script: the exit status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It failed.
+    Failed,
+    /// It was asked for in a way that cannot be right.
+    Usage,
+    /// It was done, but not all of it.
+    Incomplete,
+    /// There is no such thing.
+    NotFound,
+    /// Someone else is at it.
+    Busy,
+    /// A person interrupted it.
+    Interrupted,
+}
+
+/// Everything that fails in the engine.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // each variant's text is its documentation; fields are what the text shows
+pub enum Error {
+    #[error("cannot {action} {path}")]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot encode a document")]
+    Encode { source: serde_json::Error },
+    #[error("{path} is damaged: {reason}")]
+    Damaged { path: PathBuf, reason: String },
+    #[error("{path} is of the form {found:?}; this version knows {expected:?}")]
+    Schema { path: PathBuf, found: String, expected: &'static str },
+    #[error("the machine's definition {path} cannot be read")]
+    Definition { path: PathBuf, source: toml::de::Error },
+    #[error("the machine's definition cannot be written")]
+    EncodeDefinition { source: toml::ser::Error },
+    #[error("there is no machine {0}")]
+    NoMachine(VmName),
+    #[error("there is no snapshot {selector} of {vm}")]
+    NoSnapshot { vm: VmName, selector: String },
+    #[error("{selector} could be any of several snapshots of {vm}: {candidates}")]
+    AmbiguousSnapshot { vm: VmName, selector: String, candidates: String },
+    #[error("there is a machine {0} already")]
+    MachineExists(VmName),
+    #[error("{vm} has a snapshot called {name} already")]
+    SnapshotExists { vm: VmName, name: String },
+    #[error("{holder} is at work on this machine")]
+    Busy { holder: String },
+    #[error("{vm} is {state}")]
+    WrongState { vm: VmName, state: String, advice: &'static str },
+    #[error("disk {disk} has no layers")]
+    EmptyChain { disk: DiskId },
+    #[error("{path} does not exist")]
+    LayerMissing { path: PathBuf },
+    #[error("{path} was written to from outside after it was frozen")]
+    LayerTouched { path: PathBuf },
+    #[error("{path} is a disk of machine {vm} already")]
+    DiskInUse { path: PathBuf, vm: VmName },
+    #[error("{path} is not usable as a disk")]
+    UnusableDisk { path: PathBuf, source: keyframe_qcow2::Error },
+    #[error("cannot write layer {path}")]
+    Layer { path: PathBuf, source: keyframe_qcow2::Error },
+    #[error("a machine has at most {limit} disks; {found} were given")]
+    TooManyDisks { found: usize, limit: usize },
+    #[error("{what}")]
+    BadRequest { what: String },
+    #[error(transparent)]
+    RefusedArgument(#[from] RefusedArgument),
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error(transparent)]
+    Hypervisor(#[from] keyframe_hypervisor::Error),
+    #[error(transparent)]
+    Monitor(#[from] keyframe_qmp::Error),
+    #[error("the memory image could not be written")]
+    Capture(#[source] keyframe_memory::Error),
+    #[error("the memory image of snapshot {id} is not usable")]
+    Memory { id: SnapshotId, source: keyframe_memory::Error },
+    #[error("{needed} are needed on the file system of {path}, {free} are free")]
+    NoSpace { path: PathBuf, needed: ByteLen, free: ByteLen },
+    #[error("the pause would be about {expected_ms:.0} ms, more than the {allowed_ms:.0} ms allowed")]
+    PauseTooLong { expected_ms: f64, allowed_ms: f64 },
+    #[error("the disks completed requests between the instant of memory and that of disks, {attempts} times in a row")]
+    NotExact { attempts: u32 },
+    #[error("the guest's file systems could not be frozen: {reason}")]
+    FreezeFailed { reason: String },
+    #[error("snapshot {id} was taken with QEMU {taken}, and this is QEMU {here}")]
+    OtherQemu { id: SnapshotId, taken: QemuVersion, here: QemuVersion },
+    #[error("snapshot {id} was taken on {taken}, which this host does not offer: {here}")]
+    OtherHost { id: SnapshotId, taken: String, here: String },
+    #[error("snapshot {id} has no memory")]
+    NoMemory { id: SnapshotId },
+    #[error("snapshot {name} cannot be deleted: {reason}")]
+    Held { name: String, reason: String },
+    #[error("{vm} cannot be snapshotted while it runs: its memory is mapped from a snapshot's image")]
+    MappedMachine { vm: VmName },
+    #[error("the page server stopped before all of the machine's memory was there: {reason}")]
+    Hydration { reason: String },
+    #[error("{vm} did not shut down within {seconds} s")]
+    NoShutdown { vm: VmName, seconds: u64 },
+    #[error("interrupted")]
+    Interrupted,
+    #[error("{source}")]
+    UndoFailed { source: Box<Error>, undo: Box<Error> },
+}
+
+impl Error {
+    /// What it means for a script.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        use keyframe_hypervisor::Error as Hypervisor;
+        match self {
+            Self::NoMachine(_) | Self::NoSnapshot { .. } => Kind::NotFound,
+            Self::Busy { .. } => Kind::Busy,
+            Self::AmbiguousSnapshot { .. }
+            | Self::TooManyDisks { .. }
+            | Self::BadRequest { .. }
+            | Self::RefusedArgument(_) => Kind::Usage,
+            Self::Interrupted | Self::Hypervisor(Hypervisor::Cancelled) => Kind::Interrupted,
+            Self::Capture(error) if error.is_cancelled() => Kind::Interrupted,
+            Self::UndoFailed { source, .. } => source.kind(),
+            _ => Kind::Failed,
+        }
+    }
+
+    /// What is as it was.
+    #[must_use]
+    pub fn kept(&self) -> Option<String> {
+        let text = match self {
+            Self::LayerMissing { .. } | Self::LayerTouched { .. } | Self::Memory { .. } => {
+                "the machine is as it was; other snapshots are not affected"
+            }
+            Self::Capture(_) | Self::NotExact { .. } | Self::Interrupted | Self::PauseTooLong { .. } => {
+                "the machine is as it was, and so is every earlier snapshot; no snapshot was made"
+            }
+            Self::NoSpace { .. } | Self::FreezeFailed { .. } | Self::MappedMachine { .. } => {
+                "nothing was begun; the machine is as it was"
+            }
+            Self::OtherQemu { .. } | Self::OtherHost { .. } | Self::Held { .. } | Self::NoMemory { .. } => {
+                "nothing was changed"
+            }
+            Self::Damaged { .. } => "nothing was changed; other snapshots are not affected",
+            Self::UndoFailed { .. } => "every committed snapshot is intact; the machine's disks are complete",
+            _ => return None,
+        };
+        Some(text.to_owned())
+    }
+
+    /// What a person can do.
+    #[must_use]
+    pub fn advice(&self) -> Option<String> {
+        let text = match self {
+            Self::NoMachine(_) => "`keyframe vm list` shows the machines".to_owned(),
+            Self::NoSnapshot { vm, .. } | Self::AmbiguousSnapshot { vm, .. } => {
+                format!("`keyframe snapshots {vm}` shows its snapshots with their ids")
+            }
+            Self::Busy { .. } => "try again when it has ended; a command that was killed holds nothing".to_owned(),
+            Self::WrongState { advice, .. } => (*advice).to_owned(),
+            Self::LayerTouched { .. } => {
+                "if you know that its content is the same (a copy, a restored backup), say --accept-touched-layers; \
+                 otherwise revert to a snapshot that does not need it"
+                    .to_owned()
+            }
+            Self::LayerMissing { path } => format!("put {} back, or revert to a snapshot that does not need it", path.display()),
+            Self::Memory { .. } => {
+                "say --disk-only to start the machine from the snapshot's disks, which do not depend on the image, \
+                 or use another snapshot"
+                    .to_owned()
+            }
+            Self::NoSpace { .. } => "delete snapshots (`keyframe delete VM@SNAP`), or say --disk-only".to_owned(),
+            Self::PauseTooLong { .. } => {
+                "allow more with --max-pause, or say --or-disk-only to take a snapshot without memory instead".to_owned()
+            }
+            Self::NotExact { .. } => "say a longer --max-pause: then the guest is stopped first, which is always exact".to_owned(),
+            Self::FreezeFailed { .. } => "say `--freeze try` to go on without, or look at the guest's agent".to_owned(),
+            Self::OtherQemu { .. } => "install that QEMU and name it in KEYFRAME_QEMU, or say --disk-only to boot its disks".to_owned(),
+            Self::OtherHost { .. } => "revert on such a host, or say --disk-only to boot its disks".to_owned(),
+            Self::NoMemory { .. } => "`keyframe revert` starts a disk-only snapshot from its disks; a fork needs memory".to_owned(),
+            Self::MappedMachine { .. } => {
+                "say --disk-only, or fork again with `--strategy lazy` or `eager`: such a machine can be snapshotted".to_owned()
+            }
+            Self::NoShutdown { vm, .. } => format!("`keyframe vm stop {vm} --force` switches it off as a power cut would"),
+            Self::DiskInUse { .. } => "a disk belongs to one machine; copy it, or put an overlay on it".to_owned(),
+            Self::UndoFailed { undo, .. } => format!("the next command on this machine tries again to tidy up ({undo})"),
+            Self::Damaged { .. } => "the machine's other snapshots can be used; see docs/formats/snapshot.md".to_owned(),
+            Self::Hypervisor(keyframe_hypervisor::Error::CannotSaveLive(_)) => "`keyframe doctor VM` tells why; --disk-only works".to_owned(),
+            _ => return None,
+        };
+        Some(text)
+    }
+}
+
+/// Puts what was tried, and on what, beside a system call's error.
+pub(crate) trait IoContext<T> {
+    fn or_io(self, action: &'static str, path: &Path) -> Result<T, Error>;
+}
+
+impl<T> IoContext<T> for io::Result<T> {
+    fn or_io(self, action: &'static str, path: &Path) -> Result<T, Error> {
+        self.map_err(|source| Error::Io { action, path: path.to_owned(), source })
+    }
+}

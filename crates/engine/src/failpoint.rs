@@ -1,0 +1,108 @@
+//! Places where a test may kill the process, as a power cut or `kill -9` would.
+//!
+//! `KEYFRAME_FAILPOINT=NAME` makes the process kill itself when it comes by. Every step of every operation
+//! that changes something has one, so that a loop over [`Failpoint::ALL`] kills at every step.
+
+use std::sync::OnceLock;
+
+macro_rules! failpoints {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)+) => {
+        /// A step behind which a test may kill the process.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Failpoint { $($(#[$doc])* $variant,)+ }
+
+        impl Failpoint {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The name to give in `KEYFRAME_FAILPOINT`.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+        }
+    };
+}
+
+failpoints! {
+    /// The journal of a snapshot is written.
+    SnapshotJournaled = "snapshot-journaled",
+    /// Its overlays exist.
+    SnapshotOverlaysCreated = "snapshot-overlays-created",
+    /// QEMU has opened them.
+    SnapshotOverlaysOpened = "snapshot-overlays-opened",
+    /// The guest's file systems are frozen.
+    SnapshotFrozen = "snapshot-frozen",
+    /// Disks and memory are cut.
+    SnapshotCut = "snapshot-cut",
+    /// The head names the new layers.
+    SnapshotHeadWritten = "snapshot-head-written",
+    /// Memory is being written.
+    SnapshotStreaming = "snapshot-streaming",
+    /// Memory is written and durable.
+    SnapshotCaptured = "snapshot-captured",
+    /// The manifest is written: committed.
+    SnapshotCommitted = "snapshot-committed",
+    /// The head descends from it.
+    SnapshotParentWritten = "snapshot-parent-written",
+    /// The journal of a revert is written.
+    RevertJournaled = "revert-journaled",
+    /// Its overlays exist.
+    RevertOverlaysCreated = "revert-overlays-created",
+    /// The new QEMU runs.
+    RevertProcessStarted = "revert-process-started",
+    /// The present is stopped.
+    RevertPresentStopped = "revert-present-stopped",
+    /// The new QEMU has loaded what it needs.
+    RevertLoaded = "revert-loaded",
+    /// The head names the new process: committed.
+    RevertHeadWritten = "revert-head-written",
+    /// The reverted machine runs.
+    RevertRunning = "revert-running",
+    /// The present is kept as a snapshot.
+    RevertPresentKept = "revert-present-kept",
+    /// The old process is gone.
+    RevertOldGone = "revert-old-gone",
+    /// A fork's directory and layers exist, its definition does not.
+    ForkPrepared = "fork-prepared",
+    /// A fork's definition is written.
+    ForkDefined = "fork-defined",
+    /// A fork's process has loaded its state.
+    ForkLoaded = "fork-loaded",
+    /// The journal of a deletion is written.
+    DeleteJournaled = "delete-journaled",
+    /// The manifest is gone: committed.
+    DeleteManifestGone = "delete-manifest-gone",
+    /// Children and head have the new parent.
+    DeleteReparented = "delete-reparented",
+    /// Memory and layers are gone.
+    DeleteFilesGone = "delete-files-gone",
+}
+
+/// The variable that names the failpoint.
+pub const VARIABLE: &str = "KEYFRAME_FAILPOINT";
+
+/// Kills the process if this is the failpoint that was asked for.
+pub fn pass(point: Failpoint) {
+    static ASKED: OnceLock<Option<String>> = OnceLock::new();
+    let asked = ASKED.get_or_init(|| std::env::var(VARIABLE).ok());
+    if asked.as_deref() == Some(point.name()) {
+        let us = rustix::process::getpid();
+        // Nothing may run behind this, no destructor and no handler: SIGKILL is what a test wants to see.
+        let _ = rustix::process::kill_process(us, rustix::process::Signal::KILL);
+        std::process::abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = Failpoint::ALL.iter().map(|point| point.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Failpoint::ALL.len());
+    }
+}

@@ -1,0 +1,284 @@
+//! Machines that continue from the instant of a snapshot, beside the one it was taken of.
+//!
+//! A fork shares the snapshot's layers and, unless told otherwise, its memory image through the page cache. It has
+//! its own identity where the guest can learn of it: a generation id that tells the guest that it was cloned,
+//! a network card with an address of its own that is swapped in under the running guest, and no
+//! network path to the original unless one is asked for.
+
+use std::time::{Duration, Instant};
+
+use keyframe_hypervisor::instance::{Started, Starting};
+use keyframe_hypervisor::launch::{NIC_DEVICE, nic_device};
+use keyframe_hypervisor::{MacAddress, MachineDefinition, Network, Nic, load};
+use keyframe_qmp::commands::device::{DeviceDel, Link, SetLink};
+use keyframe_qmp::ids::DeviceId;
+use keyframe_qmp::{Client, EventKind};
+use keyframe_types::{SnapshotRef, VmName};
+use serde::Serialize;
+
+use crate::bringup::{Source, Strategy, Target};
+use crate::context::Context;
+use crate::create::random_uuid;
+use crate::error::Error;
+use crate::failpoint::{Failpoint, pass};
+use crate::guest;
+use crate::layers;
+use crate::machine::{Machine, kill_strays, write_definition};
+use crate::snapshots;
+use crate::state::head::{Head, Origin};
+use crate::state::home::VmDir;
+use crate::state::journal::Journal;
+use crate::state::lock::Lock;
+use crate::state::manifest::StateAtCut;
+use crate::state::{durable, sealed};
+
+/// What to fork, and how.
+#[derive(Debug, Clone)]
+pub struct ForkRequest {
+    /// The snapshot.
+    pub reference: SnapshotRef,
+    /// The new machine's name; with a count above one, the beginning of their names.
+    pub name: VmName,
+    /// How many.
+    pub count: u32,
+    /// How memory comes; mapped if `None`.
+    pub strategy: Option<Strategy>,
+    /// What its network card is plugged into: nothing that leads anywhere if `None`.
+    pub network: Option<Network>,
+}
+
+/// The most machines that one command makes.
+const MOST: u32 = 1000;
+
+/// A machine that was made.
+#[derive(Debug, Serialize)]
+pub struct ForkedMachine {
+    /// Its name.
+    pub name: VmName,
+    /// Its process.
+    pub pid: u32,
+    /// From the command's start until its vCPUs ran, in milliseconds.
+    pub running_ms: f64,
+    /// Its network card's address, if it has one.
+    pub mac: Option<String>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+/// What a fork came to.
+#[derive(Debug, Serialize)]
+pub struct ForkReport {
+    /// The snapshot.
+    pub from: String,
+    /// How memory came.
+    pub strategy: Strategy,
+    /// The machines.
+    pub machines: Vec<ForkedMachine>,
+    /// The whole command, in milliseconds.
+    pub total_ms: f64,
+}
+
+/// Makes machines that continue from a snapshot.
+///
+/// # Errors
+/// [`Error::MachineExists`], and whatever fails; machines that do not run yet are removed again, those that do stay.
+pub fn fork(ctx: &Context<'_>, request: &ForkRequest) -> Result<ForkReport, Error> {
+    let begun = Instant::now();
+    let names = names(request)?;
+    let _creation = Lock::take(&ctx.home.root().join("lock"), &format!("fork {}", request.reference))?;
+    let origin = Machine::open(ctx.home, &request.reference.vm)?;
+    if let Some(taken) = names.iter().find(|name| ctx.home.vm(name).definition().exists()) {
+        return Err(Error::MachineExists(taken.clone()));
+    }
+    let manifest = snapshots::find(&origin.dir, &request.reference.vm, &request.reference.snapshot)?;
+    Machine::check_layers(ctx.home, manifest.chains())?;
+    let strategy = request.strategy.or(manifest.memory.is_some().then_some(Strategy::Mapped));
+    let source = Source::prepare(&origin.dir, manifest, strategy)?;
+    source.verify(ctx)?;
+    let mut forks = Vec::new();
+    for name in names {
+        forks.push(Fork::prepare(ctx, &source, request, name)?);
+    }
+    ctx.progress.step("starting");
+    // All start side by side: what one process waits for, another uses.
+    for fork in &mut forks {
+        fork.begin(ctx, &source)?;
+    }
+    let mut awake = Vec::new();
+    for fork in forks {
+        awake.push(fork.wake(ctx, &source, begun)?);
+    }
+    let machines = awake.into_iter().map(|fork| fork.settle(ctx)).collect::<Result<Vec<_>, _>>()?;
+    let total_ms = begun.elapsed().as_secs_f64() * 1e3;
+    Ok(ForkReport { from: request.reference.to_string(), strategy: source.strategy, machines, total_ms })
+}
+
+fn names(request: &ForkRequest) -> Result<Vec<VmName>, Error> {
+    match request.count {
+        1 => Ok(vec![request.name.clone()]),
+        2..=MOST => (1..=request.count)
+            .map(|number| VmName::new(format!("{}-{number}", request.name)))
+            .collect::<Result<_, _>>()
+            .map_err(|error| Error::BadRequest { what: error.to_string() }),
+        _ => Err(Error::BadRequest { what: format!("--count is 1 to {MOST}") }),
+    }
+}
+
+/// A machine on its way. Dropped before it runs, it is removed again.
+struct Fork {
+    machine: Machine,
+    lock: Lock,
+    starting: Option<Starting>,
+    unfinished: Unfinished,
+}
+
+/// Removes a machine that did not come to run.
+struct Unfinished(Option<VmDir>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(dir) = self.0.take() {
+            // What cannot be removed now is removed by the next command: the journal says that it is unfinished.
+            let _ = undo(&dir);
+        }
+    }
+}
+
+/// Removes a machine that was never finished.
+///
+/// # Errors
+/// When a stray process cannot be killed or a file not be removed.
+pub(crate) fn undo(dir: &VmDir) -> Result<(), Error> {
+    kill_strays(dir, &[])?;
+    durable::remove_file(&dir.definition())?;
+    durable::remove_dir(dir.root())
+}
+
+impl Fork {
+    fn prepare(ctx: &Context<'_>, source: &Source, request: &ForkRequest, name: VmName) -> Result<Self, Error> {
+        let dir = ctx.home.vm(&name);
+        kill_strays(&dir, &[])?;
+        durable::remove_dir(dir.root())?;
+        durable::create_private_dir(dir.root())?;
+        let unfinished = Unfinished(Some(dir.clone()));
+        let lock = Lock::take(&dir.lock(), &format!("fork {}", request.reference))?;
+        sealed::write(&dir.journal(), &Journal::Fork)?;
+        let manifest = &source.manifest;
+        let head = Head {
+            parent: None,
+            origin: Some(Origin { vm: manifest.definition.name.clone(), snapshot: manifest.id.clone() }),
+            disks: layers::planned_overlays(ctx.home, &dir, manifest.disks.iter())?,
+            nvram: layers::planned_overlays(ctx.home, &dir, manifest.nvram.iter())?.pop(),
+            process: None,
+            clean_shutdown: false,
+        };
+        let chains: Vec<_> = head.chains().cloned().collect();
+        layers::create_tops(ctx.home, &chains)?;
+        sealed::write(&dir.head(), &head)?;
+        pass(Failpoint::ForkPrepared);
+        let definition = own_definition(&manifest.definition, request, name);
+        write_definition(&dir.definition(), &definition)?;
+        pass(Failpoint::ForkDefined);
+        Ok(Self { machine: Machine { dir, definition, head }, lock, starting: None, unfinished })
+    }
+
+    fn begin(&mut self, ctx: &Context<'_>, source: &Source) -> Result<(), Error> {
+        let head = &self.machine.head;
+        let target =
+            Target { definition: &self.machine.definition, disks: &head.disks, nvram: head.nvram.as_ref() };
+        self.starting = Some(source.begin(ctx, &self.machine.dir, &target)?);
+        Ok(())
+    }
+
+    fn wake(mut self, ctx: &Context<'_>, source: &Source, begun: Instant) -> Result<Awake, Error> {
+        let starting = self.starting.take().ok_or(keyframe_hypervisor::Error::NoProcess)?;
+        let mut started = starting.ready()?;
+        source.load(ctx, &mut started)?;
+        pass(Failpoint::ForkLoaded);
+        self.machine.head.process = Some(source.process(ctx, &started));
+        self.machine.write_head()?;
+        // From here on it is a machine like any other.
+        self.unfinished.0 = None;
+        durable::remove_file(&self.machine.dir.journal())?;
+        if source.manifest.state == StateAtCut::Running || source.strategy == Strategy::Cold {
+            load::run(&mut started.monitor)?;
+        }
+        let running_ms = begun.elapsed().as_secs_f64() * 1e3;
+        let frozen = source.manifest.frozen;
+        Ok(Awake { machine: self.machine, lock: self.lock, started, running_ms, frozen, cold: source.strategy == Strategy::Cold })
+    }
+}
+
+/// The snapshot's definition with an identity of its own.
+fn own_definition(original: &MachineDefinition, request: &ForkRequest, name: VmName) -> MachineDefinition {
+    let network = request.network.clone().unwrap_or(Network::Isolated);
+    MachineDefinition {
+        name,
+        uuid: random_uuid(),
+        nic: original.nic.as_ref().map(|_| Nic { mac: MacAddress::random(), network }),
+        ..original.clone()
+    }
+}
+
+/// A fork that runs.
+struct Awake {
+    machine: Machine,
+    lock: Lock,
+    started: Started,
+    running_ms: f64,
+    frozen: bool,
+    cold: bool,
+}
+
+impl Awake {
+    /// Gives the guest what it wants to know after waking up as somebody else.
+    fn settle(mut self, ctx: &Context<'_>) -> Result<ForkedMachine, Error> {
+        let mut notes = Vec::new();
+        if !self.cold {
+            self.swap_nic(&mut notes);
+            if self.frozen
+                && let Err(error) = guest::thaw(&self.started.record)
+            {
+                notes.push(format!("the guest's file systems were frozen in the snapshot and are still: {error}"));
+            }
+            // Without an agent nobody can set the clock.
+            let _ = guest::set_clock(&self.started.record);
+        }
+        ctx.progress.note(&format!("{} runs", self.machine.name()));
+        drop(self.lock);
+        Ok(ForkedMachine {
+            name: self.machine.definition.name.clone(),
+            pid: self.started.record.process.pid,
+            running_ms: (self.running_ms * 1e3).round() / 1e3,
+            mac: self.machine.definition.nic.as_ref().map(|nic| nic.mac.to_string()),
+            notes,
+        })
+    }
+
+    /// The guest remembers the original's address; so its card is pulled and one with the fork's address plugged in.
+    fn swap_nic(&mut self, notes: &mut Vec<String>) {
+        let Some(nic) = self.machine.definition.nic.clone() else { return };
+        if let Err(error) = swap(&mut self.started.monitor, &nic) {
+            notes.push(format!("its network card still has the original's address, and its link is down: {error}"));
+        }
+    }
+}
+
+/// How long a guest may take to let go of its network card.
+const UNPLUG_PATIENCE: Duration = Duration::from_secs(3);
+
+fn swap(monitor: &mut Client, nic: &Nic) -> Result<(), Error> {
+    let id = DeviceId::new(NIC_DEVICE)?;
+    monitor.call(&SetLink::new(id.clone(), Link::Down))?;
+    monitor.call(&DeviceDel { id })?;
+    let gone = |event: &keyframe_qmp::Event| {
+        event.kind == EventKind::DeviceDeleted && event.text("device").as_deref() == Some(NIC_DEVICE)
+    };
+    let deleted = monitor.wait_event(gone, Instant::now() + UNPLUG_PATIENCE)?;
+    if deleted.is_none() {
+        let late = keyframe_hypervisor::Error::Late { what: "unplugging the network card", waited: UNPLUG_PATIENCE };
+        return Err(late.into());
+    }
+    monitor.execute("device_add", &nic_device(&nic.mac.to_string()))?;
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! What we ask of the guest's agent. All of it may fail, none of it may hang.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use keyframe_hypervisor::{InstanceRecord, socket};
+use keyframe_qmp::Error;
+use keyframe_qmp::agent::{Agent, ClockNs, FsfreezeFreeze, FsfreezeStatus, FsfreezeThaw, Frozen as Status, GetTime, SetTime};
+
+/// The longest that file systems stay frozen: a guest that cannot write for longer suffers.
+pub const FREEZE_WINDOW: Duration = Duration::from_secs(5);
+/// How long the agent may take to freeze.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(4);
+/// How long the agent may take to thaw.
+const THAW_PATIENCE: Duration = Duration::from_secs(10);
+/// How long an agent that may not be there is waited for.
+const GREETING_PATIENCE: Duration = Duration::from_millis(700);
+
+/// Frozen file systems: they have to be thawed.
+#[derive(Debug)]
+#[must_use]
+pub struct Frozen {
+    instance: InstanceRecord,
+    since: Instant,
+}
+
+fn connect(instance: &InstanceRecord) -> Result<Agent, Error> {
+    let path = instance.agent_socket();
+    let stream = socket::connect(&path).map_err(|source| Error::Connect { path, source })?;
+    Agent::from_stream(stream)
+}
+
+/// Freezes the guest's file systems. The connection is closed again, so that a guard can thaw.
+///
+/// # Errors
+/// When there is no agent, or it does not freeze in time; a freeze that may come later is thawed.
+pub fn freeze(instance: &InstanceRecord) -> Result<Frozen, Error> {
+    let since = Instant::now();
+    let frozen = connect(instance)?.call(&FsfreezeFreeze {}, FREEZE_PATIENCE);
+    match frozen {
+        Ok(_) => Ok(Frozen { instance: instance.clone(), since }),
+        Err(error) => {
+            if matches!(error, Error::Timeout { .. }) {
+                // It may freeze all the same, later.
+                let _ = thaw(instance);
+            }
+            Err(error)
+        }
+    }
+}
+
+impl Frozen {
+    /// Thaws; says how long the file systems were frozen.
+    ///
+    /// # Errors
+    /// When the agent does not answer, or says that they were not frozen any more: the freeze did not hold.
+    pub fn thaw(self) -> Result<Duration, Error> {
+        let mut agent = connect(&self.instance)?;
+        let status = agent.call(&FsfreezeStatus {}, THAW_PATIENCE)?;
+        agent.call(&FsfreezeThaw {}, THAW_PATIENCE)?;
+        if status == Status::Thawed || self.since.elapsed() > FREEZE_WINDOW {
+            return Err(Error::Timeout { command: "guest-fsfreeze-thaw".to_owned(), waited: self.since.elapsed() });
+        }
+        Ok(self.since.elapsed())
+    }
+}
+
+/// Thaws whatever is frozen.
+///
+/// # Errors
+/// When the agent does not answer.
+pub fn thaw(instance: &InstanceRecord) -> Result<(), Error> {
+    connect(instance)?.call(&FsfreezeThaw {}, THAW_PATIENCE)?;
+    Ok(())
+}
+
+/// Sets the guest's clock to the host's; says how far it was behind. `None` when there is no agent.
+///
+/// # Errors
+/// When the agent is there and refuses.
+pub fn set_clock(instance: &InstanceRecord) -> Result<Option<Duration>, Error> {
+    let mut agent = connect(instance)?;
+    let guest = match agent.call(&GetTime {}, GREETING_PATIENCE) {
+        Err(Error::AgentSilent { .. }) => return Ok(None),
+        other => other?,
+    };
+    let host = SystemTime::now();
+    let skew = guest.to_system().and_then(|guest| host.duration_since(guest).ok()).unwrap_or_default();
+    agent.call(&SetTime { time: ClockNs::from_system(SystemTime::now()) }, THAW_PATIENCE)?;
+    Ok(Some(skew))
+}

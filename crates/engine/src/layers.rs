@@ -1,0 +1,209 @@
+//! Fresh overlays on the layers of a chain, and what refers to a layer.
+
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
+
+use keyframe_hypervisor::LayerFormat;
+use keyframe_hypervisor::cut::Overlay;
+use keyframe_hypervisor::host::takes_direct_io;
+use keyframe_hypervisor::launch::{LayerAccess, LayerFile, NVRAM_DISK, disk_device, layer_node, node_name};
+use keyframe_qcow2::units::{ByteLen as QcowLen, VirtualSize};
+use keyframe_qcow2::{Backing, CreateOptions, Format};
+use keyframe_types::{LayerId, VmName};
+
+use crate::error::{Error, IoContext as _};
+use crate::snapshots;
+use crate::state::head::{Chain, Fingerprint, Head, Layer};
+use crate::state::home::{Home, VmDir};
+use crate::state::manifest::Manifest;
+use crate::state::{durable, sealed};
+
+/// The chains with a fresh layer, not yet made, on top of each.
+///
+/// # Errors
+/// [`Error::EmptyChain`].
+pub fn planned_overlays<'a>(
+    home: &Home,
+    dir: &VmDir,
+    chains: impl Iterator<Item = &'a Chain>,
+) -> Result<Vec<Chain>, Error> {
+    chains
+        .map(|chain| {
+            let id = LayerId::random();
+            let path = home.relative(&dir.layer(&chain.disk, &id));
+            let virtual_bytes = chain.top()?.virtual_bytes;
+            let fresh = Layer { id, path, format: LayerFormat::Qcow2, virtual_bytes, frozen: None };
+            let layers = std::iter::once(fresh).chain(chain.layers.iter().cloned()).collect();
+            Ok(Chain { disk: chain.disk.clone(), layers })
+        })
+        .collect()
+}
+
+/// Makes the files of the topmost layers of `chains`, durably.
+///
+/// # Errors
+/// [`Error::Layer`], [`Error::Io`]; those made before are removed.
+pub fn create_tops(home: &Home, chains: &[Chain]) -> Result<(), Error> {
+    chains.iter().try_for_each(|chain| create_top(home, chain)).inspect_err(|_| {
+        // The first error is the one to tell; a file that stays is found by the next command's tidying up.
+        let _ = remove_tops(home, chains);
+    })
+}
+
+fn create_top(home: &Home, chain: &Chain) -> Result<(), Error> {
+    let top = chain.top()?;
+    let path = home.absolute(&top.path);
+    let Some(below) = chain.layers.get(1) else {
+        return Err(Error::EmptyChain { disk: chain.disk.clone() });
+    };
+    let dir = path.parent().unwrap_or(home.root());
+    if !dir.is_dir() {
+        durable::create_private_dir(dir)?;
+    }
+    let below_path = home.absolute(&below.path);
+    let stored = if below.path.is_absolute() { below_path } else { relative_to(dir, &below_path) };
+    let layer_error = |source| Error::Layer { path: path.clone(), source };
+    let backing = Backing::new(stored, qcow2_format(below.format)).map_err(layer_error)?;
+    let size = VirtualSize::new(QcowLen::from_bytes(top.virtual_bytes.bytes())).map_err(layer_error)?;
+    keyframe_qcow2::create_overlay(&path, &backing, size, &CreateOptions::default()).map_err(layer_error)?;
+    durable::sync_dir(dir)
+}
+
+/// Removes the files of the topmost layers of `chains`.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn remove_tops(home: &Home, chains: &[Chain]) -> Result<(), Error> {
+    chains.iter().filter_map(|chain| chain.layers.first()).try_for_each(|top| durable::remove_file(&home.absolute(&top.path)))
+}
+
+fn qcow2_format(format: LayerFormat) -> Format {
+    match format {
+        LayerFormat::Qcow2 => Format::Qcow2,
+        LayerFormat::Raw => Format::Raw,
+    }
+}
+
+/// The way from the directory `from` to `to`, both absolute.
+fn relative_to(from: &Path, to: &Path) -> PathBuf {
+    let (from, to): (Vec<Component<'_>>, Vec<Component<'_>>) = (from.components().collect(), to.components().collect());
+    let shared = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+    let up = std::iter::repeat_n(Component::ParentDir, from.len() - shared);
+    up.chain(to.into_iter().skip(shared)).collect()
+}
+
+/// The overlays as QEMU is told about them: the first layer of each chain on its second.
+///
+/// # Errors
+/// [`Error::EmptyChain`].
+pub fn cut_overlays(home: &Home, chains: &[Chain]) -> Result<Vec<Overlay>, Error> {
+    chains
+        .iter()
+        .map(|chain| {
+            let (Some(top), Some(below)) = (chain.layers.first(), chain.layers.get(1)) else {
+                return Err(Error::EmptyChain { disk: chain.disk.clone() });
+            };
+            let path = home.absolute(&top.path);
+            let file = LayerFile { id: top.id.clone(), direct: takes_direct_io(&path), path, format: top.format };
+            Ok(Overlay {
+                device: (chain.disk.as_str() != NVRAM_DISK).then(|| disk_device(&chain.disk)),
+                active: node_name(&below.id),
+                overlay: node_name(&top.id),
+                options: layer_node(&file, LayerAccess::Active, None),
+            })
+        })
+        .collect()
+}
+
+/// Makes the topmost layers of `chains` durable and notes what their files look like: they are frozen from now on.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn freeze_tops<'a>(home: &Home, chains: impl Iterator<Item = &'a mut Chain>) -> Result<(), Error> {
+    for chain in chains {
+        if let Some(top) = chain.layers.first_mut() {
+            let path = home.absolute(&top.path);
+            std::fs::File::open(&path).and_then(|file| file.sync_all()).or_io("make durable", &path)?;
+            top.frozen = Some(Fingerprint::of(&path)?);
+        }
+    }
+    Ok(())
+}
+
+/// Writes out what the host's page cache holds of the active layers, so that QEMU's own flush, which the guest
+/// waits for, finds little to do.
+pub fn flush_ahead(home: &Home, head: &Head) {
+    for layer in head.chains().filter_map(|chain| chain.layers.first()) {
+        // Only for speed: QEMU flushes again and reports what fails.
+        let _ = std::fs::File::open(home.absolute(&layer.path)).and_then(|file| file.sync_data());
+    }
+}
+
+/// Every file, absolute, that any machine's present or snapshots stand on.
+///
+/// # Errors
+/// [`Error::Damaged`] when a document cannot be read: then nothing may be removed, for want of knowledge.
+pub fn referenced(home: &Home) -> Result<BTreeSet<PathBuf>, Error> {
+    let mut paths = BTreeSet::new();
+    for name in home.machine_names()? {
+        paths.extend(of_machine(home, &name)?);
+    }
+    Ok(paths)
+}
+
+/// Every file, absolute, that one machine's present or snapshots stand on: layers, and the memory image that a
+/// fork runs from.
+///
+/// # Errors
+/// As [`referenced`].
+pub fn of_machine(home: &Home, name: &VmName) -> Result<BTreeSet<PathBuf>, Error> {
+    let dir = home.vm(name);
+    let head: Option<Head> = sealed::read(&dir.head())?;
+    let manifests = snapshots::read_all(&dir)?;
+    let chains = head.iter().flat_map(Head::chains).chain(manifests.iter().flat_map(Manifest::chains));
+    let layers = chains.flat_map(|chain| &chain.layers).map(|layer| home.absolute(&layer.path));
+    let mapped = head.iter().filter_map(|head| head.process.as_ref()?.mapped.as_ref()).map(|path| home.absolute(path));
+    Ok(layers.chain(mapped).collect())
+}
+
+/// Whether a machine runs from the memory image at `image`.
+///
+/// # Errors
+/// [`Error::Damaged`] when its head cannot be read.
+pub fn runs_from(home: &Home, name: &VmName, image: &Path) -> Result<bool, Error> {
+    let head: Option<Head> = sealed::read(&home.vm(name).head())?;
+    let process = head.and_then(|head| head.process).filter(|process| process.instance.is_alive());
+    Ok(process.and_then(|process| process.mapped).is_some_and(|mapped| home.absolute(&mapped) == image))
+}
+
+/// Removes layers in a machine's directory that nothing stands on any more.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Damaged`].
+pub fn drop_unused(home: &Home, dir: &VmDir) -> Result<(), Error> {
+    let root = dir.root().join("layers");
+    let Ok(disks) = std::fs::read_dir(&root) else { return Ok(()) };
+    let used = referenced(home)?;
+    for disk in disks {
+        let disk = disk.or_io("list", &root)?.path();
+        for file in std::fs::read_dir(&disk).or_io("list", &disk)? {
+            let file = file.or_io("list", &disk)?.path();
+            if !used.contains(&file) {
+                durable::remove_file(&file)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ways_are_relative() {
+        let way = |from: &str, to: &str| relative_to(Path::new(from), Path::new(to));
+        assert_eq!(way("/h/vms/a/layers/d", "/h/vms/a/layers/d/x.qcow2"), Path::new("x.qcow2"));
+        assert_eq!(way("/h/vms/b/layers/d", "/h/vms/a/layers/d/x"), Path::new("../../../a/layers/d/x"));
+    }
+}

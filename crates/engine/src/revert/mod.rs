@@ -1,0 +1,351 @@
+//! Going back to a snapshot, with its programs still running.
+//!
+//! The present is not given up before the past has proved that it runs:
+//!
+//! ```text
+//!   present   ── runs ──┐stop                                   ┌ kept as a snapshot, then ends
+//!                       └─ parked: stopped, its memory in place ┤
+//!   new QEMU     starts ───── loads ─┬ head ─┬ runs ─── hydrated ┘
+//!                                    └ commit┘
+//! ```
+//! Until the commit, any failure lets the present run on. After it, a memory image that turns out to be
+//! damaged while a lazy revert still reads it does the same: the parked process continues. Where two processes
+//! cannot live side by side (a tap interface, arguments that may claim a port, too little memory), the present is
+//! snapshotted and ended first.
+
+pub(crate) mod undo;
+
+use std::time::{Duration, Instant};
+
+use keyframe_hypervisor::instance::Started;
+use keyframe_hypervisor::{InstanceRecord, MachineDefinition, Network, Nic, cut, host, load};
+use keyframe_qmp::commands::device::AnnounceSelf;
+use keyframe_qmp::commands::machine::Stop;
+use keyframe_types::{SnapshotId, SnapshotName, SnapshotRef};
+use serde::Serialize;
+
+use crate::bringup::{Source, Strategy, Target};
+use crate::context::Context;
+use crate::error::Error;
+use crate::failpoint::{Failpoint, pass};
+use crate::guard::Guard;
+use crate::guest;
+use crate::layers;
+use crate::machine::{Machine, State, state_of};
+use crate::pages;
+use crate::snapshot::{self, SnapshotRequest};
+use crate::snapshots;
+use crate::state::head::Head;
+use crate::state::journal::{Journal, RevertJournal};
+use crate::state::manifest::StateAtCut;
+use crate::state::{durable, sealed};
+
+/// What to go back to, and how.
+#[derive(Debug, Clone)]
+pub struct RevertRequest {
+    /// The snapshot.
+    pub reference: SnapshotRef,
+    /// Do not keep the present.
+    pub discard: bool,
+    /// How memory comes back; chosen by size if `None`.
+    pub strategy: Option<Strategy>,
+    /// Go on although layers were written to from outside.
+    pub accept_touched_layers: bool,
+    /// Return as soon as the machine runs; its memory may still be on its way.
+    pub no_wait: bool,
+}
+
+/// What a revert came to.
+#[derive(Debug, Serialize)]
+pub struct RevertReport {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// Its name.
+    pub name: SnapshotName,
+    /// How it came back.
+    pub strategy: Strategy,
+    /// From the command's start until vCPUs ran, in milliseconds.
+    pub running_ms: f64,
+    /// How long the machine stood still between present and past, in milliseconds; `None` if it was off.
+    pub down_ms: Option<f64>,
+    /// From the command's start until all memory was there, in milliseconds; `None` if nobody waited for it.
+    pub hydrated_ms: Option<f64>,
+    /// The snapshot that keeps what was the present.
+    pub kept: Option<SnapshotId>,
+    /// The name of that snapshot.
+    pub kept_name: Option<SnapshotName>,
+    /// How far the guest's clock was behind, in milliseconds, before it was set; `None` where no agent tells.
+    pub clock_skew_ms: Option<f64>,
+    /// The whole command, in milliseconds.
+    pub total_ms: f64,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+/// Goes back to a snapshot.
+///
+/// # Errors
+/// Whatever fails; the machine is then as it was.
+pub fn revert(ctx: &Context<'_>, request: &RevertRequest) -> Result<RevertReport, Error> {
+    let begun = Instant::now();
+    let vm = &request.reference.vm;
+    let (_lock, mut machine) = Machine::lock(ctx, vm, &format!("revert {}", request.reference))?;
+    let manifest = snapshots::find(&machine.dir, vm, &request.reference.snapshot)?;
+    if !request.accept_touched_layers {
+        Machine::check_layers(ctx.home, manifest.chains())?;
+    }
+    let source = Source::prepare(&machine.dir, manifest, request.strategy)?;
+    source.verify(ctx)?;
+    let present = Present::of(&machine, request, &source);
+    let early = if present.needs_keeping_first(request) {
+        Some(keep_first(ctx, &mut machine, &source)?)
+    } else {
+        None
+    };
+    let mut reverting = Reverting::plan(ctx, &machine, request, source, present, begun)?;
+    let mut report = reverting.carry_out(&mut machine)?;
+    if let Some(kept) = early {
+        (report.kept, report.kept_name) = (Some(kept.id), Some(kept.name));
+    }
+    report.total_ms = ms_since(begun);
+    Ok(report)
+}
+
+fn ms_since(begun: Instant) -> f64 {
+    (begun.elapsed().as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// What the machine is doing when it is called back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Present {
+    /// It is off.
+    Off,
+    /// Its process can stand still beside the new one.
+    Parkable(InstanceRecord),
+    /// Its process has to end before the new one starts.
+    Exclusive(InstanceRecord),
+}
+
+impl Present {
+    fn of(machine: &Machine, request: &RevertRequest, source: &Source) -> Self {
+        let Some(process) = machine.process() else { return Self::Off };
+        let instance = process.instance.clone();
+        let network = machine.definition.nic.as_ref().map(|nic| &nic.network);
+        let alone = !machine.definition.extra_args.is_empty()
+            || matches!(network, Some(Network::Tap(_)))
+            || !fits_beside(source);
+        let unmappable = process.mapped.is_some() && !request.discard;
+        if alone || unmappable { Self::Exclusive(instance) } else { Self::Parkable(instance) }
+    }
+
+    /// Whether the present is snapshotted before anything else.
+    fn needs_keeping_first(&self, request: &RevertRequest) -> bool {
+        !request.discard && !matches!(self, Self::Parkable(_))
+    }
+
+    fn instance(&self) -> Option<&InstanceRecord> {
+        match self {
+            Self::Off => None,
+            Self::Parkable(instance) | Self::Exclusive(instance) => Some(instance),
+        }
+    }
+}
+
+/// Whether the snapshot's memory fits into the host's beside the present's.
+fn fits_beside(source: &Source) -> bool {
+    let image = source.manifest.memory.as_ref().map_or(keyframe_types::ByteLen::ZERO, |memory| memory.bytes_on_disk);
+    let room = keyframe_types::ByteLen::from_mib(256);
+    host::available_memory() > image + room
+}
+
+/// Snapshots the present as an operation of its own.
+fn keep_first(ctx: &Context<'_>, machine: &mut Machine, source: &Source) -> Result<snapshot::SnapshotReport, Error> {
+    let mapped = machine.process().is_some_and(|process| process.mapped.is_some());
+    let request = SnapshotRequest { disk_only: mapped, ..kept_request(machine, source) };
+    ctx.progress.step("keeping the present");
+    snapshot::take_locked(ctx, machine, &request, Instant::now())
+}
+
+fn kept_request(machine: &Machine, source: &Source) -> SnapshotRequest {
+    let note = format!("the present before the revert to {}", source.manifest.name);
+    SnapshotRequest { note: Some(note), ..SnapshotRequest::of(machine.name().clone()) }
+}
+
+struct Reverting<'a> {
+    ctx: &'a Context<'a>,
+    request: &'a RevertRequest,
+    source: Source,
+    present: Present,
+    journal: RevertJournal,
+    begun: Instant,
+}
+
+impl<'a> Reverting<'a> {
+    fn plan(
+        ctx: &'a Context<'a>,
+        machine: &Machine,
+        request: &'a RevertRequest,
+        source: Source,
+        present: Present,
+        begun: Instant,
+    ) -> Result<Self, Error> {
+        let manifest = &source.manifest;
+        let after = Head {
+            parent: Some(manifest.id.clone()),
+            disks: layers::planned_overlays(ctx.home, &machine.dir, manifest.disks.iter())?,
+            nvram: layers::planned_overlays(ctx.home, &machine.dir, manifest.nvram.iter())?.pop(),
+            process: None,
+            clean_shutdown: false,
+            origin: machine.head.origin.clone(),
+        };
+        let was_running = present.instance().is_some() && machine.state() == State::Running;
+        let keeps = matches!(present, Present::Parkable(_)) && !request.discard;
+        let journal = RevertJournal {
+            target: manifest.id.clone(),
+            before: machine.head.clone(),
+            after,
+            keep: keeps.then(SnapshotId::random),
+            keep_note: kept_request(machine, &source).note,
+            was_running,
+        };
+        Ok(Self { ctx, request, source, present, journal, begun })
+    }
+
+    fn carry_out(&mut self, machine: &mut Machine) -> Result<RevertReport, Error> {
+        let guard = Guard::post(self.ctx.home, machine.name())?;
+        sealed::write(&machine.dir.journal(), &Journal::Revert(Box::new(self.journal.clone())))?;
+        pass(Failpoint::RevertJournaled);
+        match self.through(machine) {
+            Ok(report) => {
+                guard.dismiss();
+                Ok(report)
+            }
+            Err(error) => match undo::back_to_present(self.ctx, machine, &self.journal) {
+                Ok(()) => Err(error),
+                Err(undo) => Err(Error::UndoFailed { source: Box::new(error), undo: Box::new(undo) }),
+            },
+        }
+    }
+
+    fn through(&mut self, machine: &mut Machine) -> Result<RevertReport, Error> {
+        let (mut started, stopped) = self.loaded(machine)?;
+        self.ctx.check()?;
+        machine.head = self.journal.after.clone();
+        machine.head.process = Some(self.source.process(self.ctx, &started));
+        machine.write_head()?;
+        pass(Failpoint::RevertHeadWritten);
+        if self.source.manifest.state == StateAtCut::Running || self.source.strategy == Strategy::Cold {
+            load::run(&mut started.monitor)?;
+        }
+        let running_ms = ms_since(self.begun);
+        let down_ms = stopped.map(ms_since);
+        pass(Failpoint::RevertRunning);
+        let mut notes = Vec::new();
+        let clock_skew_ms = self.greet_guest(&mut started, &mut notes);
+        let hydrated_ms = self.hydrate(&started.record)?;
+        let kept = undo::keep_present(self.ctx, machine, &self.journal)?;
+        pass(Failpoint::RevertPresentKept);
+        undo::end_present(machine, &self.journal)?;
+        pass(Failpoint::RevertOldGone);
+        layers::drop_unused(self.ctx.home, &machine.dir)?;
+        durable::remove_file(&machine.dir.journal())?;
+        Ok(RevertReport {
+            id: self.source.manifest.id.clone(),
+            name: self.source.manifest.name.clone(),
+            strategy: self.source.strategy,
+            running_ms,
+            down_ms,
+            hydrated_ms,
+            kept: kept.as_ref().map(|kept| kept.id.clone()),
+            kept_name: kept.map(|kept| kept.name),
+            clock_skew_ms,
+            total_ms: 0.0,
+            notes,
+        })
+    }
+
+    /// Starts the new process while the present stops, and loads the snapshot into it.
+    fn loaded(&self, machine: &Machine) -> Result<(Started, Option<Instant>), Error> {
+        let after = &self.journal.after;
+        let chains: Vec<_> = after.chains().cloned().collect();
+        layers::create_tops(self.ctx.home, &chains)?;
+        pass(Failpoint::RevertOverlaysCreated);
+        if let Present::Exclusive(_) = self.present {
+            undo::quit(machine)?;
+        }
+        let definition = at_snapshot(&machine.definition, &self.source.manifest.definition);
+        let target = Target {
+            definition: &definition,
+            disks: &after.disks,
+            nvram: after.nvram.as_ref(),
+        };
+        let starting = self.source.begin(self.ctx, &machine.dir, &target)?;
+        pass(Failpoint::RevertProcessStarted);
+        let mut started = starting.ready()?;
+        self.source.check_version(&started)?;
+        let stopped = match &self.present {
+            Present::Parkable(_) => Some(park(machine)?),
+            Present::Off | Present::Exclusive(_) => None,
+        };
+        pass(Failpoint::RevertPresentStopped);
+        self.source.load(self.ctx, &mut started)?;
+        pass(Failpoint::RevertLoaded);
+        Ok((started, stopped))
+    }
+
+    /// What a guest wants to know that just woke up in another time. None of it can fail the revert.
+    fn greet_guest(&self, started: &mut Started, notes: &mut Vec<String>) -> Option<f64> {
+        // Without a network card QEMU has nobody to announce and says so.
+        let _ = started.monitor.call(&AnnounceSelf::default());
+        if self.source.strategy == Strategy::Cold {
+            return None;
+        }
+        if self.source.manifest.frozen
+            && let Err(error) = guest::thaw(&started.record)
+        {
+            notes.push(format!("the guest's file systems were frozen in the snapshot and are still: {error}"));
+        }
+        guest::set_clock(&started.record).unwrap_or(None).map(|skew| skew.as_secs_f64() * 1e3)
+    }
+
+    /// Waits until all memory is there.
+    fn hydrate(&self, instance: &InstanceRecord) -> Result<Option<f64>, Error> {
+        if self.source.strategy != Strategy::Lazy {
+            return Ok(Some(ms_since(self.begun)));
+        }
+        if self.request.no_wait && self.journal.keep.is_none() {
+            return Ok(None);
+        }
+        pages::wait(self.ctx, instance)?;
+        Ok(Some(ms_since(self.begun)))
+    }
+}
+
+/// The hardware of the snapshot with the machine's own name and network: only hardware has to match its device state.
+fn at_snapshot(now: &MachineDefinition, then: &MachineDefinition) -> MachineDefinition {
+    let nic = match (&then.nic, &now.nic) {
+        (Some(then), Some(now)) => Some(Nic { mac: then.mac, network: now.network.clone() }),
+        (then, _) => then.clone(),
+    };
+    MachineDefinition { name: now.name.clone(), nic, ..then.clone() }
+}
+
+/// Stops the present's vCPUs; says when.
+fn park(machine: &Machine) -> Result<Instant, Error> {
+    let mut monitor = machine.monitor()?;
+    let at = Instant::now();
+    if state_of(&mut monitor) == State::Running {
+        monitor.call(&Stop {}).map_err(keyframe_hypervisor::Error::from)?;
+    }
+    Ok(at)
+}
+
+/// Lets the present run on.
+pub(crate) fn unpark(machine: &Machine) {
+    if let Ok(mut monitor) = machine.monitor() {
+        cut::resume_if_paused(&mut monitor);
+    }
+}
+
+/// How long a process that was told to end may take.
+pub(crate) const QUIT_PATIENCE: Duration = Duration::from_secs(10);

@@ -1,0 +1,338 @@
+//! A snapshot of a machine that has a process: running or paused, with memory or without.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use keyframe_hypervisor::cut::{self, CutReport, Overlay, Strategy};
+use keyframe_hypervisor::stall::Sampler;
+use keyframe_qmp::Client;
+use keyframe_qmp::commands::machine::QueryCpusFast;
+use keyframe_types::Timestamp;
+
+use super::{Freeze, Plan, SnapshotReport, SnapshotRequest, Taken, commit, host_cpu, undo};
+use crate::context::Context;
+use crate::error::Error;
+use crate::failpoint::{Failpoint, pass};
+use crate::guard::Guard;
+use crate::guest::{self, Frozen};
+use crate::machine::Machine;
+use crate::memory::{self, Captured};
+use crate::pause::{self, Budget};
+use crate::state::head::{Head, Process};
+use crate::state::journal::{Journal, SnapshotJournal};
+use crate::state::manifest::{Consistency, Cut, Memory, QemuUsed, StateAtCut};
+use crate::state::{durable, sealed};
+use crate::{layers, space};
+
+/// How often a cut at QEMU's own stop is tried before the guest is stopped first, or the snapshot refused.
+const ATTEMPTS: u32 = 3;
+
+pub(super) fn take(
+    ctx: &Context<'_>,
+    machine: &mut Machine,
+    request: &SnapshotRequest,
+    plan: Plan,
+    state: StateAtCut,
+) -> Result<SnapshotReport, Error> {
+    let process = machine.process().cloned().ok_or(keyframe_hypervisor::Error::NoProcess)?;
+    let mut scope = Scope::decide(ctx, machine, request, &process, state)?;
+    Machine::check_layers(ctx.home, machine.head.chains())?;
+    let before = machine.head.clone();
+    let journal = SnapshotJournal {
+        id: plan.id.clone(),
+        overlays: layers::planned_overlays(ctx.home, &machine.dir, before.chains())?,
+        before,
+        was_running: state == StateAtCut::Running,
+        freezes: request.freeze != Freeze::No && state == StateAtCut::Running,
+    };
+    let guard = Guard::post(ctx.home, machine.name())?;
+    sealed::write(&machine.dir.journal(), &Journal::Snapshot(journal.clone()))?;
+    pass(Failpoint::SnapshotJournaled);
+    let taking = Taking { ctx, request, plan: &plan, journal: &journal, process: &process, state, guard: &guard };
+    match taking.carry_out(machine, &mut scope) {
+        Ok(mut report) => {
+            guard.dismiss();
+            if scope.memory {
+                report.huge_pages_restored = pause::restore_huge_pages(ctx, &process, &machine.definition);
+            }
+            report.total_ms = super::ms(plan.begun.elapsed());
+            Ok(report)
+        }
+        Err(error) => match undo::recover(ctx, machine, &journal) {
+            Ok(()) => Err(error),
+            Err(undo) => Err(Error::UndoFailed { source: Box::new(error), undo: Box::new(undo) }),
+        },
+    }
+}
+
+/// What is going to be part of the snapshot, and how long the guest may stand still for it.
+struct Scope {
+    memory: bool,
+    budget: Budget,
+    notes: Vec<String>,
+}
+
+impl Scope {
+    fn decide(
+        ctx: &Context<'_>,
+        machine: &Machine,
+        request: &SnapshotRequest,
+        process: &Process,
+        state: StateAtCut,
+    ) -> Result<Self, Error> {
+        let budget = Budget::new(request.max_pause);
+        let mut scope = Self { memory: !request.disk_only, budget, notes: Vec::new() };
+        if !scope.memory {
+            return Ok(scope);
+        }
+        if process.mapped.is_some() {
+            return Err(Error::MappedMachine { vm: machine.name().clone() });
+        }
+        let resident = pause::resident(process);
+        space::check(machine.dir.root(), resident)?;
+        if state == StateAtCut::Running
+            && let Err(error) = budget.admit(ctx, process, &machine.definition)
+        {
+            if !request.or_disk_only {
+                return Err(error);
+            }
+            scope.memory = false;
+            scope.notes.push(format!("without memory: {error}"));
+        }
+        Ok(scope)
+    }
+}
+
+struct Taking<'a> {
+    ctx: &'a Context<'a>,
+    request: &'a SnapshotRequest,
+    plan: &'a Plan,
+    journal: &'a SnapshotJournal,
+    process: &'a Process,
+    state: StateAtCut,
+    guard: &'a Guard,
+}
+
+impl Taking<'_> {
+    fn carry_out(&self, machine: &mut Machine, scope: &mut Scope) -> Result<SnapshotReport, Error> {
+        let home = self.ctx.home;
+        layers::create_tops(home, &self.journal.overlays)?;
+        pass(Failpoint::SnapshotOverlaysCreated);
+        let overlays = layers::cut_overlays(home, &self.journal.overlays)?;
+        let mut monitor = machine.monitor()?;
+        cut::open_overlays(&mut monitor, &overlays)?;
+        pass(Failpoint::SnapshotOverlaysOpened);
+        let taken = if scope.memory {
+            self.with_memory(machine, &mut monitor, &overlays, scope)?
+        } else {
+            self.disks_only(machine, &mut monitor, &overlays, scope)?
+        };
+        self.commit(machine, &taken)
+    }
+
+    fn commit(&self, machine: &mut Machine, taken: &Taken) -> Result<SnapshotReport, Error> {
+        self.ctx.check()?;
+        let mut frozen = Head { process: None, ..self.journal.before.clone() };
+        layers::freeze_tops(self.ctx.home, frozen.chains_mut())?;
+        let report = commit(machine, self.request, self.plan, &frozen, taken)?;
+        pass(Failpoint::SnapshotCommitted);
+        undo::finish(self.ctx, machine, self.journal, &frozen)?;
+        durable::remove_file(&machine.dir.journal())?;
+        Ok(report)
+    }
+
+    /// Freezes the guest's file systems if that was asked for.
+    fn freeze(&self, notes: &mut Vec<String>) -> Result<Option<Frozen>, Error> {
+        if self.request.freeze == Freeze::No || self.state != StateAtCut::Running {
+            return Ok(None);
+        }
+        self.guard.expect_thaw(guest::FREEZE_WINDOW);
+        match guest::freeze(&self.process.instance) {
+            Ok(frozen) => {
+                pass(Failpoint::SnapshotFrozen);
+                Ok(Some(frozen))
+            }
+            Err(error) if self.request.freeze == Freeze::Try => {
+                notes.push(format!("file systems were not frozen: {error}"));
+                Ok(None)
+            }
+            Err(error) => Err(Error::FreezeFailed { reason: error.to_string() }),
+        }
+    }
+
+    /// Thaws, and says how long the file systems were frozen: `None` if they were not, or if the guest thawed
+    /// before the cut was made.
+    fn thaw(&self, frozen: Option<Frozen>, notes: &mut Vec<String>) -> Option<Duration> {
+        let thawed = frozen?.thaw();
+        match thawed {
+            Ok(span) => {
+                self.guard.thawed();
+                Some(span)
+            }
+            Err(error) => {
+                notes.push(format!("the freeze did not hold until the cut: {error}"));
+                None
+            }
+        }
+    }
+
+    fn disks_only(
+        &self,
+        machine: &mut Machine,
+        monitor: &mut Client,
+        overlays: &[Overlay],
+        scope: &mut Scope,
+    ) -> Result<Taken, Error> {
+        let frozen = self.freeze(&mut scope.notes)?;
+        cut::cut_disks(monitor, overlays)?;
+        let created = Timestamp::now();
+        let frozen = self.thaw(frozen, &mut scope.notes);
+        self.head_is_cut(machine)?;
+        let consistency = if frozen.is_some() { Consistency::Filesystem } else { Consistency::Crash };
+        Ok(Taken {
+            consistency,
+            cut: Cut::DisksOnly,
+            state: self.state,
+            created,
+            pause: Duration::ZERO,
+            stall: None,
+            frozen,
+            memory: None,
+            qemu: self.qemu(),
+            notes: std::mem::take(&mut scope.notes),
+        })
+    }
+
+    fn with_memory(
+        &self,
+        machine: &mut Machine,
+        monitor: &mut Client,
+        overlays: &[Overlay],
+        scope: &mut Scope,
+    ) -> Result<Taken, Error> {
+        let tids = monitor.call(&QueryCpusFast {})?.iter().map(|cpu| cpu.thread_id).collect();
+        let sampler = Sampler::start(self.process.instance.process.pid, tids);
+        let result = self.attempts(machine, monitor, overlays, scope);
+        let stall = sampler.finish();
+        let (report, cut, memory, frozen) = result?;
+        Ok(Taken {
+            consistency: Consistency::RunningState,
+            cut,
+            state: self.state,
+            created: Timestamp::from_system_time(report.at),
+            pause: report.pause,
+            stall,
+            frozen,
+            memory: Some(memory),
+            qemu: self.qemu(),
+            notes: std::mem::take(&mut scope.notes),
+        })
+    }
+
+    /// Tries the ways to cut until one is proved exact.
+    fn attempts(
+        &self,
+        machine: &mut Machine,
+        monitor: &mut Client,
+        overlays: &[Overlay],
+        scope: &mut Scope,
+    ) -> Result<(CutReport, Cut, Memory, Option<Duration>), Error> {
+        let mut attempt = 1;
+        loop {
+            let (strategy, cut) = match self.state {
+                StateAtCut::Running if attempt <= ATTEMPTS => (Strategy::AtQemusStop, Cut::AtQemusStop),
+                StateAtCut::Running if scope.budget.admits_stop_first(self.process) => (Strategy::StopFirst, Cut::StopFirst),
+                StateAtCut::Running => return Err(Error::NotExact { attempts: ATTEMPTS }),
+                StateAtCut::Paused | StateAtCut::Stopped => (Strategy::Still, Cut::Still),
+            };
+            if let Some((report, memory, frozen)) = self.attempt(machine, monitor, overlays, strategy, scope)? {
+                return Ok((report, cut, memory, frozen));
+            }
+            attempt += 1;
+            // The cut is taken back and the layers are made anew: the next one starts from where this one did.
+            undo::uncut_live(monitor, overlays)?;
+            layers::remove_tops(self.ctx.home, &self.journal.overlays)?;
+            layers::create_tops(self.ctx.home, &self.journal.overlays)?;
+            cut::open_overlays(monitor, overlays)?;
+        }
+    }
+
+    /// One cut; `None` when it could not be proved exact, and saving was given up.
+    fn attempt(
+        &self,
+        machine: &mut Machine,
+        monitor: &mut Client,
+        overlays: &[Overlay],
+        strategy: Strategy,
+        scope: &mut Scope,
+    ) -> Result<Option<(CutReport, Memory, Option<Duration>)>, Error> {
+        let dir = machine.dir.snapshot(&self.plan.id);
+        durable::remove_dir(dir.root())?;
+        durable::create_private_dir(dir.root())?;
+        let (ours, qemus) = socket_pair()?;
+        let prepared = cut::prepare(monitor, overlays, qemus.as_fd())?;
+        drop(qemus);
+        let give_up = AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            let capture = threads.spawn(|| memory::capture(self.ctx, ours, &dir, &give_up));
+            let frozen = self.freeze(&mut scope.notes);
+            layers::flush_ahead(self.ctx.home, &self.journal.before);
+            if strategy == Strategy::StopFirst {
+                self.guard.expect_resume(guest::FREEZE_WINDOW);
+            }
+            let cut = frozen.and_then(|frozen| {
+                let streaming = prepared.cut(strategy, self.ctx.cancel);
+                let frozen = self.thaw(frozen, &mut scope.notes);
+                Ok((streaming?, frozen))
+            });
+            self.guard.resumed();
+            let (streaming, frozen) = cut.inspect_err(|_| give_up.store(true, Ordering::Relaxed))?;
+            pass(Failpoint::SnapshotCut);
+            let report = streaming.report();
+            if !report.exact {
+                give_up.store(true, Ordering::Relaxed);
+                streaming.abandon();
+                // What it captured is thrown away; how it ended does not matter.
+                drop(capture.join());
+                return Ok(None);
+            }
+            self.head_is_cut(machine).inspect_err(|_| give_up.store(true, Ordering::Relaxed))?;
+            self.ctx.progress.step("writing memory");
+            let saved = streaming.finish(self.ctx.cancel);
+            if saved.is_err() {
+                give_up.store(true, Ordering::Relaxed);
+            }
+            let captured: Result<Captured, Error> = capture.join().unwrap_or(Err(Error::Interrupted));
+            // A sink that failed makes QEMU fail as well: the sink's reason is the one to tell.
+            let captured = match (saved, captured) {
+                (Err(saved), Err(captured)) if captured.kind() == crate::error::Kind::Interrupted => Err(saved.into()),
+                (Err(saved), Ok(_)) => Err(saved.into()),
+                (_, captured) => captured,
+            }?;
+            pass(Failpoint::SnapshotCaptured);
+            Ok(Some((report, captured.memory, frozen)))
+        })
+    }
+
+    /// The disks are cut: the head names the fresh layers.
+    fn head_is_cut(&self, machine: &mut Machine) -> Result<(), Error> {
+        machine.head = undo::head_above(&machine.head, self.journal, &self.journal.before);
+        machine.write_head()?;
+        pass(Failpoint::SnapshotHeadWritten);
+        Ok(())
+    }
+
+    fn qemu(&self) -> QemuUsed {
+        let accelerator = self.process.accelerator;
+        QemuUsed { version: self.process.instance.version, accelerator, host_cpu: host_cpu(accelerator) }
+    }
+}
+
+/// A connected pair of sockets: one end for QEMU, one for the sink.
+fn socket_pair() -> Result<(OwnedFd, OwnedFd), Error> {
+    let (ours, qemus) = std::os::unix::net::UnixStream::pair()
+        .map_err(|source| Error::Io { action: "make a pair of", path: "sockets".into(), source })?;
+    Ok((ours.into(), qemus.into()))
+}
+

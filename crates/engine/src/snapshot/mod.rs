@@ -1,0 +1,265 @@
+//! Taking a snapshot.
+//!
+//! ```text
+//!   plan ─▶ journal ─▶ overlays ─▶ cut ─▶ head ─▶ memory written ─▶ manifest ─▶ parent ─▶ journal gone
+//!           └────────────── until here: undone ────────────────────┘└── from here: finished ──┘
+//! ```
+//! The manifest is the commit. Whatever fails before it is taken back: saving is cancelled, the guest runs on,
+//! fresh layers are merged into what is below them, files are removed. Whoever finds the journal behind a
+//! killed command does the same (`recover`), so there is one undo and it is always the same code.
+
+mod live;
+mod still;
+pub(crate) mod undo;
+
+use std::time::{Duration, Instant};
+
+use keyframe_hypervisor::Accelerator;
+use keyframe_types::{ByteLen, SnapshotId, SnapshotName, TimeToLive, Timestamp, VmName};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::error::Error;
+use crate::machine::{Machine, State};
+use crate::snapshots;
+use crate::state::head::Head;
+use crate::state::manifest::{Consistency, Cost, Cut, Manifest, Memory, QemuUsed, StateAtCut};
+use crate::state::{durable, sealed};
+
+/// Whether to ask the guest's agent to freeze file systems around the cut.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Freeze {
+    /// Do not.
+    #[default]
+    No,
+    /// Ask; go on without if it does not work, and say so.
+    Try,
+    /// No snapshot without.
+    Must,
+}
+
+/// What a snapshot shall be.
+#[derive(Debug, Clone)]
+pub struct SnapshotRequest {
+    /// Of which machine.
+    pub vm: VmName,
+    /// Its name; one made from the time if `None`.
+    pub name: Option<SnapshotName>,
+    /// Why it is taken.
+    pub note: Option<String>,
+    /// Without memory.
+    pub disk_only: bool,
+    /// How long it is wanted.
+    pub ttl: Option<TimeToLive>,
+    /// Kept whatever else is said.
+    pub pin: bool,
+    /// The longest pause that is acceptable.
+    pub max_pause: Option<Duration>,
+    /// Rather without memory than with a longer pause.
+    pub or_disk_only: bool,
+    /// Whether to freeze file systems.
+    pub freeze: Freeze,
+}
+
+impl SnapshotRequest {
+    /// A snapshot of `vm` with nothing said about it.
+    #[must_use]
+    pub fn of(vm: VmName) -> Self {
+        Self {
+            vm,
+            name: None,
+            note: None,
+            disk_only: false,
+            ttl: None,
+            pin: false,
+            max_pause: None,
+            or_disk_only: false,
+            freeze: Freeze::No,
+        }
+    }
+}
+
+/// What a snapshot came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct SnapshotReport {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its name.
+    pub name: SnapshotName,
+    /// What was achieved.
+    pub consistency: Consistency,
+    /// How the instant was made.
+    pub cut: Cut,
+    /// What the machine was doing.
+    pub state: StateAtCut,
+    /// From STOP to RESUME, in milliseconds.
+    pub pause_ms: f64,
+    /// The longest that a vCPU was seen to wait for a page to be saved, in milliseconds, looked for every millisecond.
+    pub guest_stall_ms_max: Option<f64>,
+    /// How long file systems were frozen, in milliseconds; `None` if they were not.
+    pub frozen_ms: Option<f64>,
+    /// The whole command, in milliseconds.
+    pub total_ms: f64,
+    /// Space that the snapshot takes: its memory image. Its layers were the machine's before.
+    pub bytes_on_disk: ByteLen,
+    /// RAM of the machine; 0 for a disk-only snapshot.
+    pub ram_bytes: ByteLen,
+    /// Guest memory put back into huge pages, so that the next pause is as short.
+    pub huge_pages_restored: ByteLen,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+/// Takes a snapshot of a running, paused or stopped machine.
+///
+/// # Errors
+/// Whatever fails; the machine is then as it was and no snapshot was made.
+pub fn take(ctx: &Context<'_>, request: &SnapshotRequest) -> Result<SnapshotReport, Error> {
+    let begun = Instant::now();
+    let (_lock, mut machine) = Machine::lock(ctx, &request.vm, &format!("snapshot {}", request.vm))?;
+    take_locked(ctx, &mut machine, request, begun)
+}
+
+/// [`take`] for a caller that holds the machine's lock.
+pub(crate) fn take_locked(
+    ctx: &Context<'_>,
+    machine: &mut Machine,
+    request: &SnapshotRequest,
+    begun: Instant,
+) -> Result<SnapshotReport, Error> {
+    let plan = Plan::new(machine, request, begun)?;
+    match machine.state() {
+        State::Running => live::take(ctx, machine, request, plan, StateAtCut::Running),
+        State::Paused => live::take(ctx, machine, request, plan, StateAtCut::Paused),
+        State::Stopped | State::Crashed => still::take(ctx, machine, request, plan),
+        State::Unresponsive => Err(Error::WrongState {
+            vm: request.vm.clone(),
+            state: State::Unresponsive.as_str().to_owned(),
+            advice: "its QEMU does not answer; look at its log (`keyframe vm show`), or `keyframe vm stop --force`",
+        }),
+    }
+}
+
+/// What is decided before anything happens.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) id: SnapshotId,
+    pub(crate) name: SnapshotName,
+    pub(crate) begun: Instant,
+}
+
+impl Plan {
+    fn new(machine: &Machine, request: &SnapshotRequest, begun: Instant) -> Result<Self, Error> {
+        let (existing, _) = snapshots::scan(&machine.dir)?;
+        let taken = |name: &str| existing.iter().any(|manifest| manifest.name.as_str() == name);
+        let name = match &request.name {
+            Some(name) if taken(name.as_str()) => {
+                return Err(Error::SnapshotExists { vm: request.vm.clone(), name: name.to_string() });
+            }
+            Some(name) => name.clone(),
+            None => free_name(taken)?,
+        };
+        Ok(Self { id: SnapshotId::random(), name, begun })
+    }
+}
+
+/// A name made from the time, such as `20261122-164512`.
+fn free_name(taken: impl Fn(&str) -> bool) -> Result<SnapshotName, Error> {
+    let digits: String = Timestamp::now().to_string().chars().filter(char::is_ascii_digit).take(14).collect();
+    let base = format!("{}-{}", &digits[..8], &digits[8..]);
+    let numbered = (2..).map(|number| format!("{base}-{number}"));
+    let name = std::iter::once(base.clone()).chain(numbered).find(|name| !taken(name)).unwrap_or(base);
+    SnapshotName::new(name).map_err(|error| Error::BadRequest { what: error.to_string() })
+}
+
+/// What is known when everything is on disk and only the commit is left.
+pub(crate) struct Taken {
+    pub(crate) consistency: Consistency,
+    pub(crate) cut: Cut,
+    pub(crate) state: StateAtCut,
+    pub(crate) created: Timestamp,
+    pub(crate) pause: Duration,
+    pub(crate) stall: Option<Duration>,
+    pub(crate) frozen: Option<Duration>,
+    pub(crate) memory: Option<Memory>,
+    pub(crate) qemu: QemuUsed,
+    pub(crate) notes: Vec<String>,
+}
+
+fn ms(span: Duration) -> f64 {
+    (span.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Commits a snapshot: `before` is the head that was frozen. Returns what to report.
+pub(crate) fn commit(
+    machine: &Machine,
+    request: &SnapshotRequest,
+    plan: &Plan,
+    before: &Head,
+    taken: &Taken,
+) -> Result<SnapshotReport, Error> {
+    let dir = machine.dir.snapshot(&plan.id);
+    durable::create_private_dir(dir.root())?;
+    let cost = Cost {
+        pause_ms: ms(taken.pause),
+        guest_stall_ms_max: taken.stall.map(ms),
+        total_ms: ms(plan.begun.elapsed()),
+    };
+    let manifest = Manifest {
+        id: plan.id.clone(),
+        name: plan.name.clone(),
+        note: request.note.clone(),
+        owner: owner(),
+        created: taken.created,
+        expires: request.ttl.map(|ttl| taken.created.after(ttl)),
+        pinned: request.pin,
+        parent: before.parent.clone(),
+        consistency: taken.consistency,
+        cut: taken.cut,
+        state: taken.state,
+        frozen: taken.frozen.is_some(),
+        definition: machine.definition.clone(),
+        qemu: taken.qemu.clone(),
+        memory: taken.memory.clone(),
+        disks: before.disks.clone(),
+        nvram: before.nvram.clone(),
+        cost,
+    };
+    sealed::write(&dir.manifest(), &manifest)?;
+    Ok(SnapshotReport {
+        id: manifest.id,
+        name: manifest.name,
+        consistency: manifest.consistency,
+        cut: manifest.cut,
+        state: manifest.state,
+        pause_ms: cost.pause_ms,
+        guest_stall_ms_max: cost.guest_stall_ms_max,
+        frozen_ms: taken.frozen.map(ms),
+        total_ms: cost.total_ms,
+        bytes_on_disk: taken.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk),
+        ram_bytes: taken.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.ram_bytes),
+        huge_pages_restored: ByteLen::ZERO,
+        notes: taken.notes.clone(),
+    })
+}
+
+/// Who is asking: the person behind sudo, where there is one.
+fn owner() -> String {
+    ["SUDO_USER", "USER", "LOGNAME"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
+}
+
+/// The processor, as a guest with the host's CPU model sees it; `None` where QEMU emulates one.
+pub(crate) fn host_cpu(accelerator: Accelerator) -> Option<String> {
+    if accelerator == Accelerator::Tcg {
+        return None;
+    }
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let field = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+    let model = field("model name");
+    let model = model.split_once(':').map_or("unknown processor", |(_, model)| model.trim());
+    let digest = blake3::hash(format!("{}\n{}", model, field("flags")).as_bytes());
+    Some(format!("{model} ({})", &digest.to_hex()[..12]))
+}

@@ -1,0 +1,81 @@
+//! A snapshot of a machine that is off: its layers are frozen as they lie, and it gets fresh ones.
+
+use std::time::Duration;
+
+use keyframe_hypervisor::Qemu;
+use keyframe_hypervisor::host::choose_accelerator;
+use keyframe_types::Timestamp;
+
+use super::{Freeze, Plan, SnapshotReport, SnapshotRequest, Taken, commit, host_cpu};
+use crate::context::Context;
+use crate::error::Error;
+use crate::failpoint::{Failpoint, pass};
+use crate::layers;
+use crate::machine::Machine;
+use crate::state::head::Head;
+use crate::state::journal::{Journal, SnapshotJournal};
+use crate::state::manifest::{Consistency, Cut, QemuUsed, StateAtCut};
+use crate::state::{durable, sealed};
+
+pub(super) fn take(
+    ctx: &Context<'_>,
+    machine: &mut Machine,
+    request: &SnapshotRequest,
+    plan: Plan,
+) -> Result<SnapshotReport, Error> {
+    if request.freeze == Freeze::Must {
+        return Err(Error::FreezeFailed { reason: "the machine is off".to_owned() });
+    }
+    let before = Head { process: None, ..machine.head.clone() };
+    Machine::check_layers(ctx.home, before.chains())?;
+    let overlays = layers::planned_overlays(ctx.home, &machine.dir, before.chains())?;
+    let journal = SnapshotJournal {
+        id: plan.id.clone(),
+        before: before.clone(),
+        overlays: overlays.clone(),
+        was_running: false,
+        freezes: false,
+    };
+    sealed::write(&machine.dir.journal(), &Journal::Snapshot(journal.clone()))?;
+    pass(Failpoint::SnapshotJournaled);
+    let report = carry_out(ctx, machine, request, &plan, before, &journal);
+    if report.is_err() {
+        super::undo::undo(ctx, machine, &journal)?;
+    }
+    report
+}
+
+fn carry_out(
+    ctx: &Context<'_>,
+    machine: &mut Machine,
+    request: &SnapshotRequest,
+    plan: &Plan,
+    mut before: Head,
+    journal: &SnapshotJournal,
+) -> Result<SnapshotReport, Error> {
+    layers::create_tops(ctx.home, &journal.overlays)?;
+    pass(Failpoint::SnapshotOverlaysCreated);
+    layers::freeze_tops(ctx.home, before.chains_mut())?;
+    let accelerator = choose_accelerator(machine.definition.accel)?;
+    let mut notes = Vec::new();
+    if !request.disk_only {
+        notes.push("the machine is off: there is no memory to keep".to_owned());
+    }
+    let taken = Taken {
+        consistency: if before.clean_shutdown { Consistency::Filesystem } else { Consistency::Crash },
+        cut: Cut::Still,
+        state: StateAtCut::Stopped,
+        created: Timestamp::now(),
+        pause: Duration::ZERO,
+        stall: None,
+        frozen: None,
+        memory: None,
+        qemu: QemuUsed { version: Qemu::find()?.version()?, accelerator, host_cpu: host_cpu(accelerator) },
+        notes,
+    };
+    let report = commit(machine, request, plan, &before, &taken)?;
+    pass(Failpoint::SnapshotCommitted);
+    super::undo::finish(ctx, machine, journal, &before)?;
+    durable::remove_file(&machine.dir.journal())?;
+    Ok(report)
+}
