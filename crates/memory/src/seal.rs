@@ -3,8 +3,8 @@
 //!
 //! QEMU 10.0 with `background-snapshot` and `mapped-ram` never writes the bitmaps: the file looks
 //! fine and restores as all zeroes. Whether that happened is told by the file, not by QEMU's
-//! version: all bitmaps empty although the file has data where pages lie. The repair takes the
-//! file's own allocation map for the bitmap, so it must be done on the file as QEMU wrote it,
+//! version: the largest block's bitmap is empty although the file has data where its pages lie. The
+//! repair takes the file's own allocation map for the bitmap, so it must be done on the file as QEMU wrote it,
 //! never on a copy that has lost its holes.
 //!
 //! Source: QEMU 10.0 `migration/ram.c:3258` (the only place bitmaps are written),
@@ -29,16 +29,16 @@ use crate::source::Source;
 pub enum Repair {
     /// The bitmaps were there; nothing was written.
     NotNeeded,
-    /// All bitmaps were empty and have been written; so many pages are set.
+    /// Bitmaps were empty and have been written; so many pages are set.
     Done {
-        /// Pages the file holds.
+        /// Pages of the repaired blocks that the file holds.
         pages: u64,
     },
 }
 
 /// Writes the page bitmaps of a file that a background snapshot left without. Synced to disk when it
-/// returns; a crash in between leaves a file that a second call repairs or finds repaired, block by
-/// block.
+/// returns. The largest block, by which the need is told, comes last: after a crash in between a
+/// second call finishes the work.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Format`].
@@ -46,33 +46,27 @@ pub fn repair_bitmaps(path: &Path) -> Result<Repair, Error> {
     let file = OpenOptions::new().read(true).write(true).open(path);
     let image = Source::new(file.map_err(Error::io("open", path))?, path)?;
     let mapped = parse(&image).map_err(|fault| image.named(fault))?;
-    if read_bitmaps(&image, &mapped)?
-        .iter()
-        .any(|bitmap| bitmap.count() > 0)
-    {
+    let written = read_bitmaps(&image, &mapped)?;
+    let mut order: Vec<_> = mapped.layout().blocks().iter().zip(&written).collect();
+    order.sort_by_key(|(block, _)| block.block().pages());
+    if order.last().is_none_or(|(_, largest)| largest.count() > 0) {
         return Ok(Repair::NotNeeded);
     }
-    let bitmaps: Vec<_> = mapped
-        .layout()
-        .blocks()
-        .iter()
-        .map(|block| {
-            Ok(PageBitmap::from_data_extents(
-                block,
-                &data_extents(&image, block)?,
-            ))
-        })
-        .collect::<Result<_, Error>>()?;
-    // Largest block last: until its bitmap is there, an interrupted repair is seen for what it is.
-    for (block, bitmap) in mapped.layout().blocks().iter().zip(&bitmaps) {
+    order.retain(|(_, bitmap)| bitmap.count() == 0);
+    let mut pages = 0;
+    for (block, _) in order {
+        let bitmap = PageBitmap::from_data_extents(block, &data_extents(&image, block)?);
         let written = image
             .file
             .write_all_at(&bitmap.to_bytes(), block.bitmap_offset());
         written.map_err(Error::io("write", path))?;
+        image.file.sync_data().map_err(Error::io("sync", path))?;
+        pages += bitmap.count();
     }
-    image.file.sync_all().map_err(Error::io("sync", path))?;
-    Ok(Repair::Done {
-        pages: bitmaps.iter().map(PageBitmap::count).sum(),
+    Ok(if pages == 0 {
+        Repair::NotNeeded
+    } else {
+        Repair::Done { pages }
     })
 }
 
