@@ -73,12 +73,39 @@ pub enum Error {
         /// The extent's index.
         extent: u64,
     },
+    /// The migration stream is wrong, was cut short, or could not be read.
+    #[error("the migration stream cannot be captured")]
+    Stream(#[from] vmstate::Error),
+    /// Reading the stream failed.
+    #[error("cannot read the migration stream")]
+    StreamIo(#[source] io::Error),
+    /// The disk is full. The guest is not affected; the incomplete files can be deleted.
+    #[error(
+        "no space left for {path}: {written_bytes} bytes written, {free_bytes} bytes free, \
+         up to {missing_bytes} more to come"
+    )]
+    NoSpace {
+        /// The image.
+        path: PathBuf,
+        /// Bytes of guest memory written so far.
+        written_bytes: u64,
+        /// Bytes of guest memory that had not arrived yet.
+        missing_bytes: u64,
+        /// Bytes free on the file system when it happened.
+        free_bytes: u64,
+        /// As the operating system said it.
+        source: io::Error,
+    },
     /// The caller asked to stop.
     #[error("interrupted")]
     Cancelled,
 }
 
 impl Error {
+    pub(crate) fn stream(errno: rustix::io::Errno) -> Self {
+        Self::StreamIo(errno.into())
+    }
+
     pub(crate) fn io(
         action: &'static str,
         path: impl Into<PathBuf>,

@@ -31,6 +31,12 @@ impl ExtentBuf {
     pub fn new() -> Box<Self> {
         Box::new(Self([0; EXTENT_SIZE]))
     }
+
+    /// Room for that many pages, at most 16.
+    pub(crate) fn get_mut(&mut self, pages: usize) -> &mut [u8] {
+        let (room, _) = self.0.split_at_mut(EXTENT_SIZE.min(pages * PAGE_SIZE));
+        room
+    }
 }
 
 /// An opened image; see the module's text.
@@ -122,7 +128,7 @@ impl MemoryImage {
         buf: &'b mut ExtentBuf,
     ) -> Result<&'b [u8], Error> {
         let (ordinal, file_offset, bytes) = self.place(block, extent)?;
-        let buf = buf.0.get_mut(..bytes).unwrap_or_default();
+        let buf = buf.get_mut(bytes / PAGE_SIZE);
         let expected = self.sum(ordinal)?;
         let actual = if self.has_extent(block, extent) {
             self.image.read_at(buf, file_offset)?;

@@ -3,12 +3,14 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`capture`] | a running machine's migration stream becomes an image |
 //! | [`image`] | an existing image, read with every extent checked |
 //! | [`verify`] | a whole image checked, both cores at work |
 //! | [`seal`] | companions for a file that QEMU wrote itself |
 //!
 //! The formats are [`keyframe_vmstate`]'s; this crate adds files, sockets and threads.
 
+pub mod capture;
 pub mod error;
 pub mod image;
 pub mod seal;

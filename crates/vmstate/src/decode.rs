@@ -611,3 +611,6 @@ pub(crate) fn command(cursor: &mut Cursor<'_>) -> Result<(), Stop> {
     }
     .into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,8 @@ pub mod mapped;
 pub mod ram;
 pub mod sums;
 pub mod tail;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod units;
 pub mod wire;
 

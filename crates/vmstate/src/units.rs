@@ -107,6 +107,15 @@ impl fmt::Display for PageIndex {
 pub struct PageCount(u64);
 
 impl PageCount {
+    /// None.
+    pub const ZERO: Self = Self(0);
+
+    /// This many and one for each extent of a block of `pages`. The blocks of a machine have no more
+    /// extents together than pages, so the sum is in bounds like theirs.
+    pub(crate) const fn plus_extents_of(self, pages: Self) -> Self {
+        Self(self.0 + pages.extents())
+    }
+
     /// `None` beyond the largest memory.
     pub const fn new(count: u64) -> Option<Self> {
         if count <= MAX_PAGES {

@@ -1,6 +1,7 @@
 //! Which pages of a block the file holds: one bit a page.
 
 use crate::Error;
+use crate::ram::{RamBlock, RamLayout};
 use crate::units::{BlockIndex, ExtentIndex, PAGE_SIZE, PAGES_PER_EXTENT, PageCount, PageIndex};
 
 use super::layout::MappedBlock;
@@ -39,6 +40,13 @@ impl PageBitmap {
             words: vec![0; pages.get().div_ceil(64) as usize],
             pages,
         }
+    }
+
+    /// All clear, with one bit for each extent of a machine's memory, by ordinal
+    /// ([`RamLayout::extent_ordinal`]), in place of one for each page of a block.
+    pub fn one_for_each_extent(ram: &RamLayout) -> Self {
+        let blocks = ram.blocks().iter().map(RamBlock::pages);
+        Self::new(blocks.fold(PageCount::ZERO, PageCount::plus_extents_of))
     }
 
     /// From a file's bytes: little-endian words, bit 0 first, as QEMU on x86-64 writes them.

@@ -21,6 +21,9 @@ mod devices_only;
 mod layout;
 mod parse;
 
+#[cfg(test)]
+mod tests;
+
 pub use bitmap::{DataExtent, PageBitmap, PageRun};
 pub use devices_only::{DevicesOnly, Piece};
 pub use layout::{MappedBlock, MappedLayout};
