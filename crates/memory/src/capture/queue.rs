@@ -1,0 +1,158 @@
+//! Batches between the thread that reads and the threads that write.
+//!
+//! A fixed number of batches exists; each is free, ready (filled, waiting for a writer) or with a
+//! writer. One mutex guards the lists, two conditions tell of a ready batch and of a free one. The
+//! first failure of a writer is kept, empties the queue and is handed to whoever waits.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::setpriority_process;
+
+use super::batch::{BATCH_BYTES, Batch};
+use super::target::Target;
+use crate::Error;
+
+/// Fewest and most batches.
+const BATCHES: std::ops::RangeInclusive<usize> = 4..=1024;
+/// How often a wait looks whether it should stop.
+const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
+
+struct Job<'p> {
+    batch: Batch,
+    target: Arc<Target<'p>>,
+}
+
+struct State<'p> {
+    free: Vec<Batch>,
+    ready: VecDeque<Job<'p>>,
+    with_writers: usize,
+    closed: bool,
+    error: Option<Error>,
+}
+
+/// The queue; see the module's text.
+pub(super) struct Queue<'p> {
+    state: Mutex<State<'p>>,
+    filled: Condvar,
+    freed: Condvar,
+}
+
+impl<'p> Queue<'p> {
+    /// A queue of so many bytes, all free.
+    pub fn new(buffer_bytes: usize) -> Self {
+        let count = (buffer_bytes / BATCH_BYTES).clamp(*BATCHES.start(), *BATCHES.end());
+        let state = State {
+            free: (0..count).map(|_| Batch::new()).collect(),
+            ready: VecDeque::with_capacity(count),
+            with_writers: 0,
+            closed: false,
+            error: None,
+        };
+        Self {
+            state: Mutex::new(state),
+            filled: Condvar::new(),
+            freed: Condvar::new(),
+        }
+    }
+
+    /// A free batch, empty; waits for one.
+    ///
+    /// # Errors
+    /// A writer's failure, or [`Error::Cancelled`].
+    pub fn take_free(&self, cancel: &AtomicBool) -> Result<Batch, Error> {
+        let mut state = self.wait(cancel, |state| !state.free.is_empty())?;
+        state.free.pop().ok_or(Error::Cancelled)
+    }
+
+    /// Waits until everything handed over is written.
+    ///
+    /// # Errors
+    /// A writer's failure, or [`Error::Cancelled`].
+    pub fn drain(&self, cancel: &AtomicBool) -> Result<(), Error> {
+        self.wait(cancel, |state| {
+            state.ready.is_empty() && state.with_writers == 0
+        })
+        .map(drop)
+    }
+
+    /// Hands a batch to the writers.
+    pub fn submit(&self, batch: Batch, target: Arc<Target<'p>>) {
+        self.lock().ready.push_back(Job { batch, target });
+        self.filled.notify_one();
+    }
+
+    /// No batch will follow: writers end when those there are are written.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.filled.notify_all();
+    }
+
+    /// What a writer has failed with, once.
+    ///
+    /// # Errors
+    /// That failure.
+    pub fn take_error(&self) -> Result<(), Error> {
+        self.lock().error.take().map_or(Ok(()), Err)
+    }
+
+    /// The life of a writer: takes batches and writes them until the queue is closed and empty.
+    pub fn work(&self, nice: i32) {
+        // Without the right to set a priority the writer works at the one it has.
+        let _ = setpriority_process(None, nice);
+        while let Some(job) = self.next() {
+            let written = job.target.write(&job.batch);
+            let mut batch = job.batch;
+            batch.clear();
+            let mut state = self.lock();
+            state.free.push(batch);
+            state.with_writers -= 1;
+            if let Err(error) = written {
+                state.error.get_or_insert(error);
+                while let Some(job) = state.ready.pop_front() {
+                    state.free.push(job.batch);
+                }
+            }
+            drop(state);
+            self.freed.notify_one();
+        }
+    }
+
+    fn next(&self) -> Option<Job<'p>> {
+        let idle = |state: &mut State<'p>| state.ready.is_empty() && !state.closed;
+        let mut state = self
+            .filled
+            .wait_while(self.lock(), idle)
+            .unwrap_or_else(PoisonError::into_inner);
+        let job = state.ready.pop_front()?;
+        state.with_writers += 1;
+        Some(job)
+    }
+
+    fn wait(
+        &self,
+        cancel: &AtomicBool,
+        done: impl Fn(&State<'p>) -> bool,
+    ) -> Result<MutexGuard<'_, State<'p>>, Error> {
+        let mut state = self.lock();
+        loop {
+            if let Some(error) = state.error.take() {
+                return Err(error);
+            }
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            if done(&state) {
+                return Ok(state);
+            }
+            let waited = self.freed.wait_timeout(state, CANCEL_INTERVAL);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<'p>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
