@@ -8,11 +8,13 @@
 //! | [`serial`] | its serial log: reading, waiting, and how long it was silent |
 //! | [`checker`] | the lines of the program in the small guest |
 //! | [`monitor`] | raw QMP, for what `keyframe` has no command for |
+//! | [`bare`] | a QEMU without Keyframe, to compare with |
 //! | [`process`] | killing what is ours and nothing else |
 //!
 //! The kit uses nothing of the crates it tests: it knows the command line and its JSON, and the files that
 //! DESIGN names.
 
+pub mod bare;
 pub mod checker;
 pub mod error;
 pub mod guests;
