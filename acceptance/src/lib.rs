@@ -1,1 +1,29 @@
-//! Acceptance
+//! The kit of the acceptance tests: real guests, the real `keyframe`, and means to look at both from outside.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`guests`] | kernels and disks that `cargo xtask guests` builds |
+//! | [`home`] | a `KEYFRAME_HOME` of one's own, and the runner of the command line |
+//! | [`machine`] | one machine: create, look, type at its console, destroy |
+//! | [`serial`] | its serial log: reading, waiting, and how long it was silent |
+//! | [`checker`] | the lines of the program in the small guest |
+//! | [`monitor`] | raw QMP, for what `keyframe` has no command for |
+//! | [`bare`] | a QEMU without Keyframe, to compare with |
+//! | [`process`] | killing what is ours and nothing else |
+//!
+//! The kit uses nothing of the crates it tests: it knows the command line and its JSON, and the files that
+//! DESIGN names.
+
+pub mod bare;
+pub mod checker;
+pub mod error;
+pub mod guests;
+pub mod home;
+pub mod machine;
+pub mod monitor;
+pub mod process;
+pub mod serial;
+
+pub use error::{Error, Result};
+pub use home::{Home, Outcome};
+pub use machine::{Machine, MachineSpec};

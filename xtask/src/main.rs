@@ -1,1 +1,61 @@
-fn main() {}
+//! Everything that is done to this repository, as one command: `cargo xtask`.
+//!
+//! Each task says what it is about to do, does nothing when nothing is to be done, and calls the tasks it
+//! stands on: so `cargo xtask test` and `cargo xtask demo` are all that a fresh machine needs.
+
+mod apt;
+mod fuzz;
+mod guests;
+mod host;
+mod lint;
+mod paths;
+mod run;
+mod say;
+mod setup;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+use crate::guests::Guest;
+
+/// Keyframe's chores.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the build and the tests need: QEMU 10 and the tools that make guests.
+    Setup,
+    /// Build the Linux guests of the tests and the demo, from Debian packages.
+    Guests {
+        /// Which of them; all when none is named.
+        which: Vec<Guest>,
+        /// Fetch kernel and packages again, and build anew.
+        #[arg(long)]
+        fresh: bool,
+    },
+    /// Set up, build everything, check its style and run every test, real guests included.
+    Test,
+    /// Check formatting and run clippy, warnings denied.
+    Lint,
+    /// Run every fuzz target for a while.
+    Fuzz(fuzz::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().task {
+        Task::Setup => setup::setup(),
+        Task::Guests { which, fresh } => {
+            setup::setup()?;
+            let wanted = if which.is_empty() { Guest::ALL.to_vec() } else { which };
+            wanted.into_iter().try_for_each(|guest| guests::ensure(guest, fresh).map(drop))
+        }
+        Task::Test => test::test(),
+        Task::Lint => lint::lint(),
+        Task::Fuzz(options) => fuzz::fuzz(&options),
+    }
+}
