@@ -70,6 +70,9 @@ impl RamBlock {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RamLayout {
     blocks: Vec<RamBlock>,
+    /// For each block, the extents of the blocks before it.
+    extents_before: Vec<u64>,
+    total_extents: u64,
     total_bytes: u64,
 }
 
@@ -96,6 +99,8 @@ impl RamLayout {
                 block: block.id.to_string(),
             });
         }
+        self.extents_before.push(self.total_extents);
+        self.total_extents += block.pages.extents();
         self.total_bytes = total;
         self.blocks.push(block);
         Ok(index)
@@ -139,7 +144,7 @@ impl RamLayout {
 
     /// Extents of all blocks.
     pub fn total_extents(&self) -> u64 {
-        self.blocks.iter().map(|b| b.pages.extents()).sum()
+        self.total_extents
     }
 
     /// Number of an extent when all blocks' extents are counted through in stream order: its place

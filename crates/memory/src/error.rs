@@ -1,0 +1,93 @@
+//! What can go wrong with a memory image. Paths and offsets are part of every message.
+
+use std::io;
+use std::path::PathBuf;
+
+use keyframe_vmstate as vmstate;
+
+/// Why an operation on a memory image failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A file that is not what it should be.
+    #[error("{path} is not usable")]
+    Format {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        source: vmstate::Error,
+    },
+    /// Guest memory whose bytes are not those that were written.
+    #[error(
+        "{path} is damaged: {extent_bytes} bytes at {block_offset:#x} of RAM block {block} \
+         (file offset {file_offset:#x}) do not match their checksum"
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// The RAM block's name.
+        block: String,
+        /// Bytes from the block's start.
+        block_offset: u64,
+        /// Bytes from the file's start.
+        file_offset: u64,
+        /// How many bytes the checksum covers.
+        extent_bytes: usize,
+    },
+    /// Everything else in the image (headers, bitmaps, device state) does not match its checksum.
+    #[error("{path} is damaged: its headers, bitmaps or device state do not match their checksum")]
+    DamagedRest {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The checksums themselves are damaged, so nothing can be said about the image.
+    #[error("{path} is damaged: its table does not match its checksum; the image may be intact")]
+    DamagedSums {
+        /// The file of sums.
+        path: PathBuf,
+    },
+    /// Image and sums are not of one snapshot.
+    #[error("{sums} does not belong to {path}")]
+    NotACouple {
+        /// The image.
+        path: PathBuf,
+        /// The file of sums.
+        sums: PathBuf,
+    },
+    /// A block or extent that the image does not have: a caller's mistake.
+    #[error("{path} has no extent {extent} in RAM block number {block}")]
+    NoSuchExtent {
+        /// Which file.
+        path: PathBuf,
+        /// The block's index.
+        block: usize,
+        /// The extent's index.
+        extent: u64,
+    },
+    /// The caller asked to stop.
+    #[error("interrupted")]
+    Cancelled,
+}
+
+impl Error {
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! An existing memory image, opened for reading: every byte handed out has been checked.
+//!
+//! A [`MemoryImage`] never changes its files and may be used by many threads at once: all methods
+//! take `&self` and read at given offsets. It holds the structure and one bit for each page in
+//! memory; sums are read as they are needed.
+//!
+//! What is read is judged by its sum alone, not by the page bitmap: an extent with a lost or an
+//! invented page has the wrong bytes and is refused like one with a flipped bit.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use keyframe_vmstate::mapped::{DevicesOnly, MappedFile, MappedLayout, PageBitmap, Piece, parse};
+use keyframe_vmstate::ram::RamLayout;
+use keyframe_vmstate::sums::{SUM_BYTES, Sum, SumsHeader, zero_extent_sum};
+use keyframe_vmstate::{BlockIndex, EXTENT_SIZE, ExtentIndex, PAGE_SIZE, PageIndex};
+use rustix::fs::{Advice, fadvise};
+
+use crate::Error;
+use crate::source::Source;
+
+/// Room for one extent, aligned to pages.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub struct ExtentBuf([u8; EXTENT_SIZE]);
+
+impl ExtentBuf {
+    /// Zeroed room on the heap.
+    pub fn new() -> Box<Self> {
+        Box::new(Self([0; EXTENT_SIZE]))
+    }
+}
+
+/// An opened image; see the module's text.
+#[derive(Debug)]
+pub struct MemoryImage {
+    image: Source,
+    sums: Source,
+    mapped: MappedFile,
+    header: SumsHeader,
+    bitmaps: Vec<PageBitmap>,
+}
+
+impl MemoryImage {
+    /// Opens an image and its sums, and checks that both are whole and of one snapshot. Guest
+    /// memory is not read; takes a few milliseconds and one byte of memory for each eight pages.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Format`] for either file, [`Error::NotACouple`],
+    /// [`Error::DamagedRest`] when structure, bitmaps or device state were changed.
+    pub fn open(path: &Path, sums_path: &Path) -> Result<Self, Error> {
+        let (image, sums) = (Source::open(path)?, Source::open(sums_path)?);
+        let header = read_header(&sums)?;
+        let mapped = parse(&image).map_err(|fault| image.named(fault))?;
+        if *mapped.layout().ram() != header.ram || mapped.file_bytes() != header.image_bytes {
+            let (path, sums) = (path.to_owned(), sums_path.to_owned());
+            return Err(Error::NotACouple { path, sums });
+        }
+        if non_page_sum(&image, mapped.layout())? != header.non_page {
+            return Err(Error::DamagedRest {
+                path: path.to_owned(),
+            });
+        }
+        let bitmaps = read_bitmaps(&image, &mapped)?;
+        Ok(Self {
+            image,
+            sums,
+            mapped,
+            header,
+            bitmaps,
+        })
+    }
+
+    /// The image's path.
+    pub fn path(&self) -> &Path {
+        &self.image.path
+    }
+
+    /// Where everything lies.
+    pub fn mapped(&self) -> &MappedFile {
+        &self.mapped
+    }
+
+    /// Where blocks and pages lie; machine type and section number.
+    pub fn layout(&self) -> &MappedLayout {
+        self.mapped.layout()
+    }
+
+    /// The RAM blocks.
+    pub fn ram(&self) -> &RamLayout {
+        self.mapped.layout().ram()
+    }
+
+    /// A block's page bitmap.
+    pub fn bitmap(&self, block: BlockIndex) -> Option<&PageBitmap> {
+        self.bitmaps.get(block.get())
+    }
+
+    /// Whether the file holds that page; if not, it is all zeroes.
+    pub fn has_page(&self, block: BlockIndex, page: PageIndex) -> bool {
+        self.bitmap(block).is_some_and(|bitmap| bitmap.get(page))
+    }
+
+    /// Whether the file holds any page of that extent; if not, it is all zeroes.
+    pub fn has_extent(&self, block: BlockIndex, extent: ExtentIndex) -> bool {
+        self.bitmap(block)
+            .is_some_and(|bitmap| bitmap.extent(extent) != 0)
+    }
+
+    /// Reads an extent and checks it. Returns its bytes: 64 KiB, fewer for a block's last extent.
+    /// An extent the file has no page of is not read.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when the bytes do not match their sum, [`Error::NoSuchExtent`],
+    /// [`Error::Io`].
+    pub fn read_extent<'b>(
+        &self,
+        block: BlockIndex,
+        extent: ExtentIndex,
+        buf: &'b mut ExtentBuf,
+    ) -> Result<&'b [u8], Error> {
+        let (ordinal, file_offset, bytes) = self.place(block, extent)?;
+        let buf = buf.0.get_mut(..bytes).unwrap_or_default();
+        let expected = self.sum(ordinal)?;
+        let actual = if self.has_extent(block, extent) {
+            self.image.read_at(buf, file_offset)?;
+            blake3::hash(buf)
+        } else {
+            buf.fill(0);
+            zero_extent_sum(bytes / PAGE_SIZE)
+        };
+        if actual == expected {
+            Ok(buf)
+        } else {
+            Err(self.damaged(block, extent))
+        }
+    }
+
+    /// The same after dropping what the page cache holds of the extent: tells a bad disk from bad
+    /// memory in between.
+    ///
+    /// # Errors
+    /// As [`MemoryImage::read_extent`].
+    pub fn read_extent_from_disk<'b>(
+        &self,
+        block: BlockIndex,
+        extent: ExtentIndex,
+        buf: &'b mut ExtentBuf,
+    ) -> Result<&'b [u8], Error> {
+        let (_, file_offset, bytes) = self.place(block, extent)?;
+        let (length, drop) = (std::num::NonZeroU64::new(bytes as u64), Advice::DontNeed);
+        fadvise(&self.image.file, file_offset, length, drop)
+            .map_err(|errno| Error::io("drop cached pages of", self.path())(errno.into()))?;
+        self.read_extent(block, extent, buf)
+    }
+
+    /// The device sections' bytes, as they go into a stream: without end mark and description.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn device_sections(&self) -> Result<Vec<u8>, Error> {
+        self.device_bytes(0, self.mapped.devices().sections_bytes())
+    }
+
+    /// The JSON description of the device sections.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn device_description(&self) -> Result<Vec<u8>, Error> {
+        let devices = self.mapped.devices();
+        self.device_bytes(devices.vmdesc_offset(), devices.vmdesc_bytes().into())
+    }
+
+    /// Writes the file with which a QEMU that maps `mapped` from this image starts (see
+    /// [`DevicesOnly`]). `dest` must not exist. Returns the bytes it takes on disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for either file; a partial `dest` is left for the caller to remove.
+    pub fn write_devices_only(&self, mapped: BlockIndex, dest: &Path) -> Result<u64, Error> {
+        let plan = DevicesOnly::plan(&self.mapped, mapped, |block| self.bitmap(block));
+        let file = File::create_new(dest).map_err(Error::io("create", dest))?;
+        file.set_len(self.mapped.file_bytes())
+            .map_err(Error::io("size", dest))?;
+        let mut buf = vec![0; 256 << 10];
+        for piece in plan.pieces() {
+            let Piece::Copy { offset, bytes } = *piece else {
+                continue;
+            };
+            for_chunks(offset, bytes, &mut buf, |chunk, at| {
+                self.image.read_at(chunk, at)?;
+                file.write_all_at(chunk, at)
+                    .map_err(Error::io("write", dest))
+            })?;
+        }
+        Ok(plan.copied_bytes())
+    }
+
+    /// Bytes of the sums that belong to a run of extents, counted through all blocks.
+    pub(crate) fn read_sums(&self, first_ordinal: u64, buf: &mut [u8]) -> Result<(), Error> {
+        let offset = SumsHeader::sum_offset(&self.header.ram, first_ordinal);
+        self.sums.read_at(buf, offset)
+    }
+
+    pub(crate) fn image(&self) -> &Source {
+        &self.image
+    }
+
+    pub(crate) fn sums(&self) -> &Source {
+        &self.sums
+    }
+
+    pub(crate) fn header(&self) -> &SumsHeader {
+        &self.header
+    }
+
+    /// The error for an extent whose bytes are wrong.
+    pub(crate) fn damaged(&self, block: BlockIndex, extent: ExtentIndex) -> Error {
+        let placed = self.layout().get(block);
+        let (file_offset, extent_bytes) = placed.and_then(|b| b.extent(extent)).unwrap_or_default();
+        Error::Damaged {
+            path: self.path().to_owned(),
+            block: placed
+                .map(|b| b.block().id().to_string())
+                .unwrap_or_default(),
+            block_offset: extent.byte_offset(),
+            file_offset,
+            extent_bytes,
+        }
+    }
+
+    fn device_bytes(&self, from: u64, bytes: u64) -> Result<Vec<u8>, Error> {
+        let mut found = vec![0; bytes as usize];
+        self.image
+            .read_at(&mut found, self.layout().devices_offset() + from)?;
+        Ok(found)
+    }
+
+    fn sum(&self, ordinal: u64) -> Result<Sum, Error> {
+        let mut sum = [0; SUM_BYTES];
+        self.read_sums(ordinal, &mut sum)?;
+        Ok(Sum::from_bytes(sum))
+    }
+
+    fn place(&self, block: BlockIndex, extent: ExtentIndex) -> Result<(u64, u64, usize), Error> {
+        let found = || {
+            let ordinal = self.ram().extent_ordinal(block, extent)?;
+            let (file_offset, bytes) = self.layout().get(block)?.extent(extent)?;
+            Some((ordinal, file_offset, bytes))
+        };
+        found().ok_or_else(|| Error::NoSuchExtent {
+            path: self.path().to_owned(),
+            block: block.get(),
+            extent: extent.get(),
+        })
+    }
+}
+
+/// Hash of all bytes of the file that are no guest pages.
+pub(crate) fn non_page_sum(image: &Source, layout: &MappedLayout) -> Result<Sum, Error> {
+    let ranges = layout
+        .non_page_ranges(image.bytes)
+        .map_err(|error| image.wrong(error))?;
+    let (mut hasher, mut buf) = (blake3::Hasher::new(), vec![0; 256 << 10]);
+    for (start, end) in ranges {
+        for_chunks(start, end - start, &mut buf, |chunk, at| {
+            image.read_at(chunk, at)?;
+            hasher.update(chunk);
+            Ok(())
+        })?;
+    }
+    Ok(hasher.finalize())
+}
+
+pub(crate) fn read_bitmaps(image: &Source, file: &MappedFile) -> Result<Vec<PageBitmap>, Error> {
+    let blocks = file.layout().ram().iter();
+    let read = |(block, _)| {
+        file.read_bitmap(image, block)
+            .map_err(|fault| image.named(fault))
+    };
+    blocks.map(read).collect()
+}
+
+/// Calls `each` for consecutive pieces of a range, each as large as the buffer allows.
+pub(crate) fn for_chunks(
+    start: u64,
+    bytes: u64,
+    buf: &mut [u8],
+    mut each: impl FnMut(&mut [u8], u64) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut done = 0;
+    while done < bytes {
+        let count = (bytes - done).min(buf.len() as u64);
+        let Some(chunk) = buf.get_mut(..count as usize) else {
+            break;
+        };
+        each(chunk, start + done)?;
+        done += count;
+    }
+    Ok(())
+}
+
+fn read_header(sums: &Source) -> Result<SumsHeader, Error> {
+    let mut bytes = vec![0; SumsHeader::max_bytes().min(sums.bytes as usize)];
+    sums.read_at(&mut bytes, 0)?;
+    let header = SumsHeader::parse(&bytes).map_err(|error| sums.wrong(error))?;
+    if sums.bytes != SumsHeader::file_bytes(&header.ram) {
+        let source = io::Error::from(io::ErrorKind::UnexpectedEof);
+        return Err(Error::Io {
+            action: "read all of",
+            path: sums.path.clone(),
+            source,
+        });
+    }
+    Ok(header)
+}

@@ -1,0 +1,19 @@
+//! Input and output of a machine's memory image: `memory.mapped` (QEMU's own mapped-ram file) and
+//! its companions `memory.b3` (sums) and `memory.hot` (what the guest wanted first).
+//!
+//! | module | what |
+//! |---|---|
+//! | [`image`] | an existing image, read with every extent checked |
+//! | [`verify`] | a whole image checked, both cores at work |
+//! | [`seal`] | companions for a file that QEMU wrote itself |
+//!
+//! The formats are [`keyframe_vmstate`]'s; this crate adds files, sockets and threads.
+
+pub mod error;
+pub mod image;
+pub mod seal;
+mod source;
+pub mod verify;
+
+pub use error::Error;
+pub use image::{ExtentBuf, MemoryImage};
