@@ -12,6 +12,7 @@
 //! | [`encode`] | the same stream, written |
 //! | [`mapped`] | layout, parser and page bitmaps of a mapped-ram file |
 //! | [`sums`] | BLAKE3 of each 64 KiB extent, built from pages in any order |
+//! | [`postcopy`] | the source's side of a postcopy migration |
 //! | [`hot`] | which pages the guest wanted first |
 
 pub mod config;
@@ -20,6 +21,7 @@ pub mod encode;
 mod error;
 pub mod hot;
 pub mod mapped;
+pub mod postcopy;
 pub mod ram;
 pub mod sums;
 pub mod tail;
