@@ -1,1 +1,80 @@
-fn main() {}
+//! `keyframe`: arguments, terminal, progress; no logic.
+
+mod args;
+mod commands;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Parser as _;
+use keyframe_engine::{Context, Error, Home, Kind};
+
+use args::{Arguments, Command};
+use output::Output;
+use progress::Terminal;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // A closed pipe is the only thing that can go wrong here, and there is nobody to tell.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    log(arguments.global.verbose);
+    let output = Output::new(arguments.global.json);
+    match run(arguments, &output) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            output.failure(&error);
+            ExitCode::from(exit_status(error.kind()))
+        }
+    }
+}
+
+fn log(verbosity: u8) {
+    let level = match verbosity {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::DEBUG,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
+}
+
+/// The exit status that scripts rely on.
+fn exit_status(kind: Kind) -> u8 {
+    match kind {
+        Kind::Failed => 1,
+        Kind::Usage => 2,
+        Kind::Incomplete => 3,
+        Kind::NotFound => 10,
+        Kind::Busy => 11,
+        Kind::Interrupted => 130,
+    }
+}
+
+fn run(arguments: Arguments, output: &Output) -> Result<u8, Error> {
+    let global = arguments.global;
+    // Page servers and guards are not a person's: Ctrl-C and the home are none of their business.
+    let command = match arguments.command {
+        Command::Internal(internal) => return commands::internal::run(internal),
+        command => command,
+    };
+    let cancel = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // The second time the signal does what it does by default: it ends us.
+        let registered = signal_hook::flag::register_conditional_default(signal, Arc::clone(&cancel))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&cancel)));
+        registered.map_err(|source| Error::Io { action: "listen for", path: "signals".into(), source })?;
+    }
+    let home = Home::open(&global.home.unwrap_or_else(Home::default_root))?;
+    let progress = Terminal::new(global.quiet || output.is_json());
+    let ctx = Context { home: &home, progress: &progress, cancel: &cancel };
+    let status = commands::run(&ctx, command, output);
+    progress.clear();
+    status
+}

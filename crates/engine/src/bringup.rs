@@ -214,7 +214,8 @@ fn accelerator_for(manifest: &Manifest) -> Result<Accelerator, Error> {
         Accelerator::Tcg => AccelChoice::Tcg,
     };
     let other = |taken: String, here: String| Error::OtherHost { id: manifest.id.clone(), taken, here };
-    let accelerator = choose_accelerator(choice).map_err(|error| other(taken.accelerator.to_string(), error.to_string()))?;
+    let accelerator =
+        choose_accelerator(choice).map_err(|error| other(taken.accelerator.to_string(), error.to_string()))?;
     match (&taken.host_cpu, host_cpu(accelerator)) {
         (Some(theirs), Some(ours)) if *theirs != ours => Err(other(theirs.clone(), format!("it has {ours}"))),
         _ => Ok(accelerator),

@@ -129,8 +129,7 @@ fn build(
         disks,
         extra_args: request.extra_args,
     };
-    let head =
-        Head { parent: None, disks: chains, nvram, process: None, clean_shutdown: false, origin: None };
+    let head = Head { parent: None, disks: chains, nvram, process: None, clean_shutdown: false, origin: None };
     sealed::write(&dir.head(), &head)?;
     // Written last: a directory without a definition is no machine.
     write_definition(&dir.definition(), &definition)?;
@@ -196,8 +195,12 @@ fn owners(home: &Home) -> Result<BTreeMap<(u64, u64), VmName>, Error> {
     let mut owners = BTreeMap::new();
     for name in home.machine_names()? {
         let head: Option<Head> = sealed::read(&home.vm(&name).head())?;
-        let paths: Vec<PathBuf> =
-            head.iter().flat_map(Head::chains).flat_map(|chain| &chain.layers).map(|layer| home.absolute(&layer.path)).collect();
+        let paths: Vec<PathBuf> = head
+            .iter()
+            .flat_map(Head::chains)
+            .flat_map(|chain| &chain.layers)
+            .map(|layer| home.absolute(&layer.path))
+            .collect();
         for path in paths {
             if let Ok(metadata) = std::fs::metadata(&path) {
                 owners.insert((metadata.dev(), metadata.ino()), name.clone());

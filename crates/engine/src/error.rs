@@ -172,7 +172,9 @@ impl Error {
                  otherwise revert to a snapshot that does not need it"
                     .to_owned()
             }
-            Self::LayerMissing { path } => format!("put {} back, or revert to a snapshot that does not need it", path.display()),
+            Self::LayerMissing { path } => {
+                format!("put {} back, or revert to a snapshot that does not need it", path.display())
+            }
             Self::Memory { .. } => {
                 "say --disk-only to start the machine from the snapshot's disks, which do not depend on the image, \
                  or use another snapshot"
@@ -180,21 +182,37 @@ impl Error {
             }
             Self::NoSpace { .. } => "delete snapshots (`keyframe delete VM@SNAP`), or say --disk-only".to_owned(),
             Self::PauseTooLong { .. } => {
-                "allow more with --max-pause, or say --or-disk-only to take a snapshot without memory instead".to_owned()
+                "allow more with --max-pause, or say --or-disk-only to take a snapshot without memory instead"
+                    .to_owned()
             }
-            Self::NotExact { .. } => "say a longer --max-pause: then the guest is stopped first, which is always exact".to_owned(),
+            Self::NotExact { .. } => {
+                "say a longer --max-pause: then the guest is stopped first, which is always exact".to_owned()
+            }
             Self::FreezeFailed { .. } => "say `--freeze try` to go on without, or look at the guest's agent".to_owned(),
-            Self::OtherQemu { .. } => "install that QEMU and name it in KEYFRAME_QEMU, or say --disk-only to boot its disks".to_owned(),
-            Self::OtherHost { .. } => "revert on such a host, or say --disk-only to boot its disks".to_owned(),
-            Self::NoMemory { .. } => "`keyframe revert` starts a disk-only snapshot from its disks; a fork needs memory".to_owned(),
-            Self::MappedMachine { .. } => {
-                "say --disk-only, or fork again with `--strategy lazy` or `eager`: such a machine can be snapshotted".to_owned()
+            Self::OtherQemu { .. } => {
+                "install that QEMU and name it in KEYFRAME_QEMU, or say --disk-only to boot its disks".to_owned()
             }
-            Self::NoShutdown { vm, .. } => format!("`keyframe vm stop {vm} --force` switches it off as a power cut would"),
+            Self::OtherHost { .. } => "revert on such a host, or say --disk-only to boot its disks".to_owned(),
+            Self::NoMemory { .. } => {
+                "`keyframe revert` starts a disk-only snapshot from its disks; a fork needs memory".to_owned()
+            }
+            Self::MappedMachine { .. } => {
+                "say --disk-only, or fork again with `--strategy lazy` or `eager`: such a machine can be snapshotted"
+                    .to_owned()
+            }
+            Self::NoShutdown { vm, .. } => {
+                format!("`keyframe vm stop {vm} --force` switches it off as a power cut would")
+            }
             Self::DiskInUse { .. } => "a disk belongs to one machine; copy it, or put an overlay on it".to_owned(),
-            Self::UndoFailed { undo, .. } => format!("the next command on this machine tries again to tidy up ({undo})"),
-            Self::Damaged { .. } => "the machine's other snapshots can be used; see docs/formats/snapshot.md".to_owned(),
-            Self::Hypervisor(keyframe_hypervisor::Error::CannotSaveLive(_)) => "`keyframe doctor VM` tells why; --disk-only works".to_owned(),
+            Self::UndoFailed { undo, .. } => {
+                format!("the next command on this machine tries again to tidy up ({undo})")
+            }
+            Self::Damaged { .. } => {
+                "the machine's other snapshots can be used; see docs/formats/snapshot.md".to_owned()
+            }
+            Self::Hypervisor(keyframe_hypervisor::Error::CannotSaveLive(_)) => {
+                "`keyframe doctor VM` tells why; --disk-only works".to_owned()
+            }
             _ => return None,
         };
         Some(text)

@@ -184,8 +184,7 @@ impl Fork {
 
     fn begin(&mut self, ctx: &Context<'_>, source: &Source) -> Result<(), Error> {
         let head = &self.machine.head;
-        let target =
-            Target { definition: &self.machine.definition, disks: &head.disks, nvram: head.nvram.as_ref() };
+        let target = Target { definition: &self.machine.definition, disks: &head.disks, nvram: head.nvram.as_ref() };
         self.starting = Some(source.begin(ctx, &self.machine.dir, &target)?);
         Ok(())
     }
@@ -205,7 +204,14 @@ impl Fork {
         }
         let running_ms = begun.elapsed().as_secs_f64() * 1e3;
         let frozen = source.manifest.frozen;
-        Ok(Awake { machine: self.machine, lock: self.lock, started, running_ms, frozen, cold: source.strategy == Strategy::Cold })
+        Ok(Awake {
+            machine: self.machine,
+            lock: self.lock,
+            started,
+            running_ms,
+            frozen,
+            cold: source.strategy == Strategy::Cold,
+        })
     }
 }
 

@@ -43,7 +43,7 @@ impl Guard {
         let program = Path::new("/proc/self/exe");
         let mut command = Command::new(program);
         command
-            .args([SUBCOMMAND, "--home"])
+            .args([SUBCOMMAND, "--guard-home"])
             .arg(home.root())
             .arg(vm.as_str())
             .env_remove(failpoint::VARIABLE)

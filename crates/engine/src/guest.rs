@@ -4,7 +4,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use keyframe_hypervisor::{InstanceRecord, socket};
 use keyframe_qmp::Error;
-use keyframe_qmp::agent::{Agent, ClockNs, FsfreezeFreeze, FsfreezeStatus, FsfreezeThaw, Frozen as Status, GetTime, SetTime};
+use keyframe_qmp::agent::{
+    Agent, ClockNs, Frozen as Status, FsfreezeFreeze, FsfreezeStatus, FsfreezeThaw, GetTime, SetTime,
+};
 
 /// The longest that file systems stay frozen: a guest that cannot write for longer suffers.
 pub const FREEZE_WINDOW: Duration = Duration::from_secs(5);

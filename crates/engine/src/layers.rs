@@ -7,7 +7,7 @@ use keyframe_hypervisor::LayerFormat;
 use keyframe_hypervisor::cut::Overlay;
 use keyframe_hypervisor::host::takes_direct_io;
 use keyframe_hypervisor::launch::{LayerAccess, LayerFile, NVRAM_DISK, disk_device, layer_node, node_name};
-use keyframe_qcow2::units::{ByteLen as QcowLen, VirtualSize};
+use keyframe_qcow2::units::VirtualSize;
 use keyframe_qcow2::{Backing, CreateOptions, Format};
 use keyframe_types::{LayerId, VmName};
 
@@ -64,7 +64,7 @@ fn create_top(home: &Home, chain: &Chain) -> Result<(), Error> {
     let stored = if below.path.is_absolute() { below_path } else { relative_to(dir, &below_path) };
     let layer_error = |source| Error::Layer { path: path.clone(), source };
     let backing = Backing::new(stored, qcow2_format(below.format)).map_err(layer_error)?;
-    let size = VirtualSize::new(QcowLen::from_bytes(top.virtual_bytes.bytes())).map_err(layer_error)?;
+    let size = VirtualSize::new(top.virtual_bytes).map_err(layer_error)?;
     keyframe_qcow2::create_overlay(&path, &backing, size, &CreateOptions::default()).map_err(layer_error)?;
     durable::sync_dir(dir)
 }
@@ -74,7 +74,10 @@ fn create_top(home: &Home, chain: &Chain) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Io`].
 pub fn remove_tops(home: &Home, chains: &[Chain]) -> Result<(), Error> {
-    chains.iter().filter_map(|chain| chain.layers.first()).try_for_each(|top| durable::remove_file(&home.absolute(&top.path)))
+    chains
+        .iter()
+        .filter_map(|chain| chain.layers.first())
+        .try_for_each(|top| durable::remove_file(&home.absolute(&top.path)))
 }
 
 fn qcow2_format(format: LayerFormat) -> Format {

@@ -20,6 +20,7 @@ pub mod bringup;
 pub mod context;
 pub mod create;
 pub mod delete;
+pub mod doctor;
 mod error;
 pub mod failpoint;
 pub mod fork;

@@ -57,8 +57,7 @@ pub(crate) fn capture(
 
 fn watch(ctx: &Context<'_>, progress: &CaptureProgress, done: &AtomicBool) {
     while !done.load(Ordering::Relaxed) {
-        let (seen, total) =
-            (progress.seen_bytes.load(Ordering::Relaxed), progress.ram_bytes.load(Ordering::Relaxed));
+        let (seen, total) = (progress.seen_bytes.load(Ordering::Relaxed), progress.ram_bytes.load(Ordering::Relaxed));
         if seen > 0 {
             pass(Failpoint::SnapshotStreaming);
         }

@@ -216,7 +216,8 @@ pub fn supervise(dir: &Path) -> Result<(), Error> {
     let mut config: ServerConfig = Post::read(&post.config()).ok_or_else(|| missing(post.config()))?;
     let instance: InstanceRecord = Post::read(&post.instance()).ok_or_else(|| missing(post.instance()))?;
     let supervisor = ProcessId::of(std::process::id()).or_io("look at", dir)?;
-    let mut status = Hydration { supervisor, state: HydrationState::Serving, pages_sent: 0, pages_held: 0, restarts: 0 };
+    let mut status =
+        Hydration { supervisor, state: HydrationState::Serving, pages_sent: 0, pages_held: 0, restarts: 0 };
     loop {
         Post::write(&post.status(), &status)?;
         if config.errand == Errand::Resume
@@ -329,8 +330,10 @@ impl Observer for ToSupervisor {
 /// # Errors
 /// When the config cannot be read.
 pub fn work(config: &Path) -> Result<(), Error> {
-    let config: ServerConfig = Post::read(config)
-        .ok_or_else(|| Error::Damaged { path: config.to_owned(), reason: "it does not describe a page server".to_owned() })?;
+    let config: ServerConfig = Post::read(config).ok_or_else(|| Error::Damaged {
+        path: config.to_owned(),
+        reason: "it does not describe a page server".to_owned(),
+    })?;
     match pageserver::run(&config, &ToSupervisor) {
         Ok(report) => {
             if let Some(hot) = &config.hot {

@@ -100,7 +100,8 @@ pub fn restore_huge_pages(ctx: &Context<'_>, process: &Process, definition: &Mac
     match crate::memory::collapse(pid, definition.memory(), ctx.cancel) {
         Ok(restored) => restored,
         Err(error) => {
-            ctx.progress.note(&format!("the guest's memory stays in small pages; the next pause will be longer: {error}"));
+            ctx.progress
+                .note(&format!("the guest's memory stays in small pages; the next pause will be longer: {error}"));
             ByteLen::ZERO
         }
     }

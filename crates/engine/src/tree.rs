@@ -73,8 +73,10 @@ pub fn tree(ctx: &Context<'_>, vm: &VmName) -> Result<Tree, Error> {
     let (manifests, damaged) = snapshots::scan(&machine.dir)?;
     let head = machine.head.parent.clone();
     let snapshots = manifests.iter().map(|manifest| summary(ctx, manifest, head.as_ref())).collect();
-    let damaged =
-        damaged.into_iter().map(|damaged| DamagedSummary { id: damaged.id, reason: damaged.error.to_string() }).collect();
+    let damaged = damaged
+        .into_iter()
+        .map(|damaged| DamagedSummary { id: damaged.id, reason: damaged.error.to_string() })
+        .collect();
     Ok(Tree { vm: vm.clone(), head, snapshots, damaged })
 }
 

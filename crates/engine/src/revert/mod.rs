@@ -97,11 +97,7 @@ pub fn revert(ctx: &Context<'_>, request: &RevertRequest) -> Result<RevertReport
     let source = Source::prepare(&machine.dir, manifest, request.strategy)?;
     source.verify(ctx)?;
     let present = Present::of(&machine, request, &source);
-    let early = if present.needs_keeping_first(request) {
-        Some(keep_first(ctx, &mut machine, &source)?)
-    } else {
-        None
-    };
+    let early = if present.needs_keeping_first(request) { Some(keep_first(ctx, &mut machine, &source)?) } else { None };
     let mut reverting = Reverting::plan(ctx, &machine, request, source, present, begun)?;
     let mut report = reverting.carry_out(&mut machine)?;
     if let Some(kept) = early {
@@ -274,11 +270,7 @@ impl<'a> Reverting<'a> {
             undo::quit(machine)?;
         }
         let definition = at_snapshot(&machine.definition, &self.source.manifest.definition);
-        let target = Target {
-            definition: &definition,
-            disks: &after.disks,
-            nvram: after.nvram.as_ref(),
-        };
+        let target = Target { definition: &definition, disks: &after.disks, nvram: after.nvram.as_ref() };
         let starting = self.source.begin(self.ctx, &machine.dir, &target)?;
         pass(Failpoint::RevertProcessStarted);
         let mut started = starting.ready()?;

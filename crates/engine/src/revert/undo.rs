@@ -120,7 +120,8 @@ fn parked(
     durable::remove_dir(dir.root())?;
     durable::create_private_dir(dir.root())?;
     let pair = UnixStream::pair();
-    let (ours, qemus) = pair.map_err(|source| Error::Io { action: "make a pair of", path: "sockets".into(), source })?;
+    let (ours, qemus) =
+        pair.map_err(|source| Error::Io { action: "make a pair of", path: "sockets".into(), source })?;
     let mut monitor = process.instance.monitor(keyframe_hypervisor::Monitor::Engine)?;
     let prepared = cut::prepare(&mut monitor, &[], qemus.as_fd())?;
     drop(qemus);

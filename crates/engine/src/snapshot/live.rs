@@ -242,7 +242,9 @@ impl Taking<'_> {
         loop {
             let (strategy, cut) = match self.state {
                 StateAtCut::Running if attempt <= ATTEMPTS => (Strategy::AtQemusStop, Cut::AtQemusStop),
-                StateAtCut::Running if scope.budget.admits_stop_first(self.process) => (Strategy::StopFirst, Cut::StopFirst),
+                StateAtCut::Running if scope.budget.admits_stop_first(self.process) => {
+                    (Strategy::StopFirst, Cut::StopFirst)
+                }
                 StateAtCut::Running => return Err(Error::NotExact { attempts: ATTEMPTS }),
                 StateAtCut::Paused | StateAtCut::Stopped => (Strategy::Still, Cut::Still),
             };
@@ -331,8 +333,10 @@ impl Taking<'_> {
 
 /// A connected pair of sockets: one end for QEMU, one for the sink.
 fn socket_pair() -> Result<(OwnedFd, OwnedFd), Error> {
-    let (ours, qemus) = std::os::unix::net::UnixStream::pair()
-        .map_err(|source| Error::Io { action: "make a pair of", path: "sockets".into(), source })?;
+    let (ours, qemus) = std::os::unix::net::UnixStream::pair().map_err(|source| Error::Io {
+        action: "make a pair of",
+        path: "sockets".into(),
+        source,
+    })?;
     Ok((ours.into(), qemus.into()))
 }
-

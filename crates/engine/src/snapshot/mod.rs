@@ -200,11 +200,8 @@ pub(crate) fn commit(
 ) -> Result<SnapshotReport, Error> {
     let dir = machine.dir.snapshot(&plan.id);
     durable::create_private_dir(dir.root())?;
-    let cost = Cost {
-        pause_ms: ms(taken.pause),
-        guest_stall_ms_max: taken.stall.map(ms),
-        total_ms: ms(plan.begun.elapsed()),
-    };
+    let cost =
+        Cost { pause_ms: ms(taken.pause), guest_stall_ms_max: taken.stall.map(ms), total_ms: ms(plan.begun.elapsed()) };
     let manifest = Manifest {
         id: plan.id.clone(),
         name: plan.name.clone(),

@@ -51,15 +51,12 @@ pub(crate) fn finish(
 /// The head after the cut: fresh layers on top of what `frozen` froze.
 pub(crate) fn head_above(now: &Head, journal: &SnapshotJournal, frozen: &Head) -> Head {
     let above = |below: &Chain| {
-        let fresh = journal.overlays.iter().find(|chain| chain.disk == below.disk).and_then(|chain| chain.layers.first());
+        let fresh =
+            journal.overlays.iter().find(|chain| chain.disk == below.disk).and_then(|chain| chain.layers.first());
         let layers = fresh.into_iter().chain(&below.layers).cloned().collect();
         Chain { disk: below.disk.clone(), layers }
     };
-    Head {
-        disks: frozen.disks.iter().map(above).collect(),
-        nvram: frozen.nvram.as_ref().map(above),
-        ..now.clone()
-    }
+    Head { disks: frozen.disks.iter().map(above).collect(), nvram: frozen.nvram.as_ref().map(above), ..now.clone() }
 }
 
 /// Stops QEMU from saving, thaws the guest and lets it run on.

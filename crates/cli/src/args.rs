@@ -1,0 +1,375 @@
+//! The command line, as `--help` tells it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use keyframe_engine::bringup::Strategy;
+use keyframe_engine::snapshot::Freeze;
+use keyframe_hypervisor::{AccelChoice, Firmware, Network};
+use keyframe_types::{ByteLen, SnapshotName, SnapshotRef, TimeToLive, VmName};
+
+/// Snapshots of running virtual machines on stock QEMU: memory, devices and disks of one instant, with
+/// milliseconds of pause.
+#[derive(Debug, Parser)]
+#[command(name = "keyframe", version, max_term_width = 100, infer_long_args = false)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Where machines live [default: /var/lib/keyframe for root, ~/.local/share/keyframe for others]
+    #[arg(long, global = true, env = "KEYFRAME_HOME", value_name = "DIR", hide_env_values = true)]
+    pub home: Option<PathBuf>,
+    /// Write one JSON document to standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress, no notes
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Say more; twice for even more
+    #[arg(long, short, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say whether this host, or a machine on it, is fit for snapshots, and what they will cost
+    Doctor {
+        /// The machine to look at
+        vm: Option<VmName>,
+    },
+    /// Create, start, stop, list, show and remove machines
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Take a snapshot of a running, paused or stopped machine
+    Snapshot(SnapshotArgs),
+    /// List a machine's snapshots as a tree
+    Snapshots {
+        /// The machine
+        vm: VmName,
+    },
+    /// Show one snapshot in full
+    Show {
+        /// The snapshot
+        #[arg(value_name = "VM@SNAP")]
+        snapshot: SnapshotRef,
+    },
+    /// Go back to a snapshot, with its programs still running
+    Revert(RevertArgs),
+    /// Make machines that continue from a snapshot, beside the original
+    Fork(ForkArgs),
+    /// Delete snapshots that nothing hangs on
+    Delete {
+        /// The snapshots, of one machine
+        #[arg(value_name = "VM@SNAP", required = true)]
+        snapshots: Vec<SnapshotRef>,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+    #[command(flatten)]
+    Internal(Internal),
+}
+
+/// Processes that Keyframe starts for itself.
+#[derive(Debug, Subcommand)]
+pub enum Internal {
+    #[command(name = keyframe_engine::guard::SUBCOMMAND, hide = true)]
+    Guard {
+        #[arg(long = "guard-home")]
+        guard_home: PathBuf,
+        vm: VmName,
+    },
+    #[command(name = keyframe_engine::pages::SUPERVISOR, hide = true)]
+    Pages { dir: PathBuf },
+    #[command(name = keyframe_engine::pages::WORKER, hide = true)]
+    PageWorker { config: PathBuf },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// Create a machine over existing disks, which are used in place
+    Create(Box<CreateArgs>),
+    /// Start a machine, or let a paused one run on
+    Start {
+        /// The machine
+        name: VmName,
+    },
+    /// Shut a machine down by its power button
+    Stop {
+        /// The machine
+        name: VmName,
+        /// Switch it off as a power cut would
+        #[arg(long)]
+        force: bool,
+        /// How long the guest may take to shut down
+        #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_span)]
+        timeout: Duration,
+    },
+    /// List all machines
+    List,
+    /// Say everything about a machine
+    Show {
+        /// The machine
+        name: VmName,
+    },
+    /// Talk to a machine's serial console; Ctrl-] ends it
+    Console {
+        /// The machine
+        name: VmName,
+    },
+    /// Remove a stopped machine with its snapshots; disks that were given to `create` stay
+    Remove {
+        /// The machine
+        name: VmName,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Its name: letters, digits, '.', '_' and '-'
+    pub name: VmName,
+    /// Its RAM, such as 512M or 4G
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub memory: ByteLen,
+    /// Its CPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// A qcow2 or raw image, used in place; can be given several times
+    #[arg(long = "disk", value_name = "PATH")]
+    pub disks: Vec<PathBuf>,
+    /// A kernel to boot directly
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Its initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// Its command line
+    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "", hide_default_value = true)]
+    pub append: String,
+    /// Its firmware
+    #[arg(long, value_enum, default_value_t = FirmwareArg::Bios)]
+    pub firmware: FirmwareArg,
+    /// What its network card is plugged into: user, none, tap:INTERFACE or bridge:BRIDGE
+    #[arg(long, value_name = "NET", default_value = "user", value_parser = parse_network)]
+    pub net: NetworkArg,
+    /// What runs its instructions
+    #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
+    pub accel: AccelArg,
+    /// Further arguments for QEMU; what would escape a snapshot is refused
+    #[arg(last = true, value_name = "QEMU-ARGS")]
+    pub extra_args: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum FirmwareArg {
+    Bios,
+    Uefi,
+}
+
+impl From<FirmwareArg> for Firmware {
+    fn from(arg: FirmwareArg) -> Self {
+        match arg {
+            FirmwareArg::Bios => Self::Bios,
+            FirmwareArg::Uefi => Self::Uefi,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum AccelArg {
+    Auto,
+    Kvm,
+    Tcg,
+}
+
+impl From<AccelArg> for AccelChoice {
+    fn from(arg: AccelArg) -> Self {
+        match arg {
+            AccelArg::Auto => Self::Auto,
+            AccelArg::Kvm => Self::Kvm,
+            AccelArg::Tcg => Self::Tcg,
+        }
+    }
+}
+
+/// A network, or none.
+#[derive(Debug, Clone)]
+pub struct NetworkArg(pub Option<Network>);
+
+fn parse_network(text: &str) -> Result<NetworkArg, String> {
+    if text == "none" {
+        return Ok(NetworkArg(None));
+    }
+    text.parse()
+        .map(|network| NetworkArg(Some(network)))
+        .map_err(|error: keyframe_hypervisor::definition::DefinitionError| error.to_string())
+}
+
+#[derive(Debug, Args)]
+pub struct SnapshotArgs {
+    /// The machine
+    pub vm: VmName,
+    /// Its name; one made from the time if none is given
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<SnapshotName>,
+    /// Why it is taken
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+    /// Without memory
+    #[arg(long)]
+    pub disk_only: bool,
+    /// How long it is wanted, such as 12h or 7d
+    #[arg(long, value_name = "TIME")]
+    pub ttl: Option<TimeToLive>,
+    /// Keep it whatever else is said
+    #[arg(long)]
+    pub pin: bool,
+    /// Refuse a pause that is expected to be longer, such as 50ms
+    #[arg(long, value_name = "TIME", value_parser = parse_span)]
+    pub max_pause: Option<Duration>,
+    /// Rather a snapshot without memory than a longer pause
+    #[arg(long, requires = "max_pause")]
+    pub or_disk_only: bool,
+    /// Have the guest's agent freeze file systems around the instant
+    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, default_missing_value = "must", default_value = "no", require_equals = true)]
+    pub freeze: FreezeArg,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum FreezeArg {
+    /// Do not
+    No,
+    /// Go on without if it does not work, and say so
+    Try,
+    /// No snapshot without
+    Must,
+}
+
+impl From<FreezeArg> for Freeze {
+    fn from(arg: FreezeArg) -> Self {
+        match arg {
+            FreezeArg::No => Self::No,
+            FreezeArg::Try => Self::Try,
+            FreezeArg::Must => Self::Must,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct RevertArgs {
+    /// The snapshot
+    #[arg(value_name = "VM@SNAP")]
+    pub snapshot: SnapshotRef,
+    /// Do not keep the present as a snapshot first
+    #[arg(long)]
+    pub discard: bool,
+    /// How memory comes back; chosen by size if not given
+    #[arg(long, value_enum)]
+    pub strategy: Option<RevertStrategy>,
+    /// Start from the snapshot's disks and leave its memory out
+    #[arg(long, conflicts_with = "strategy")]
+    pub disk_only: bool,
+    /// Go on although layers were written to from outside
+    #[arg(long)]
+    pub accept_touched_layers: bool,
+    /// With --discard: return as soon as the machine runs, while memory is still on its way
+    #[arg(long, requires = "discard")]
+    pub no_wait: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum RevertStrategy {
+    /// All memory first
+    Eager,
+    /// Memory on demand, the rest in the background
+    Lazy,
+}
+
+impl From<RevertStrategy> for Strategy {
+    fn from(arg: RevertStrategy) -> Self {
+        match arg {
+            RevertStrategy::Eager => Self::Eager,
+            RevertStrategy::Lazy => Self::Lazy,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct ForkArgs {
+    /// The snapshot
+    #[arg(value_name = "VM@SNAP")]
+    pub snapshot: SnapshotRef,
+    /// The new machine's name; with --count, the beginning of their names
+    pub name: VmName,
+    /// How many machines
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub count: u32,
+    /// How memory comes: mapped machines share it but cannot be snapshotted with memory, lazy and eager ones can
+    #[arg(long, value_enum, default_value_t = ForkStrategy::Mapped)]
+    pub strategy: ForkStrategy,
+    /// Plug its network card into this instead of nothing: user, tap:INTERFACE or bridge:BRIDGE
+    #[arg(long, value_name = "NET", value_parser = parse_network)]
+    pub net: Option<NetworkArg>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ForkStrategy {
+    Mapped,
+    Lazy,
+    Eager,
+}
+
+/// A span such as `50ms`, `2s` or `5m`; a bare number is milliseconds.
+fn parse_span(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let bad = || format!("{text:?} is not a time: write a whole number with ms, s or m, such as 50ms");
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    let ms = match unit {
+        "" | "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        _ => return Err(bad()),
+    };
+    number.checked_mul(ms).map(Duration::from_millis).ok_or_else(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn spans_read_as_people_write_them() {
+        for (text, ms) in [("50ms", 50), ("50", 50), ("2s", 2000), ("1m", 60_000)] {
+            assert_eq!(parse_span(text).unwrap().as_millis(), ms);
+        }
+        for text in ["", "ms", "-1s", "1h", "1.5s", "99999999999999999999s"] {
+            assert!(parse_span(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn arguments_for_qemu_come_behind_two_dashes() {
+        let parsed =
+            Arguments::try_parse_from(["keyframe", "vm", "create", "db", "--disk", "a", "--disk", "b", "--", "-usb"]);
+        match parsed.unwrap().command {
+            Command::Vm(VmCommand::Create(create)) => {
+                assert_eq!((create.disks.len(), create.extra_args), (2, vec!["-usb".to_owned()]));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Processes that Keyframe starts for itself.
+
+use keyframe_engine::{Error, Home, guard, pages};
+
+use crate::args::Internal;
+
+/// Runs one.
+pub fn run(internal: Internal) -> Result<u8, Error> {
+    match internal {
+        Internal::Guard { guard_home, vm } => guard::stand(&Home::open(&guard_home)?, &vm)?,
+        Internal::Pages { dir } => pages::supervise(&dir)?,
+        Internal::PageWorker { config } => pages::work(&config)?,
+    }
+    Ok(0)
+}

@@ -1,0 +1,27 @@
+//! One module for each group of commands: calls the engine, says what came of it.
+
+mod console;
+mod doctor;
+pub mod internal;
+mod machines;
+mod snapshots;
+
+use keyframe_engine::{Context, Error};
+
+use crate::args::Command;
+use crate::output::Output;
+
+/// Runs a command; returns its exit status.
+pub fn run(ctx: &Context<'_>, command: Command, output: &Output) -> Result<u8, Error> {
+    match command {
+        Command::Doctor { vm } => doctor::run(ctx, vm.as_ref(), output),
+        Command::Vm(command) => machines::run(ctx, command, output),
+        Command::Snapshot(args) => snapshots::take(ctx, args, output),
+        Command::Snapshots { vm } => snapshots::list(ctx, &vm, output),
+        Command::Show { snapshot } => snapshots::show(ctx, &snapshot, output),
+        Command::Revert(args) => snapshots::revert(ctx, args, output),
+        Command::Fork(args) => snapshots::fork(ctx, args, output),
+        Command::Delete { snapshots, dry_run } => snapshots::delete(ctx, &snapshots, dry_run, output),
+        Command::Internal(internal) => internal::run(internal),
+    }
+}

@@ -1,0 +1,235 @@
+//! `keyframe snapshot`, `snapshots`, `show`, `revert`, `fork`, `delete`
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use keyframe_engine::bringup::Strategy;
+use keyframe_engine::fork::{self, ForkRequest};
+use keyframe_engine::revert::{self, RevertReport, RevertRequest};
+use keyframe_engine::snapshot::{self, SnapshotReport, SnapshotRequest};
+use keyframe_engine::tree::{self, SnapshotSummary, Tree};
+use keyframe_engine::{Context, Error, delete};
+use keyframe_types::{SnapshotId, SnapshotRef, SnapshotSelector, Timestamp, VmName};
+use serde_json::json;
+
+use crate::args::{ForkArgs, ForkStrategy, RevertArgs, SnapshotArgs};
+use crate::output::{Output, ms, table};
+
+/// `keyframe snapshot`
+pub fn take(ctx: &Context<'_>, args: SnapshotArgs, output: &Output) -> Result<u8, Error> {
+    let request = SnapshotRequest {
+        vm: args.vm,
+        name: args.name,
+        note: args.note,
+        disk_only: args.disk_only,
+        ttl: args.ttl,
+        pin: args.pin,
+        max_pause: args.max_pause,
+        or_disk_only: args.or_disk_only,
+        freeze: args.freeze.into(),
+    };
+    let report = snapshot::take(ctx, &request)?;
+    output.result("snapshot-taken", &report, taken(&request.vm, &report));
+    Ok(0)
+}
+
+fn taken(vm: &VmName, report: &SnapshotReport) -> String {
+    let mut text = format!("{vm}@{} ({}): {}\n", report.name, report.id.short(), report.consistency.as_str());
+    let stall = report.guest_stall_ms_max.map_or_else(|| "not measured".to_owned(), ms);
+    let rows = vec![
+        vec!["  pause".to_owned(), ms(report.pause_ms)],
+        vec!["  worst stall while saving".to_owned(), stall],
+        vec!["  size on disk".to_owned(), format!("{} for {} of memory", report.bytes_on_disk, report.ram_bytes)],
+        vec!["  whole command".to_owned(), ms(report.total_ms)],
+    ];
+    text.push_str(&table(&rows));
+    notes(&mut text, &report.notes);
+    text
+}
+
+fn notes(text: &mut String, notes: &[String]) {
+    for note in notes {
+        let _ = writeln!(text, "  note: {note}");
+    }
+}
+
+/// `keyframe snapshots`
+pub fn list(ctx: &Context<'_>, vm: &VmName, output: &Output) -> Result<u8, Error> {
+    let tree = tree::tree(ctx, vm)?;
+    let status = if tree.damaged.is_empty() { 0 } else { 3 };
+    output.result("snapshots", &tree, drawn(&tree));
+    Ok(status)
+}
+
+fn drawn(tree: &Tree) -> String {
+    if tree.snapshots.is_empty() && tree.damaged.is_empty() {
+        return format!("{} has no snapshots; `keyframe snapshot {}` takes one\n", tree.vm, tree.vm);
+    }
+    let mut children: BTreeMap<Option<&SnapshotId>, Vec<&SnapshotSummary>> = BTreeMap::new();
+    for snapshot in &tree.snapshots {
+        // A parent that is not there (it is damaged) leaves its children at the root.
+        let parent = snapshot.parent.as_ref().filter(|id| tree.snapshots.iter().any(|other| other.id == **id));
+        children.entry(parent).or_default().push(snapshot);
+    }
+    let mut rows = vec![["SNAPSHOT", "ID", "AGE", "CONSISTENCY", "OWN", "OWNER", "NOTE"].map(str::to_owned).to_vec()];
+    // A stack, not recursion: a tree of a thousand generations is an ordinary one.
+    let mut stack: Vec<(&SnapshotSummary, usize)> = Vec::new();
+    let roots = children.get(&None).into_iter().flatten();
+    stack.extend(roots.rev().map(|snapshot| (*snapshot, 0)));
+    let now = Timestamp::now();
+    while let Some((snapshot, depth)) = stack.pop() {
+        rows.push(row(snapshot, depth, now));
+        let below = children.get(&Some(&snapshot.id)).into_iter().flatten();
+        // An only child continues its parent's line; siblings branch off.
+        let siblings = children.get(&Some(&snapshot.id)).map_or(0, Vec::len);
+        let depth = if siblings > 1 { depth + 1 } else { depth };
+        stack.extend(below.rev().map(|child| (*child, depth)));
+    }
+    let mut text = table(&rows);
+    for damaged in &tree.damaged {
+        let _ = writeln!(text, "damaged: {}: {}", damaged.id, damaged.reason);
+    }
+    text
+}
+
+fn row(snapshot: &SnapshotSummary, depth: usize, now: Timestamp) -> Vec<String> {
+    let marks = [(snapshot.is_head, " *"), (snapshot.pinned, " (pinned)")];
+    let marks: String = marks.into_iter().filter(|(is, _)| *is).map(|(_, mark)| mark).collect();
+    vec![
+        format!("{}{}{marks}", "  ".repeat(depth), snapshot.name),
+        snapshot.id.short().to_owned(),
+        age(snapshot.created, now),
+        snapshot.consistency.as_str().to_owned(),
+        snapshot.bytes_own.to_string(),
+        snapshot.owner.clone(),
+        snapshot.note.clone().unwrap_or_default(),
+    ]
+}
+
+fn age(created: Timestamp, now: Timestamp) -> String {
+    match created.until(now).as_secs() {
+        seconds if seconds < 120 => format!("{seconds} s"),
+        seconds if seconds < 7200 => format!("{} min", seconds / 60),
+        seconds if seconds < 172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// `keyframe show`
+pub fn show(ctx: &Context<'_>, reference: &SnapshotRef, output: &Output) -> Result<u8, Error> {
+    let manifest = tree::show(ctx, reference)?;
+    let mut rows = vec![
+        vec!["snapshot".to_owned(), format!("{}@{}", reference.vm, manifest.name)],
+        vec!["id".to_owned(), manifest.id.to_string()],
+        vec!["taken".to_owned(), format!("{} by {}", manifest.created, manifest.owner)],
+        vec!["consistency".to_owned(), manifest.consistency.as_str().to_owned()],
+        vec!["QEMU".to_owned(), format!("{} on {}", manifest.qemu.version, manifest.qemu.accelerator)],
+        vec!["pause".to_owned(), ms(manifest.cost.pause_ms)],
+        vec!["command".to_owned(), ms(manifest.cost.total_ms)],
+    ];
+    let mut add = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
+    if let Some(note) = &manifest.note {
+        add("note", note.clone());
+    }
+    if let Some(parent) = &manifest.parent {
+        add("follows", parent.to_string());
+    }
+    if let Some(expires) = &manifest.expires {
+        add("expires", expires.to_string());
+    }
+    match &manifest.memory {
+        Some(memory) => add("memory", format!("{} on disk for {}", memory.bytes_on_disk, memory.ram_bytes)),
+        None => add("memory", "none".to_owned()),
+    }
+    for chain in manifest.chains() {
+        let layers: Vec<String> =
+            chain.layers.iter().map(|layer| ctx.home.absolute(&layer.path).display().to_string()).collect();
+        add(chain.disk.as_str(), layers.join(" on "));
+    }
+    output.result("snapshot", &manifest, table(&rows));
+    Ok(0)
+}
+
+/// `keyframe revert`
+pub fn revert(ctx: &Context<'_>, args: RevertArgs, output: &Output) -> Result<u8, Error> {
+    let request = RevertRequest {
+        strategy: args.strategy.map(Strategy::from).or(args.disk_only.then_some(Strategy::Cold)),
+        reference: args.snapshot,
+        discard: args.discard,
+        accept_touched_layers: args.accept_touched_layers,
+        no_wait: args.no_wait,
+    };
+    let report = revert::revert(ctx, &request)?;
+    output.result("reverted", &report, reverted(&request.reference, &report));
+    Ok(0)
+}
+
+fn reverted(reference: &SnapshotRef, report: &RevertReport) -> String {
+    let vm = &reference.vm;
+    let mut text = format!("{vm} is back at {} after {}\n", report.name, ms(report.running_ms));
+    let mut rows = Vec::new();
+    let mut add = |name: &str, value: String| rows.push(vec![format!("  {name}"), value]);
+    add("strategy", format!("{:?}", report.strategy).to_lowercase());
+    if let Some(down) = report.down_ms {
+        add("stood still for", ms(down));
+    }
+    match report.hydrated_ms {
+        Some(hydrated) => add("all memory there", format!("after {}", ms(hydrated))),
+        None => add("memory", "still on its way in the background".to_owned()),
+    }
+    if let Some(skew) = report.clock_skew_ms {
+        add("guest's clock", format!("was {} behind, and is set", ms(skew)));
+    }
+    if let Some(kept) = &report.kept_name {
+        add("the present is kept", format!("{vm}@{kept}"));
+    }
+    text.push_str(&table(&rows));
+    notes(&mut text, &report.notes);
+    text
+}
+
+/// `keyframe fork`
+pub fn fork(ctx: &Context<'_>, args: ForkArgs, output: &Output) -> Result<u8, Error> {
+    let request = ForkRequest {
+        reference: args.snapshot,
+        name: args.name,
+        count: args.count,
+        strategy: match args.strategy {
+            ForkStrategy::Mapped => None,
+            ForkStrategy::Lazy => Some(Strategy::Lazy),
+            ForkStrategy::Eager => Some(Strategy::Eager),
+        },
+        network: args.net.and_then(|net| net.0),
+    };
+    let report = fork::fork(ctx, &request)?;
+    let mut text =
+        format!("{} machine(s) continue from {}, after {}\n", report.machines.len(), report.from, ms(report.total_ms));
+    for machine in &report.machines {
+        let mac = machine.mac.as_ref().map_or_else(String::new, |mac| format!(", {mac}"));
+        let _ = writeln!(text, "  {} (pid {}{mac}): runs after {}", machine.name, machine.pid, ms(machine.running_ms));
+        notes(&mut text, &machine.notes);
+    }
+    output.result("forked", &report, text);
+    Ok(0)
+}
+
+/// `keyframe delete`
+pub fn delete(ctx: &Context<'_>, references: &[SnapshotRef], dry_run: bool, output: &Output) -> Result<u8, Error> {
+    let mut by_machine: BTreeMap<&VmName, Vec<SnapshotSelector>> = BTreeMap::new();
+    for reference in references {
+        by_machine.entry(&reference.vm).or_default().push(reference.snapshot.clone());
+    }
+    let mut plans = Vec::new();
+    for (vm, selectors) in by_machine {
+        let planned = delete::delete(ctx, vm, &selectors, dry_run)?;
+        plans.extend(planned.into_iter().map(|plan| (vm.clone(), plan)));
+    }
+    let verb = if dry_run { "would delete" } else { "deleted" };
+    let text: String = plans
+        .iter()
+        .map(|(vm, plan)| format!("{verb} {vm}@{} ({}), {} freed\n", plan.name, plan.id.short(), plan.bytes_freed))
+        .collect();
+    let documents: Vec<_> = plans.iter().map(|(vm, plan)| json!({"vm": vm, "snapshot": plan})).collect();
+    output.result("deleted", &json!({"dry_run": dry_run, "snapshots": documents}), text);
+    Ok(0)
+}

@@ -1,0 +1,134 @@
+//! What a command says: one JSON document for scripts, or lines for people.
+
+use std::fmt::Display;
+use std::io::Write as _;
+
+use keyframe_engine::{Error, Kind};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// Where results go.
+#[derive(Debug)]
+pub struct Output {
+    json: bool,
+}
+
+impl Output {
+    /// For scripts or for people.
+    pub fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Whether for scripts.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Writes a result: `document` under its schema for scripts, `text` for people.
+    pub fn result<T: Serialize>(&self, schema: &str, document: &T, text: impl Display) {
+        if self.json {
+            self.document(
+                schema,
+                serde_json::to_value(document).unwrap_or_else(|error| json!({"error": error.to_string()})),
+            );
+        } else {
+            // A reader that went away does not want to know.
+            let _ = write!(std::io::stdout(), "{text}");
+        }
+    }
+
+    fn document(&self, schema: &str, value: Value) {
+        let mut object = match value {
+            Value::Object(object) => object,
+            other => serde_json::Map::from_iter([("result".to_owned(), other)]),
+        };
+        object.insert("schema".to_owned(), format!("keyframe.{schema}/1").into());
+        let _ = writeln!(std::io::stdout(), "{:#}", Value::Object(object));
+    }
+
+    /// Says what happened, what was kept safe, and what to do.
+    pub fn failure(&self, error: &Error) {
+        let mut causes = Vec::new();
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if causes.last() != Some(&text) && error_text_differs(&text, &causes) {
+                causes.push(text);
+            }
+            cause = error.source();
+        }
+        let causes: Vec<String> = causes.into_iter().filter(|cause| *cause != error.to_string()).collect();
+        let _ = writeln!(std::io::stderr(), "error: {}", one_sentence(error, &causes));
+        if let Some(kept) = error.kept() {
+            let _ = writeln!(std::io::stderr(), " kept: {kept}");
+        }
+        if let Some(advice) = error.advice() {
+            let _ = writeln!(std::io::stderr(), "  try: {advice}");
+        }
+        if self.json {
+            let document = json!({
+                "error": one_sentence(error, &causes),
+                "kind": kind_name(error.kind()),
+                "kept": error.kept(),
+                "advice": error.advice(),
+            });
+            self.document("error", document);
+        }
+    }
+}
+
+fn error_text_differs(text: &str, causes: &[String]) -> bool {
+    causes.iter().all(|cause| !cause.contains(text))
+}
+
+fn one_sentence(error: &Error, causes: &[String]) -> String {
+    std::iter::once(error.to_string()).chain(causes.iter().cloned()).collect::<Vec<_>>().join(": ")
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Failed => "failed",
+        Kind::Usage => "usage",
+        Kind::Incomplete => "incomplete",
+        Kind::NotFound => "not-found",
+        Kind::Busy => "busy",
+        Kind::Interrupted => "interrupted",
+    }
+}
+
+/// A table with aligned columns; the last one is not padded.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+/// Milliseconds as people read them.
+pub fn ms(value: f64) -> String {
+    match value {
+        value if value < 10.0 => format!("{value:.1} ms"),
+        value if value < 1000.0 => format!("{value:.0} ms"),
+        value => format!("{:.1} s", value / 1e3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = vec![vec!["NAME".into(), "STATE".into()], vec!["database".into(), "running".into()]];
+        assert_eq!(table(&rows), "NAME      STATE\ndatabase  running\n");
+    }
+
+    #[test]
+    fn milliseconds_have_few_digits() {
+        assert_eq!([ms(1.62), ms(87.4), ms(2345.0)], ["1.6 ms", "87 ms", "2.3 s"]);
+    }
+}
