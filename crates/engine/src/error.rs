@@ -128,7 +128,7 @@ impl Error {
             | Self::BadRequest { .. }
             | Self::RefusedArgument(_) => Kind::Usage,
             Self::Interrupted | Self::Hypervisor(Hypervisor::Cancelled) => Kind::Interrupted,
-            Self::Capture(error) if error.is_cancelled() => Kind::Interrupted,
+            Self::Capture(keyframe_memory::Error::Cancelled) => Kind::Interrupted,
             Self::UndoFailed { source, .. } => source.kind(),
             _ => Kind::Failed,
         }

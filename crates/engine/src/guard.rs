@@ -163,7 +163,7 @@ fn tidy_up(home: &Home, vm: &VmName) -> Result<(), Error> {
     let never = std::sync::atomic::AtomicBool::new(false);
     let ctx = Context { home, progress: &Silent, cancel: &never };
     let _lock = Lock::take(&home.vm(vm).lock(), "tidying up behind a killed command")?;
-    recover::recover(&ctx, vm)
+    recover::recover(&ctx, vm, recover::Patience::Thorough)
 }
 
 #[cfg(test)]

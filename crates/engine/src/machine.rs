@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
+use crate::recover::Patience;
 use crate::state::head::{Chain, Head, Process};
 use crate::state::home::{Home, VmDir};
 use crate::state::lock::Lock;
@@ -87,7 +88,7 @@ impl Machine {
             return Err(Error::NoMachine(name.clone()));
         }
         let lock = Lock::take(&dir.lock(), operation)?;
-        crate::recover::recover(ctx, name)?;
+        crate::recover::recover(ctx, name, Patience::Thorough)?;
         Ok((lock, Self::open(ctx.home, name)?))
     }
 

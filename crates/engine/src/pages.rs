@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use keyframe_hypervisor::process::{ProcessId, spawn_detached};
 use keyframe_hypervisor::{InstanceRecord, Monitor, load};
-use keyframe_memory::pageserver::{self, Errand, Notice, Observer, ServerConfig};
+use keyframe_memory::pageserver::{self, Errand, Notice, Observer, PageServerError, ServerConfig, Stage};
 use keyframe_qmp::commands::migration::{MigrationStatus, QueryMigrate};
 use serde::{Deserialize, Serialize};
 
@@ -343,11 +343,22 @@ pub fn work(config: &Path) -> Result<(), Error> {
             ToSupervisor::say(&Line::Done);
         }
         Err(error) => {
-            let resumable = error.can_resume();
+            let resumable = is_resumable(&error);
             ToSupervisor::say(&Line::Failed { reason: chain(&error), resumable });
         }
     }
     Ok(())
+}
+
+/// Whether another worker can go on where this one stopped: the destination is there, and it was not the image
+/// that failed.
+fn is_resumable(error: &PageServerError) -> bool {
+    match error {
+        PageServerError::Socket { stage, .. } | PageServerError::Lost { stage } | PageServerError::Silent { stage, .. } => {
+            *stage != Stage::Opening
+        }
+        _ => false,
+    }
 }
 
 /// An error with its causes, in one line.

@@ -14,11 +14,29 @@ use crate::state::journal::Journal;
 use crate::state::lock::Lock;
 use crate::{delete, fork, revert, snapshot};
 
+/// How long tidying up may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// As long as it takes: the machine is going to be changed.
+    Thorough,
+    /// A moment: someone only wants to look.
+    Moment,
+}
+
+/// Whether tidying up is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recovered {
+    /// It is.
+    Done,
+    /// What takes long is left to a command that changes the machine.
+    Later,
+}
+
 /// Tidies up behind a killed command. The caller holds the machine's lock.
 ///
 /// # Errors
 /// When something cannot be tidied up now; nothing is lost, and the next command tries again.
-pub(crate) fn recover(ctx: &Context<'_>, name: &VmName) -> Result<(), Error> {
+pub(crate) fn recover(ctx: &Context<'_>, name: &VmName, patience: Patience) -> Result<(), Error> {
     let dir = ctx.home.vm(name);
     let Some(journal) = snapshot::undo::read_journal(&dir)? else { return Ok(()) };
     ctx.progress.note("an earlier command was interrupted; tidying up behind it");
@@ -27,7 +45,11 @@ pub(crate) fn recover(ctx: &Context<'_>, name: &VmName) -> Result<(), Error> {
         Journal::Fork if machine.head.process.is_none() => return fork::undo(&dir),
         Journal::Fork => finish_fork(&machine)?,
         Journal::Snapshot(journal) => snapshot::undo::recover(ctx, &mut machine, &journal)?,
-        Journal::Revert(journal) => revert::undo::recover(ctx, &mut machine, *journal)?,
+        Journal::Revert(journal) => {
+            if revert::undo::recover(ctx, &mut machine, *journal, patience)? == Recovered::Later {
+                return Ok(());
+            }
+        }
         Journal::Delete { id, parent } => delete::finish(ctx, &mut machine, &id, parent)?,
     }
     let known: Vec<_> = machine.head.process.iter().map(|process| &process.instance).collect();
@@ -51,6 +73,6 @@ pub(crate) fn recover_if_idle(ctx: &Context<'_>, name: &VmName) {
         return;
     }
     if let Ok(Some(_lock)) = Lock::attempt(&dir.lock(), "tidying up behind a killed command") {
-        let _ = recover(ctx, name);
+        let _ = recover(ctx, name, Patience::Moment);
     }
 }

@@ -38,7 +38,7 @@ use crate::snapshots;
 use crate::state::head::Head;
 use crate::state::journal::{Journal, RevertJournal};
 use crate::state::manifest::StateAtCut;
-use crate::state::{durable, sealed};
+use crate::state::sealed;
 
 /// What to go back to, and how.
 #[derive(Debug, Clone)]
@@ -241,10 +241,7 @@ impl<'a> Reverting<'a> {
         let hydrated_ms = self.hydrate(&started.record)?;
         let kept = undo::keep_present(self.ctx, machine, &self.journal)?;
         pass(Failpoint::RevertPresentKept);
-        undo::end_present(machine, &self.journal)?;
-        pass(Failpoint::RevertOldGone);
-        layers::drop_unused(self.ctx.home, &machine.dir)?;
-        durable::remove_file(&machine.dir.journal())?;
+        undo::finish(self.ctx, machine, &self.journal)?;
         Ok(RevertReport {
             id: self.source.manifest.id.clone(),
             name: self.source.manifest.name.clone(),

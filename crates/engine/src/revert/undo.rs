@@ -15,11 +15,13 @@ use keyframe_types::Timestamp;
 
 use crate::context::Context;
 use crate::error::Error;
+use crate::failpoint::{Failpoint, pass};
 use crate::layers;
 use crate::machine::{Machine, State, kill_strays, state_of};
 use crate::memory;
 use crate::pages;
 use crate::pause;
+use crate::recover::{Patience, Recovered};
 use crate::snapshot::{self, Plan, SnapshotReport, SnapshotRequest, Taken, host_cpu};
 use crate::snapshots;
 use crate::space;
@@ -31,25 +33,40 @@ use crate::state::manifest::{Consistency, Cut, QemuUsed, StateAtCut};
 use super::{QUIT_PATIENCE, unpark};
 
 /// Finishes or takes back the revert that `journal` tells of, and removes the journal.
-pub(crate) fn recover(ctx: &Context<'_>, machine: &mut Machine, journal: RevertJournal) -> Result<(), Error> {
+pub(crate) fn recover(
+    ctx: &Context<'_>,
+    machine: &mut Machine,
+    journal: RevertJournal,
+    patience: Patience,
+) -> Result<Recovered, Error> {
     if !committed(machine, &journal) {
-        return back_to_present(ctx, machine, &journal);
+        return back_to_present(ctx, machine, &journal).map(|()| Recovered::Done);
     }
     if let Some(process) = machine.process().cloned() {
         pages::ensure(ctx, &process.instance)?;
-        if let Err(error) = pages::wait(ctx, &process.instance) {
-            if present_alive(&journal) {
-                return back_to_present(ctx, machine, &journal);
-            }
-            ctx.progress.note(&error.to_string());
-        }
         let mut monitor = machine.monitor()?;
         if state_of(&mut monitor) == State::Paused {
             load::run(&mut monitor)?;
         }
+        drop(monitor);
+        if patience == Patience::Moment {
+            return Ok(Recovered::Later);
+        }
+        if let Err(error) = pages::wait(ctx, &process.instance) {
+            if present_alive(&journal) {
+                return back_to_present(ctx, machine, &journal).map(|()| Recovered::Done);
+            }
+            ctx.progress.note(&error.to_string());
+        }
     }
     keep_present(ctx, machine, &journal)?;
-    end_present(machine, &journal)?;
+    finish(ctx, machine, &journal).map(|()| Recovered::Done)
+}
+
+/// Ends the parked present and removes what only it needed.
+pub(crate) fn finish(ctx: &Context<'_>, machine: &Machine, journal: &RevertJournal) -> Result<(), Error> {
+    end_present(machine, journal)?;
+    pass(Failpoint::RevertOldGone);
     layers::drop_unused(ctx.home, &machine.dir)?;
     durable::remove_file(&machine.dir.journal())
 }
@@ -156,7 +173,7 @@ fn without_memory(process: &Process) -> Taken {
 }
 
 /// Ends the parked process: lets it close its disks, kills it when it does not.
-pub(crate) fn end_present(machine: &Machine, journal: &RevertJournal) -> Result<(), Error> {
+fn end_present(machine: &Machine, journal: &RevertJournal) -> Result<(), Error> {
     let Some(process) = present(journal) else { return Ok(()) };
     if machine.head.process.as_ref().is_some_and(|now| now.instance == process.instance) {
         return Ok(());

@@ -149,7 +149,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    fn new(machine: &Machine, request: &SnapshotRequest, begun: Instant) -> Result<Self, Error> {
+    pub(crate) fn new(machine: &Machine, request: &SnapshotRequest, begun: Instant) -> Result<Self, Error> {
         let (existing, _) = snapshots::scan(&machine.dir)?;
         let taken = |name: &str| existing.iter().any(|manifest| manifest.name.as_str() == name);
         let name = match &request.name {

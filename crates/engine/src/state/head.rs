@@ -113,7 +113,7 @@ pub struct Fingerprint {
     /// Length of the file.
     pub bytes: ByteLen,
     /// Time of its last write, in nanoseconds since 1970.
-    pub modified_ns: i128,
+    pub modified_ns: i64,
 }
 
 impl Fingerprint {
@@ -123,7 +123,7 @@ impl Fingerprint {
     /// [`Error::Io`].
     pub fn of(path: &Path) -> Result<Self, Error> {
         let metadata = std::fs::metadata(path).or_io("look at", path)?;
-        let modified_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+        let modified_ns = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
         Ok(Self { bytes: ByteLen::from_bytes(metadata.len()), modified_ns })
     }
 }

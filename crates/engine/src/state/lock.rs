@@ -66,7 +66,7 @@ impl Lock {
             return Ok(None);
         }
         let holder = format!("`keyframe {operation}` (pid {})\n", std::process::id());
-        let write = || {
+        let mut write = || {
             file.rewind()?;
             file.set_len(0)?;
             file.write_all(holder.as_bytes())
