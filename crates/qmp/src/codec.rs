@@ -125,6 +125,10 @@ pub struct CommandError {
 pub struct Body(Box<RawValue>);
 
 impl Body {
+    pub(crate) fn from_raw(value: Box<RawValue>) -> Self {
+        Self(value)
+    }
+
     /// The value as a `T`; `command` is for the error.
     ///
     /// # Errors
@@ -290,7 +294,7 @@ impl Timestamp {
 }
 
 /// `"return": null` is a return, unlike a missing one.
-fn present<'de, D: serde::Deserializer<'de>>(
+pub(crate) fn present<'de, D: serde::Deserializer<'de>>(
     from: D,
 ) -> std::result::Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(from).map(Some)

@@ -165,6 +165,45 @@ impl Transport {
     }
 }
 
+/// Whoever owns a transport and can take input while it writes.
+pub(crate) trait Peer {
+    fn transport(&self) -> &Transport;
+
+    /// Takes what can be read now; an error where there will be no more.
+    fn absorb(&mut self) -> Result<()>;
+}
+
+/// Writes a whole line before the deadline, `fd` attached to its first byte. After an error the line
+/// may be half written.
+pub(crate) fn write_line(
+    peer: &mut impl Peer,
+    command: &str,
+    line: &[u8],
+    mut fd: Option<BorrowedFd<'_>>,
+    deadline: Instant,
+) -> Result<()> {
+    let start = Instant::now();
+    let mut rest = line;
+    loop {
+        let sent = peer.transport().write(rest, fd)?;
+        if sent > 0 {
+            fd = None;
+            rest = rest.get(sent..).unwrap_or_default();
+        }
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let ready = peer.transport().wait(Interest::ReadOrWrite, deadline)?;
+        if ready.readable {
+            peer.absorb()?;
+        }
+        if !ready.writable && Instant::now() >= deadline {
+            let (peer, command) = (peer.transport().peer().to_owned(), command.to_owned());
+            return Err(Error::WriteTimeout { peer, command, waited: start.elapsed() });
+        }
+    }
+}
+
 fn timespec(duration: Duration) -> Timespec {
     Timespec {
         tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
