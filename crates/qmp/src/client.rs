@@ -28,7 +28,6 @@
 //!
 //! A monitor serves one client at a time. A second one connects, and waits in vain for its greeting.
 
-use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -37,16 +36,13 @@ use std::time::{Duration, Instant};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::codec::{Body, ClientSalt, Decoder, Event, Greeting, Lane, Message, RequestId, Version, encode};
+use crate::codec::{Body, ClientSalt, Event, Greeting, Lane, RequestId, Version, encode};
 use crate::commands::Command;
 use crate::error::{Error, Result};
 use crate::frame::DEFAULT_LINE_LIMIT_BYTES;
 use crate::inbox::{Bounds, Inbox, Incoming, Reply, TimedEvent};
-use crate::transport::{Interest, Read, Transport};
-
-/// Requests that may wait for their replies at once. QEMU itself stops reading at 8.
-/// Source: `monitor/monitor-internal.h`, `QMP_REQ_QUEUE_LEN_MAX`.
-pub const PENDING_MAX: usize = 64;
+use crate::session::Session;
+use crate::transport::{Interest, Peer, Read, Transport, write_line};
 
 /// Limits of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -67,30 +63,13 @@ impl Options {
     }
 }
 
-#[derive(Debug)]
-struct Pending {
-    command: String,
-    /// Nobody waits for the reply any more.
-    abandoned: bool,
-}
-
 /// A QMP connection.
 #[derive(Debug)]
 pub struct Client {
     transport: Transport,
-    decoder: Decoder,
-    inbox: Inbox,
-    pending: BTreeMap<RequestId, Pending>,
-    salt: ClientSalt,
-    count: u32,
-    greeting: Option<Greeting>,
+    session: Session,
     oob: bool,
     timeout: Duration,
-    /// No more input will be read.
-    over: bool,
-    /// Why, until it was told once.
-    failure: Option<Error>,
-    foreign_replies: u64,
 }
 
 impl Client {
@@ -126,34 +105,24 @@ impl Client {
         let mut random = [0; 4];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
             .map_err(|errno| Error::Random { source: errno.into() })?;
-        let mut client = Self {
-            transport,
-            decoder: Decoder::new(options.line_limit_bytes),
-            inbox: Inbox::new(options.inbox),
-            pending: BTreeMap::new(),
-            salt: ClientSalt::from_random(random),
-            count: 0,
-            greeting: None,
-            oob: false,
-            timeout: options.timeout,
-            over: false,
-            failure: None,
-            foreign_replies: 0,
-        };
+        let salt = ClientSalt::from_random(random);
+        let session = Session::new(transport.peer(), salt, options.line_limit_bytes, options.inbox);
+        let mut client = Self { transport, session, oob: false, timeout: options.timeout };
         client.negotiate(start, start + options.timeout)?;
         Ok(client)
     }
 
     fn negotiate(&mut self, start: Instant, deadline: Instant) -> Result<()> {
-        while self.greeting.is_none() {
-            if self.over {
-                return Err(self.ended());
+        while self.session.greeting().is_none() {
+            if let Some(error) = self.session.failure() {
+                return Err(error);
             }
-            if !self.fill(deadline) && self.greeting.is_none() && !self.over {
+            if Instant::now() >= deadline {
                 return Err(Error::NoGreeting { peer: self.peer(), waited: start.elapsed() });
             }
+            self.fill(deadline);
         }
-        self.oob = self.greeting.as_ref().is_some_and(Greeting::offers_oob);
+        self.oob = self.session.greeting().is_some_and(Greeting::offers_oob);
         let enable: &[&str] = if self.oob { &["oob"] } else { &[] };
         self.exchange(Lane::InBand, "qmp_capabilities", &json!({ "enable": enable }), None, deadline)?;
         Ok(())
@@ -162,7 +131,7 @@ impl Client {
     /// QEMU's version, from its greeting.
     #[must_use]
     pub fn version(&self) -> Option<&Version> {
-        self.greeting.as_ref().map(|g| &g.version)
+        self.session.greeting().map(|greeting| &greeting.version)
     }
 
     /// Whether commands can be run out of band.
@@ -185,13 +154,13 @@ impl Client {
     /// Events dropped because nobody took them in time; never an essential one.
     #[must_use]
     pub fn dropped_events(&self) -> u64 {
-        self.inbox.dropped()
+        self.session.dropped_events()
     }
 
     /// Replies dropped because they belonged to no request of ours.
     #[must_use]
     pub fn foreign_replies(&self) -> u64 {
-        self.foreign_replies
+        self.session.foreign_replies()
     }
 
     /// Runs a typed command and waits for its reply, in its own lane.
@@ -331,22 +300,19 @@ impl Client {
     /// # Errors
     /// [`Error::UnknownRequest`] where the reply was taken already; what ended the connection.
     pub fn wait_reply(&mut self, id: RequestId, deadline: Instant) -> Result<Option<Reply>> {
-        let taken = self.wait_for(deadline, |inbox| {
-            inbox.take(|incoming| matches!(incoming, Incoming::Reply(reply) if reply.id == id))
-        })?;
-        match taken {
+        // What does not wait for a reply has it here already, or never will.
+        let deadline = if self.session.is_pending(id) { deadline } else { Instant::now() };
+        let is_it = |incoming: &Incoming| matches!(incoming, Incoming::Reply(reply) if reply.id == id);
+        match self.wait_for(deadline, |inbox| inbox.take(is_it))? {
             Some(Incoming::Reply(reply)) => Ok(Some(reply)),
-            _ if self.pending.contains_key(&id) => Ok(None),
+            _ if self.session.is_pending(id) => Ok(None),
             _ => Err(Error::UnknownRequest { id }),
         }
     }
 
     /// Says that nobody will ask for this reply: it is dropped, now or when it comes.
     pub fn abandon(&mut self, id: RequestId) {
-        if let Some(pending) = self.pending.get_mut(&id) {
-            pending.abandoned = true;
-        }
-        self.inbox.take(|incoming| matches!(incoming, Incoming::Reply(reply) if reply.id == id));
+        self.session.abandon(id);
     }
 
     fn exchange<A: Serialize + ?Sized>(
@@ -380,54 +346,34 @@ impl Client {
         if lane == Lane::OutOfBand && !self.oob {
             return Err(Error::OobUnavailable { peer: self.peer(), command: command.to_owned() });
         }
-        if self.over {
-            return Err(self.ended());
-        }
-        if self.pending.len() >= PENDING_MAX {
-            return Err(Error::TooManyPending { limit: PENDING_MAX });
-        }
-        let id = RequestId::new(self.salt, self.count);
-        let line = encode(lane, command, arguments, Some(id))?;
-        self.count = self.count.wrapping_add(1);
-        self.pending.insert(id, Pending { command: command.to_owned(), abandoned: false });
-        if let Err(error) = self.write(command, &line, fd, deadline) {
-            self.pending.remove(&id);
+        if let Some(error) = self.session.failure() {
             return Err(error);
         }
-        Ok(id)
-    }
-
-    fn write(&mut self, command: &str, line: &[u8], mut fd: Option<BorrowedFd<'_>>, deadline: Instant) -> Result<()> {
-        let start = Instant::now();
-        let mut rest = line;
-        loop {
-            match self.transport.write(rest, fd) {
-                Ok(0) => {}
-                Ok(sent) => {
-                    fd = None;
-                    rest = rest.get(sent..).unwrap_or_default();
-                }
-                Err(error) => {
-                    self.drain();
-                    return Err(error);
-                }
-            }
-            if rest.is_empty() {
-                return Ok(());
-            }
-            let ready = self.transport.wait(Interest::ReadOrWrite, deadline)?;
-            if ready.readable {
-                self.take_input();
-            }
-            if self.over {
-                return Err(self.ended());
-            }
-            if !ready.writable && Instant::now() >= deadline {
-                self.over = true;
-                let (peer, command) = (self.peer(), command.to_owned());
-                return Err(Error::WriteTimeout { peer, command, waited: start.elapsed() });
+        let id = self.session.begin(command)?;
+        let sent = encode(lane, command, arguments, Some(id))
+            .and_then(|line| self.write(command, &line, fd, deadline));
+        match sent {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                self.session.retract(id);
+                Err(error)
             }
         }
+    }
+
+    fn write(
+        &mut self,
+        command: &str,
+        line: &[u8],
+        fd: Option<BorrowedFd<'_>>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let written = write_line(self, command, line, fd, deadline);
+        if written.is_err() {
+            // A line half written cannot be taken back, and what came before the end is still wanted.
+            self.drain();
+        }
+        written
     }
 
     fn wait_for(
@@ -435,113 +381,68 @@ impl Client {
         deadline: Instant,
         mut take: impl FnMut(&mut Inbox) -> Option<Incoming>,
     ) -> Result<Option<Incoming>> {
+        let mut expired = false;
         loop {
-            if let Some(incoming) = take(&mut self.inbox) {
+            if let Some(incoming) = take(self.session.inbox()) {
                 return Ok(Some(incoming));
             }
             // Errors that concern no request and do not end the connection come here as well.
-            if self.over || self.failure.is_some() {
-                return Err(self.ended());
+            if let Some(error) = self.session.failure() {
+                return Err(error);
             }
-            if !self.fill(deadline) && !self.over && self.failure.is_none() {
+            if expired {
                 return Ok(None);
             }
+            // Looks once after the deadline, and not again, however much keeps coming.
+            expired = Instant::now() >= deadline;
+            self.fill(deadline);
         }
     }
 
-    /// Waits for input and takes it; false when the deadline passed first or the connection is over.
-    fn fill(&mut self, deadline: Instant) -> bool {
+    /// Waits for input until the deadline, and takes it.
+    fn fill(&mut self, deadline: Instant) {
         match self.transport.wait(Interest::Read, deadline) {
-            Ok(ready) if ready.readable => self.take_input(),
-            Ok(_) => false,
-            Err(error) => {
-                self.end(Some(error));
-                false
-            }
+            Ok(ready) if !ready.readable => {}
+            Ok(_) => drop(self.take_input()),
+            Err(error) => self.session.end(Some(error)),
         }
     }
 
-    /// Takes what can be read; false when that is nothing.
-    fn take_input(&mut self) -> bool {
+    /// Takes what can be read now.
+    fn take_input(&mut self) -> Progress {
         match self.transport.read() {
-            Ok(Read::Nothing) => return false,
-            Ok(Read::Bytes(bytes)) => self.decoder.push(bytes),
-            Ok(Read::End) => {
-                self.end(None);
-                return false;
+            Ok(Read::Bytes(bytes)) => {
+                self.session.push(bytes, Instant::now());
+                return Progress::Some;
             }
-            Err(error) => {
-                self.end(Some(error));
-                return false;
-            }
+            Ok(Read::Nothing) => {}
+            Ok(Read::End) => self.session.end(None),
+            Err(error) => self.session.end(Some(error)),
         }
-        let at = Instant::now();
-        loop {
-            match self.decoder.next_message() {
-                Ok(Some((message, bytes))) => self.accept(message, bytes, at),
-                Ok(None) => return true,
-                Err(error) => {
-                    self.end(Some(error));
-                    return false;
-                }
-            }
-        }
-    }
-
-    fn accept(&mut self, message: Message, bytes: usize, at: Instant) {
-        let incoming = match message {
-            Message::Greeting(greeting) => {
-                self.greeting.get_or_insert(greeting);
-                return;
-            }
-            Message::Event(event) => Some(Incoming::Event(TimedEvent { event, at })),
-            Message::Return { id, body } => self.reply(id, Ok(body), at),
-            Message::Refusal { had_id: false, error, .. } => {
-                let (peer, desc) = (self.peer(), error.desc);
-                self.failure.get_or_insert(Error::Unattributed { peer, desc });
-                return;
-            }
-            Message::Refusal { id, error, .. } => self.reply(id, Err(error), at),
-        };
-        let Some(incoming) = incoming else { return };
-        if self.inbox.push(incoming, bytes).is_err() {
-            let (peer, bound) = (self.peer(), self.inbox.bounds().kept);
-            self.end(Some(Error::Overflow { peer, limit_bytes: bound.bytes, limit_messages: bound.messages }));
-        }
-    }
-
-    /// Source: `docs/interop/qmp-spec.rst`: "Clients should drop all the responses that have an
-    /// unknown id field."
-    fn reply(
-        &mut self,
-        id: Option<RequestId>,
-        result: std::result::Result<Body, crate::CommandError>,
-        at: Instant,
-    ) -> Option<Incoming> {
-        let known = id.and_then(|id| self.pending.remove(&id).map(|pending| (id, pending)));
-        let Some((id, pending)) = known else {
-            self.foreign_replies += 1;
-            return None;
-        };
-        let reply = Reply { id, command: pending.command, at, result };
-        (!pending.abandoned).then_some(Incoming::Reply(reply))
+        Progress::Nothing
     }
 
     /// Takes all that came before the peer went away.
     fn drain(&mut self) {
-        while !self.over && self.take_input() {}
-        self.over = true;
+        while !self.session.is_over() && self.take_input() == Progress::Some {}
+        self.session.end(None);
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Progress {
+    Some,
+    Nothing,
+}
+
+impl Peer for Client {
+    fn transport(&self) -> &Transport {
+        &self.transport
     }
 
-    fn end(&mut self, why: Option<Error>) {
-        self.over = true;
-        if let Some(why) = why {
-            self.failure.get_or_insert(why);
-        }
-    }
-
-    fn ended(&mut self) -> Error {
-        let peer = self.peer();
-        self.failure.take().unwrap_or(Error::Disconnected { peer })
+    fn absorb(&mut self) -> Result<()> {
+        self.take_input();
+        let ended = if self.session.is_over() { self.session.failure() } else { None };
+        ended.map_or(Ok(()), Err)
     }
 }

@@ -79,6 +79,7 @@ impl LineDecoder {
     pub fn discard(&mut self) {
         self.base += self.buffer.len() as u64;
         self.buffer.clear();
+        self.buffer.shrink_to(COMPACT_BYTES);
         self.start = 0;
         self.searched = 0;
     }
@@ -92,7 +93,6 @@ impl LineDecoder {
     fn compact(&mut self) {
         if self.start == self.buffer.len() {
             self.discard();
-            self.buffer.shrink_to(COMPACT_BYTES);
         } else if self.start >= COMPACT_BYTES && self.start >= self.buffer.len() / 2 {
             self.buffer.drain(..self.start);
             self.base += self.start as u64;
@@ -123,7 +123,10 @@ mod tests {
     #[test]
     fn lines_are_cut_at_their_ends() {
         let mut decoder = LineDecoder::new(10);
-        assert_eq!(lines(&mut decoder, b"one\r\n\n\r\ntwo\nthr"), [(b"one".to_vec(), 0), (b"two".to_vec(), 8)]);
+        assert_eq!(
+            lines(&mut decoder, b"one\r\n\n\r\ntwo\nthr"),
+            [(b"one".to_vec(), 0), (b"two".to_vec(), 8)]
+        );
         assert_eq!(lines(&mut decoder, b"ee\n"), [(b"three".to_vec(), 12)]);
         assert_eq!(decoder.total_bytes(), 18);
     }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
-    SocketType, connect, recv, sendmsg, socket_with,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, connect, recv, sendmsg, socket_with,
 };
 
 use crate::error::{Error, Result};
@@ -162,6 +162,45 @@ impl Transport {
 
     fn failed(&self, errno: Errno) -> Error {
         Error::Io { peer: self.peer.clone(), source: errno.into() }
+    }
+}
+
+/// Whoever owns a transport and can take input while it writes.
+pub(crate) trait Peer {
+    fn transport(&self) -> &Transport;
+
+    /// Takes what can be read now; an error where there will be no more.
+    fn absorb(&mut self) -> Result<()>;
+}
+
+/// Writes a whole line before the deadline, `fd` attached to its first byte. After an error the line
+/// may be half written.
+pub(crate) fn write_line(
+    peer: &mut impl Peer,
+    command: &str,
+    line: &[u8],
+    mut fd: Option<BorrowedFd<'_>>,
+    deadline: Instant,
+) -> Result<()> {
+    let start = Instant::now();
+    let mut rest = line;
+    loop {
+        let sent = peer.transport().write(rest, fd)?;
+        if sent > 0 {
+            fd = None;
+            rest = rest.get(sent..).unwrap_or_default();
+        }
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let ready = peer.transport().wait(Interest::ReadOrWrite, deadline)?;
+        if ready.readable {
+            peer.absorb()?;
+        }
+        if !ready.writable && Instant::now() >= deadline {
+            let (peer, command) = (peer.transport().peer().to_owned(), command.to_owned());
+            return Err(Error::WriteTimeout { peer, command, waited: start.elapsed() });
+        }
     }
 }
 

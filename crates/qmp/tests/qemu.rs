@@ -7,7 +7,9 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use common::Qemu;
-use keyframe_qmp::commands::block::{BlockdevAdd, NodeBacking, QueryBlockstats, QueryNamedBlockNodes, StatsOf};
+use keyframe_qmp::commands::block::{
+    BlockdevAdd, NodeBacking, QueryBlockstats, QueryNamedBlockNodes, StatsOf,
+};
 use keyframe_qmp::commands::device::SetLink;
 use keyframe_qmp::commands::job::{QueryBlockJobs, QueryJobs};
 use keyframe_qmp::commands::machine::{
@@ -125,7 +127,10 @@ fn a_migration_into_a_passed_descriptor_reports_each_status() {
         let event = qmp.wait_event(|e| e.kind == EventKind::Migration, soon()).unwrap().expect("no event");
         seen.push(MigrationStatus::from(event.event.text("status").unwrap()));
     }
-    assert_eq!((seen.first(), seen.last()), (Some(&MigrationStatus::Setup), Some(&MigrationStatus::Completed)));
+    assert_eq!(
+        (seen.first(), seen.last()),
+        (Some(&MigrationStatus::Setup), Some(&MigrationStatus::Completed))
+    );
     let info = qmp.call(&QueryMigrate {}).unwrap();
     assert!(info.is_armed() && info.ram.unwrap().total_bytes >= 32 << 20);
     assert_eq!(reader.join().unwrap().get(..4), Some(&b"QEVM"[..]));
@@ -156,7 +161,8 @@ fn a_missing_image_is_a_refusal_that_names_it() {
     let qemu = Qemu::start(&[]);
     let mut qmp = qemu.connect();
     let node = NodeName::new("d0").unwrap();
-    let error = qmp.call(&BlockdevAdd::qcow2(&node, "/nowhere/d0.qcow2", &NodeBacking::Detached)).unwrap_err();
+    let error =
+        qmp.call(&BlockdevAdd::qcow2(&node, "/nowhere/d0.qcow2", &NodeBacking::Detached)).unwrap_err();
     assert!(error.to_string().contains("/nowhere/d0.qcow2"), "{error}");
 }
 
