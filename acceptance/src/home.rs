@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -75,8 +75,12 @@ impl Outcome {
 /// A home under cargo's target directory: on a real disk, as snapshots need one. When it goes out of scope,
 /// every process that belongs to it is killed; the files are removed, or kept to be looked at when the test
 /// panicked.
+///
+/// There is one at a time, in all processes together: guests that run side by side on a small machine tell nothing
+/// about time. A second one waits, so a test that holds two waits for ever.
 pub struct Home {
     dir: PathBuf,
+    _only: File,
 }
 
 impl Home {
@@ -87,9 +91,12 @@ impl Home {
     pub fn new(test: &str) -> Result<Self> {
         let parent = guests::target().join("acceptance");
         fs::create_dir_all(&parent).map_err(Error::file("create", &parent))?;
+        let lock = parent.join(".lock");
+        let only = File::create(&lock).map_err(Error::file("create", &lock))?;
+        only.lock().map_err(Error::file("lock", &lock))?;
         let made = tempfile::Builder::new().prefix(&format!("{test}-")).tempdir_in(&parent);
         let dir = made.map_err(Error::file("create a directory in", &parent))?.keep();
-        Ok(Self { dir })
+        Ok(Self { dir, _only: only })
     }
 
     /// Its path.

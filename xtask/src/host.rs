@@ -74,10 +74,7 @@ impl Privilege {
         let sudo_without_password =
             || run::command("sudo", ["-n", "true"]).output().is_ok_and(|output| output.status.success());
         if stdin().is_terminal() {
-            if asked(&format!(
-                "These need root:\n    {}\nRun them with sudo? [y/N] ",
-                commands.join("\n    ")
-            ))? {
+            if asked(&format!("These need root:\n    {}\nRun them with sudo? [y/N] ", commands.join("\n    ")))? {
                 return Ok(Self::Sudo);
             }
         } else if sudo_without_password() {
@@ -113,9 +110,8 @@ mod tests {
 
     #[test]
     fn os_release_is_read_quoted_or_not() {
-        let debian = OsRelease::parse(
-            "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_CODENAME=bookworm\nID=debian\n",
-        );
+        let debian =
+            OsRelease::parse("PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_CODENAME=bookworm\nID=debian\n");
         assert!(debian.is_bookworm() && debian.is_debian());
         assert_eq!(debian.pretty_name, "Debian GNU/Linux 12 (bookworm)");
         let trixie = OsRelease::parse("ID=debian\nVERSION_CODENAME=trixie\n");

@@ -14,6 +14,8 @@ mod say;
 mod setup;
 mod test;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 use crate::guests::Guest;
@@ -46,8 +48,18 @@ enum Task {
     Fuzz(fuzz::Options),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    match carry_out(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say::failure(format_args!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(task: Task) -> anyhow::Result<()> {
+    match task {
         Task::Setup => setup::setup(),
         Task::Guests { which, fresh } => {
             setup::setup()?;

@@ -35,11 +35,9 @@ pub fn watched(command: &mut Command) -> Result<()> {
 /// # Errors
 /// When it cannot be started or does not succeed.
 pub fn quiet(command: &mut Command) -> Result<Output> {
-    let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {}", shown(command)))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {}", shown(command)))?;
     if !output.status.success() {
-        let said =
-            String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
         bail!("{} failed: {}\n{}", shown(command), output.status, said.trim_end());
     }
     Ok(output)

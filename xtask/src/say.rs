@@ -16,3 +16,8 @@ pub fn step(text: impl Display) {
 pub fn note(text: impl Display) {
     eprintln!("    {text}");
 }
+
+/// A task came to nothing, and why.
+pub fn failure(text: impl Display) {
+    eprintln!("{} {text}", paint("1;31", "error:"));
+}

@@ -77,9 +77,7 @@ fn backports_to_add(sources: &[AptSource]) -> Result<Option<(String, AptSource)>
         return Ok(None);
     }
     let base = sources.iter().find(|source| source.serves("bookworm")).with_context(|| {
-        format!(
-            "apt's sources name no mirror for bookworm main; add {BACKPORTS} to them by hand and try again"
-        )
+        format!("apt's sources name no mirror for bookworm main; add {BACKPORTS} to them by hand and try again")
     })?;
     Ok(Some(("keyframe-backports.sources".to_owned(), base.for_suite(BACKPORTS))))
 }
@@ -221,9 +219,7 @@ mod tests {
         );
         assert!(text.contains("\nSigned-By: /k.gpg\nEND\napt-get update\n"), "{text}");
         assert!(
-            text.contains(
-                "install -y --no-install-recommends -t bookworm-backports qemu-system-x86 qemu-utils\n"
-            ),
+            text.contains("install -y --no-install-recommends -t bookworm-backports qemu-system-x86 qemu-utils\n"),
             "{text}"
         );
         assert!(text.ends_with("apt-get install -y --no-install-recommends ovmf"), "{text}");

@@ -51,8 +51,7 @@ pub fn test() -> Result<()> {
 
 fn run_tests() -> Result<(Count, bool)> {
     let mut cargo = run::command(env!("CARGO"), ["test", "--workspace", "--no-fail-fast"]);
-    let mut child =
-        cargo.current_dir(paths::root()).stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
+    let mut child = cargo.current_dir(paths::root()).stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
     let mut count = Count::default();
     let output = child.stdout.take().context("cargo's output is piped")?;
     for line in BufReader::new(output).lines() {

@@ -72,7 +72,6 @@ pub fn download(package: &str, into: &Path) -> Result<PathBuf> {
     let prefix = format!("{package}_");
     let list = fs::read_dir(into).with_context(|| format!("cannot list {}", into.display()))?;
     let mut files = list.filter_map(|entry| Some(entry.ok()?.path()));
-    let is_it =
-        |file: &PathBuf| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
+    let is_it = |file: &PathBuf| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
     files.find(is_it).with_context(|| format!("apt-get download left no {prefix}*.deb in {}", into.display()))
 }

@@ -37,13 +37,14 @@ impl AptSource {
 
     /// As a stanza of a `.sources` file, under a comment.
     pub fn to_deb822(&self, comment: &str) -> String {
-        let mut text = format!("# {comment}\n");
-        let fields = [
-            ("Types", &self.types),
-            ("URIs", &self.uris),
-            ("Suites", &self.suites),
-            ("Components", &self.components),
-        ];
+        format!("# {comment}\n{}", self.to_stanza())
+    }
+
+    /// As a stanza of a `.sources` file.
+    pub fn to_stanza(&self) -> String {
+        let mut text = String::new();
+        let fields =
+            [("Types", &self.types), ("URIs", &self.uris), ("Suites", &self.suites), ("Components", &self.components)];
         for (name, words) in fields {
             let _infallible = writeln!(text, "{name}: {}", words.join(" "));
         }
@@ -117,8 +118,7 @@ fn parse_stanza(lines: &[&str]) -> Option<AptSource> {
         }
     }
     let field = |name: &str| fields.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str());
-    let words =
-        |name: &str| field(name).map(|value| value.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+    let words = |name: &str| field(name).map(|value| value.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
     if field("enabled").is_some_and(|value| value.eq_ignore_ascii_case("no")) {
         return None;
     }

@@ -15,8 +15,7 @@ impl QemuVersion {
 
     /// Reads what `qemu-system-x86_64 --version` prints.
     pub fn parse(output: &str) -> Option<Self> {
-        let number =
-            output.lines().next()?.strip_prefix("QEMU emulator version ")?.split_whitespace().next()?;
+        let number = output.lines().next()?.strip_prefix("QEMU emulator version ")?.split_whitespace().next()?;
         let mut parts = number.split('.');
         Some(Self { major: parts.next()?.parse().ok()?, minor: parts.next()?.parse().ok()? })
     }
@@ -35,8 +34,7 @@ mod tests {
     #[test]
     fn versions_are_read_and_compared_as_numbers() {
         let read = |text| QemuVersion::parse(text).unwrap();
-        let debian =
-            read("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopyright (c)");
+        let debian = read("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopyright (c)");
         assert_eq!(debian, QemuVersion { major: 10, minor: 0 });
         assert!(debian > QemuVersion::OLDEST, "10 is more than 9");
         assert!(read("QEMU emulator version 7.2.15 (Debian 1:7.2+dfsg-7+deb12u12)") < QemuVersion::OLDEST);

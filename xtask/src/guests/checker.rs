@@ -14,8 +14,7 @@ const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// When cargo fails.
 pub fn build() -> Result<PathBuf> {
     let target = paths::target().join("guest-build");
-    let mut cargo =
-        run::command(env!("CARGO"), ["build", "--quiet", "--release", "--package", "keyframe-checker"]);
+    let mut cargo = run::command(env!("CARGO"), ["build", "--quiet", "--release", "--package", "keyframe-checker"]);
     cargo.args(["--target", TRIPLE, "--target-dir"]).arg(&target);
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols").current_dir(paths::root());
     run::watched(&mut cargo)?;

@@ -64,8 +64,7 @@ impl<W: Write> Archive<W> {
 
     fn entry(&mut self, path: &str, header: &Header, content: &[u8]) -> io::Result<()> {
         self.entries += 1;
-        let size =
-            u32::try_from(content.len()).map_err(|_| io::Error::other(format!("{path} is too large")))?;
+        let size = u32::try_from(content.len()).map_err(|_| io::Error::other(format!("{path} is too large")))?;
         let name_size = path.len() as u32 + 1;
         let DeviceNumber { major, minor } = header.device;
         // inode, mode, uid, gid, links, mtime, size, device of the file system (2), device (2), name size, checksum

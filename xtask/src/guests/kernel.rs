@@ -68,8 +68,7 @@ fn unpack(into: &Path) -> Result<()> {
     let boot = root.join("boot");
     let images = fs::read_dir(&boot).with_context(|| format!("cannot list {}", boot.display()))?;
     let mut images = images.filter_map(|entry| Some(entry.ok()?.path()));
-    let image = images
-        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")));
+    let image = images.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")));
     fs::copy(image.context("the package has no vmlinuz")?, into.join("vmlinuz"))?;
     fs::remove_file(&file)?;
     Ok(fs::write(into.join("package"), name)?)

@@ -12,6 +12,7 @@
 
 mod checker;
 mod cpio;
+mod debian;
 mod kernel;
 mod modules;
 mod small;
@@ -29,15 +30,18 @@ use crate::{paths, say};
 pub enum Guest {
     /// A kernel and the checker, nothing else: boots in seconds.
     Small,
+    /// A Debian 12 with PostgreSQL and the guest agent, on two disks; boots from UEFI too.
+    Debian,
 }
 
 impl Guest {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Small];
+    pub const ALL: [Self; 2] = [Self::Small, Self::Debian];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Small => "small",
+            Self::Debian => "debian",
         }
     }
 }
@@ -55,15 +59,14 @@ pub fn ensure(guest: Guest, fresh: bool) -> Result<PathBuf> {
             let recipe = small::Recipe { kernel: &kernel, checker: &checker };
             ensure_built(guest, fresh, &recipe.stamp()?, |into| recipe.build(into))
         }
+        Guest::Debian => {
+            let recipe = debian::Recipe { kernel: &kernel, checker: &checker };
+            ensure_built(guest, fresh, &recipe.stamp()?, |into| recipe.build(into))
+        }
     }
 }
 
-fn ensure_built(
-    guest: Guest,
-    fresh: bool,
-    stamp: &str,
-    build: impl FnOnce(&Path) -> Result<()>,
-) -> Result<PathBuf> {
+fn ensure_built(guest: Guest, fresh: bool, stamp: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let place = paths::guests().join(guest.name());
     if !fresh && fs::read_to_string(place.join("stamp")).is_ok_and(|found| found == stamp) {
         return Ok(place);
@@ -84,8 +87,7 @@ fn put_in_place(place: &Path, build: impl FnOnce(&Path) -> Result<()>) -> Result
     fs::create_dir(&fresh)?;
     build(&fresh).with_context(|| format!("cannot build {}", place.display()))?;
     if place.exists() {
-        fs::rename(place, aside.path().join("old"))
-            .with_context(|| format!("cannot move {} away", place.display()))?;
+        fs::rename(place, aside.path().join("old")).with_context(|| format!("cannot move {} away", place.display()))?;
     }
     fs::rename(&fresh, place).with_context(|| format!("cannot put {} in place", place.display()))
 }
@@ -132,10 +134,7 @@ mod tests {
     #[test]
     fn a_stamp_tells_inputs_apart() {
         let stamp = |parts: &[(&str, &str)]| {
-            parts
-                .iter()
-                .fold(Stamp::default(), |stamp, (name, text)| stamp.add(name, text.as_bytes()))
-                .finish()
+            parts.iter().fold(Stamp::default(), |stamp, (name, text)| stamp.add(name, text.as_bytes())).finish()
         };
         assert_eq!(stamp(&[("a", "bc")]), stamp(&[("a", "bc")]));
         assert_ne!(stamp(&[("a", "bc")]), stamp(&[("ab", "c")]));
