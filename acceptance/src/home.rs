@@ -143,11 +143,28 @@ impl Home {
     /// # Errors
     /// When it cannot be built or started.
     pub fn start<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<Running> {
+        self.start_with(arguments, &[])
+    }
+
+    /// [`Home::run`] of a `keyframe` that kills itself at one of its failpoints, if it comes by.
+    ///
+    /// # Errors
+    /// When it cannot be built or started.
+    pub fn run_until<S: AsRef<OsStr>>(&self, failpoint: &str, arguments: impl IntoIterator<Item = S>) -> Result<Outcome> {
+        self.start_with(arguments, &[("KEYFRAME_FAILPOINT", failpoint)])?.wait()
+    }
+
+    fn start_with<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+        environment: &[(&str, &str)],
+    ) -> Result<Running> {
         let arguments: Vec<_> = arguments.into_iter().map(|word| word.as_ref().to_owned()).collect();
         let shown: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
         let shown = format!("keyframe {}", shown.join(" "));
         let mut command = Command::new(keyframe()?);
         command.args(arguments).env("KEYFRAME_HOME", &self.dir).env_remove("KEYFRAME_REPO");
+        command.envs(environment.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().map_err(|source| Error::Run { program: shown.clone(), source })?;
         Ok(Running { child, shown })

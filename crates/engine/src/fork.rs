@@ -108,7 +108,11 @@ pub fn fork(ctx: &Context<'_>, request: &ForkRequest) -> Result<ForkReport, Erro
     for fork in forks {
         awake.push(fork.wake(ctx, &source, begun)?);
     }
-    let machines = awake.into_iter().map(|fork| fork.settle(ctx)).collect::<Result<Vec<_>, _>>()?;
+    // Guests take their time to let go of a network card: they do so side by side.
+    let machines = std::thread::scope(|threads| {
+        let settling: Vec<_> = awake.into_iter().map(|fork| threads.spawn(move || fork.settle())).collect();
+        settling.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
     let total_ms = begun.elapsed().as_secs_f64() * 1e3;
     Ok(ForkReport { from: request.reference.to_string(), strategy: source.strategy, machines, total_ms })
 }
@@ -238,7 +242,7 @@ struct Awake {
 
 impl Awake {
     /// Gives the guest what it wants to know after waking up as somebody else.
-    fn settle(mut self, ctx: &Context<'_>) -> Result<ForkedMachine, Error> {
+    fn settle(mut self) -> ForkedMachine {
         let mut notes = Vec::new();
         if !self.cold {
             self.swap_nic(&mut notes);
@@ -247,18 +251,20 @@ impl Awake {
             {
                 notes.push(format!("the guest's file systems were frozen in the snapshot and are still: {error}"));
             }
-            // Without an agent nobody can set the clock.
-            let _ = guest::set_clock(&self.started.record);
+            if guest::has_agent(&mut self.started.monitor)
+                && let Err(error) = guest::set_clock(&self.started.record)
+            {
+                notes.push(format!("the guest's clock was not set: {error}"));
+            }
         }
-        ctx.progress.note(&format!("{} runs", self.machine.name()));
         drop(self.lock);
-        Ok(ForkedMachine {
+        ForkedMachine {
             name: self.machine.definition.name.clone(),
             pid: self.started.record.process.pid,
             running_ms: (self.running_ms * 1e3).round() / 1e3,
             mac: self.machine.definition.nic.as_ref().map(|nic| nic.mac.to_string()),
             notes,
-        })
+        }
     }
 
     /// The guest remembers the original's address; so its card is pulled and one with the fork's address plugged in.

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use keyframe_hypervisor::launch::AGENT_CHANNEL;
 use keyframe_hypervisor::{InstanceRecord, socket};
-use keyframe_qmp::Error;
 use keyframe_qmp::agent::{
     Agent, ClockNs, Frozen as Status, FsfreezeFreeze, FsfreezeStatus, FsfreezeThaw, GetTime, SetTime,
 };
+use keyframe_qmp::{Client, Error};
+use serde::Deserialize;
 
 /// The longest that file systems stay frozen: a guest that cannot write for longer suffers.
 pub const FREEZE_WINDOW: Duration = Duration::from_secs(5);
@@ -14,8 +16,8 @@ pub const FREEZE_WINDOW: Duration = Duration::from_secs(5);
 const FREEZE_PATIENCE: Duration = Duration::from_secs(4);
 /// How long the agent may take to thaw.
 const THAW_PATIENCE: Duration = Duration::from_secs(10);
-/// How long an agent that may not be there is waited for.
-const GREETING_PATIENCE: Duration = Duration::from_millis(700);
+/// How long an agent that just woke up may take.
+const GREETING_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Frozen file systems: they have to be thawed.
 #[derive(Debug)]
@@ -23,6 +25,20 @@ const GREETING_PATIENCE: Duration = Duration::from_millis(700);
 pub struct Frozen {
     instance: InstanceRecord,
     since: Instant,
+}
+
+/// Whether a program in the guest has opened the agent's channel: nobody else is worth waiting for.
+#[must_use]
+pub fn has_agent(monitor: &mut Client) -> bool {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct Channel {
+        label: String,
+        frontend_open: bool,
+    }
+    // Source: ChardevInfo in qapi/char.json. For a virtio-serial port, the frontend is open while the guest has it open.
+    let channels: Result<Vec<Channel>, Error> = monitor.execute_as("query-chardev", &());
+    channels.is_ok_and(|all| all.iter().any(|channel| channel.label == AGENT_CHANNEL && channel.frontend_open))
 }
 
 fn connect(instance: &InstanceRecord) -> Result<Agent, Error> {
@@ -75,18 +91,15 @@ pub fn thaw(instance: &InstanceRecord) -> Result<(), Error> {
     Ok(())
 }
 
-/// Sets the guest's clock to the host's; says how far it was behind. `None` when there is no agent.
+/// Sets the guest's clock to the host's; says how far it was behind.
 ///
 /// # Errors
-/// When the agent is there and refuses.
-pub fn set_clock(instance: &InstanceRecord) -> Result<Option<Duration>, Error> {
+/// When the agent does not answer, or refuses.
+pub fn set_clock(instance: &InstanceRecord) -> Result<Duration, Error> {
     let mut agent = connect(instance)?;
-    let guest = match agent.call(&GetTime {}, GREETING_PATIENCE) {
-        Err(Error::AgentSilent { .. }) => return Ok(None),
-        other => other?,
-    };
+    let guest = agent.call(&GetTime {}, GREETING_PATIENCE)?;
     let host = SystemTime::now();
     let skew = guest.to_system().and_then(|guest| host.duration_since(guest).ok()).unwrap_or_default();
     agent.call(&SetTime { time: ClockNs::from_system(SystemTime::now()) }, THAW_PATIENCE)?;
-    Ok(Some(skew))
+    Ok(skew)
 }

@@ -23,6 +23,9 @@ pub const NIC_NETDEV: &str = "net0";
 /// The port that the network card is plugged into; it can be unplugged there.
 pub const NIC_PORT: &str = "nicport";
 
+/// Id of the guest agent's channel on QEMU's side.
+pub const AGENT_CHANNEL: &str = "agent0";
+
 /// The most disks a machine can have: PCI slots 0x08 to 0x17.
 pub const MAX_DISKS: usize = 16;
 const FIRST_DISK_SLOT: usize = 0x08;
@@ -255,7 +258,7 @@ fn monitors(args: &mut Arguments, plan: &LaunchPlan<'_>, sockets: &SocketNumbers
         args.option("chardev", format!("socket,id=mon-{id},fd={fd},server=on,wait=off"));
         args.option("mon", format!("chardev=mon-{id},mode=control"));
     }
-    args.option("chardev", format!("socket,id=agent0,fd={},server=on,wait=off", sockets.agent));
+    args.option("chardev", format!("socket,id={AGENT_CHANNEL},fd={},server=on,wait=off", sockets.agent));
     let mut console = OsString::from(format!("socket,id=serial0,fd={},server=on,wait=off", sockets.console));
     console.push(",logappend=on,logfile=");
     console.push(escaped(plan.serial_log));
@@ -267,7 +270,7 @@ fn devices(args: &mut Arguments, plan: &LaunchPlan<'_>, sockets: &SocketNumbers)
     args.option("device", "VGA,bus=pcie.0,addr=0x1,vgamem_mb=16");
     args.option("device", "virtio-rng-pci,bus=pcie.0,addr=0x2,id=rng0");
     args.option("device", "virtio-serial-pci,bus=pcie.0,addr=0x3,id=vserial0");
-    args.option("device", "virtserialport,bus=vserial0.0,nr=1,chardev=agent0,name=org.qemu.guest_agent.0");
+    args.option("device", format!("virtserialport,bus=vserial0.0,nr=1,chardev={AGENT_CHANNEL},name=org.qemu.guest_agent.0"));
     args.option("device", format!("pcie-root-port,id={NIC_PORT},bus=pcie.0,addr=0x4,chassis=1"));
     args.option("device", format!("vmgenid,guid={}", plan.generation_id));
     if let Some(nic) = &plan.definition.nic {

@@ -294,7 +294,16 @@ impl<'a> Reverting<'a> {
         {
             notes.push(format!("the guest's file systems were frozen in the snapshot and are still: {error}"));
         }
-        guest::set_clock(&started.record).unwrap_or(None).map(|skew| skew.as_secs_f64() * 1e3)
+        if !guest::has_agent(&mut started.monitor) {
+            return None;
+        }
+        match guest::set_clock(&started.record) {
+            Ok(skew) => Some((skew.as_secs_f64() * 1e6).round() / 1e3),
+            Err(error) => {
+                notes.push(format!("the guest's clock was not set: {error}"));
+                None
+            }
+        }
     }
 
     /// Waits until all memory is there.

@@ -1,0 +1,186 @@
+//! `kill -9` of Keyframe at every step of every operation: the guest runs or is as it was, every committed snapshot is
+//! intact, and the next command works. Needs QEMU.
+
+use std::time::{Duration, Instant};
+
+use keyframe_acceptance::checker::Heartbeat;
+use keyframe_acceptance::serial::Mark;
+use keyframe_acceptance::{Home, Machine, MachineSpec, Result, guests};
+use keyframe_engine::failpoint::Failpoint;
+
+const SECOND: Duration = Duration::from_secs(1);
+const WORDS: &str = "checker.mb=48 checker.rate=20";
+
+fn worker<'h>(home: &'h Home, name: &str) -> Result<Machine<'h>> {
+    let mut spec = MachineSpec::small(&guests::small()?, "160M", WORDS);
+    for disk in ["a", "b"] {
+        spec = spec.disk(&home.empty_disk(&format!("{name}-{disk}.qcow2"), "64M")?);
+    }
+    let machine = Machine::start(home, name, &spec)?;
+    machine.wait_until_checking()?;
+    Ok(machine)
+}
+
+fn points(operation: &str) -> impl Iterator<Item = &'static str> {
+    Failpoint::ALL.iter().map(|point| point.name()).filter(move |name| name.starts_with(operation))
+}
+
+/// The guest works: heartbeats come, and they move on.
+fn assert_works(machine: &Machine<'_>, when: &str) -> Result<Heartbeat> {
+    let serial = machine.serial()?;
+    let first = serial.next_heartbeat(serial.end(), 20 * SECOND)?;
+    let later = serial.next_heartbeat(serial.end(), 20 * SECOND)?;
+    assert!(later.uptime_ms > first.uptime_ms, "{when}: the guest's time stands still");
+    assert_eq!(machine.show()?.text("state")?, "running", "{when}");
+    Ok(later)
+}
+
+fn names(home: &Home, machine: &Machine<'_>) -> Result<Vec<String>> {
+    let listed = home.run(["snapshots", machine.name(), "--json"])?.succeeded()?;
+    let name = |snapshot: &serde_json::Value| snapshot["name"].as_str().unwrap_or_default().to_owned();
+    Ok(listed.list("snapshots")?.iter().map(name).collect())
+}
+
+/// Nothing of an interrupted operation is left: no journal, no snapshot without a manifest, no process too many.
+fn assert_tidy(home: &Home, machine: &Machine<'_>, when: &str) -> Result<()> {
+    let dir = home.path().join("vms").join(machine.name());
+    assert!(!dir.join("journal.json").exists(), "{when}: there is a journal");
+    for entry in std::fs::read_dir(dir.join("snapshots")).into_iter().flatten().flatten() {
+        assert!(entry.path().join("manifest.json").exists(), "{when}: {:?} has no manifest", entry.path());
+    }
+    let instances = std::fs::read_dir(dir.join("run")).into_iter().flatten().flatten();
+    let instances = instances.filter(|entry| entry.path().join("engine.sock").exists()).count();
+    assert_eq!(instances, 1, "{when}: processes too many, or none");
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_killed_at_any_step_leaves_a_working_guest_and_no_debris() -> Result<()> {
+    let home = Home::new("killed-snapshot")?;
+    let machine = worker(&home, "worker")?;
+    machine.snapshot("good")?;
+    let mut passed_by = Vec::new();
+    for point in points("snapshot-") {
+        let outcome = home.run_until(point, ["snapshot", "worker", "--name", point])?;
+        if outcome.status.is_some() {
+            passed_by.push(point);
+            continue;
+        }
+        // Nobody helps: the guard that the killed command posted sees to the guest.
+        assert_works(&machine, point)?;
+        let committed = ["snapshot-committed", "snapshot-parent-written"].contains(&point);
+        // The next command finds everything in order and does its work.
+        home.run(["snapshot", "worker", "--name", &format!("after-{point}"), "--json"])?.succeeded()?;
+        let names = names(&home, &machine)?;
+        assert_eq!(names.iter().any(|name| name == point), committed, "{point}: {names:?}");
+        assert!(names.iter().any(|name| name == "good"), "{point}");
+        assert_tidy(&home, &machine, point)?;
+    }
+    assert_eq!(passed_by, ["snapshot-frozen"], "no agent, no freeze; all others must be on the way");
+    machine.assert_intact(Mark::START)?;
+    for name in ["good", "snapshot-committed", "after-snapshot-streaming"] {
+        let mark = machine.serial()?.end();
+        machine.revert(name, &[])?;
+        machine.serial()?.next_heartbeat(mark, 20 * SECOND)?;
+        machine.assert_intact(machine.serial()?.end())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_of_a_stopped_machine_killed_at_any_step_can_be_taken_again() -> Result<()> {
+    let home = Home::new("killed-offline")?;
+    let machine = worker(&home, "worker")?;
+    home.run(["vm", "stop", "worker", "--force"])?.succeeded()?;
+    for point in ["snapshot-journaled", "snapshot-overlays-created", "snapshot-committed", "snapshot-parent-written"] {
+        assert_eq!(home.run_until(point, ["snapshot", "worker", "--name", point])?.status, None, "{point}");
+        home.run(["snapshot", "worker", "--name", &format!("after-{point}")])?.succeeded()?;
+        let committed = !["snapshot-journaled", "snapshot-overlays-created"].contains(&point);
+        assert_eq!(names(&home, &machine)?.iter().any(|name| name == point), committed, "{point}");
+    }
+    home.run(["vm", "start", "worker"])?.succeeded()?;
+    assert_works(&machine, "started again").map(drop)
+}
+
+fn revert_loop(test: &str, how: &[&str]) -> Result<()> {
+    let home = Home::new(test)?;
+    let machine = worker(&home, "worker")?;
+    machine.snapshot("good")?;
+    let mut passed_by = Vec::new();
+    for point in points("revert-") {
+        let words = ["revert", "worker@good"].into_iter().chain(how.iter().copied());
+        let outcome = home.run_until(point, words)?;
+        if outcome.status.is_some() {
+            passed_by.push(point);
+            continue;
+        }
+        // Past or present, one of them works on, without help.
+        wait_tidy(&home, &machine, point)?;
+        assert_works(&machine, point)?;
+        assert!(names(&home, &machine)?.iter().any(|name| name == "good"), "{point}");
+        assert_tidy(&home, &machine, point)?;
+        let mark = machine.serial()?.end();
+        machine.revert("good", &[])?;
+        machine.serial()?.next_heartbeat(mark, 20 * SECOND)?;
+    }
+    assert!(passed_by.is_empty(), "{passed_by:?} are never reached");
+    machine.assert_intact(machine.serial()?.end())
+}
+
+/// The guard needs a moment to finish or to take back what was begun.
+fn wait_tidy(home: &Home, machine: &Machine<'_>, when: &str) -> Result<()> {
+    let journal = home.path().join("vms").join(machine.name()).join("journal.json");
+    let deadline = Instant::now() + 60 * SECOND;
+    while journal.exists() {
+        assert!(Instant::now() < deadline, "{when}: the guard did not tidy up");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_lazy_revert_that_keeps_the_present_killed_at_any_step_ends_in_one_of_the_two() -> Result<()> {
+    revert_loop("killed-revert-lazy", &["--strategy", "lazy"])
+}
+
+#[test]
+fn an_eager_revert_that_discards_the_present_killed_at_any_step_ends_in_one_of_the_two() -> Result<()> {
+    revert_loop("killed-revert-eager", &["--strategy", "eager", "--discard"])
+}
+
+#[test]
+fn a_fork_killed_at_any_step_is_whole_or_gone() -> Result<()> {
+    let home = Home::new("killed-fork")?;
+    let machine = worker(&home, "worker")?;
+    machine.snapshot("good")?;
+    for point in points("fork-") {
+        assert_eq!(home.run_until(point, ["fork", "worker@good", "twin"])?.status, None, "{point}");
+        let listed = home.run(["vm", "list", "--json"])?.succeeded()?;
+        let all: Vec<&str> = listed.list("machines")?.iter().filter_map(|vm| vm["name"].as_str()).collect();
+        assert_eq!(all, ["worker"], "{point}: half a fork is left");
+        home.run(["fork", "worker@good", "twin"])?.succeeded()?;
+        let twin = Machine::existing(&home, "twin");
+        let serial = twin.serial()?;
+        serial.next_heartbeat(serial.end(), 20 * SECOND)?;
+        twin.assert_intact(serial.end())?;
+        home.run(["vm", "stop", "twin", "--force"])?.succeeded()?;
+        home.run(["vm", "remove", "twin"])?.succeeded()?;
+    }
+    assert_works(&machine, "the original").map(drop)
+}
+
+#[test]
+fn a_deletion_killed_at_any_step_is_finished_by_the_next_command() -> Result<()> {
+    let home = Home::new("killed-delete")?;
+    let machine = worker(&home, "worker")?;
+    machine.snapshot("good")?;
+    for point in points("delete-") {
+        machine.snapshot(point)?;
+        assert_eq!(home.run_until(point, ["delete", &machine.at(point)])?.status, None, "{point}");
+        assert_eq!(names(&home, &machine)?, ["good"], "{point}");
+        assert_tidy(&home, &machine, point)?;
+        assert_works(&machine, point)?;
+    }
+    machine.assert_intact(Mark::START)?;
+    machine.revert("good", &[]).map(drop)
+}
