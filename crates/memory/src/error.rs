@@ -96,6 +96,14 @@ pub enum Error {
         /// As the operating system said it.
         source: io::Error,
     },
+    /// No mapping of that process can be its guest's memory.
+    #[error("process {pid} has no anonymous mapping of {ram_bytes} bytes or more")]
+    NoGuestMemory {
+        /// The process.
+        pid: i32,
+        /// The size looked for.
+        ram_bytes: u64,
+    },
     /// The caller asked to stop.
     #[error("interrupted")]
     Cancelled,

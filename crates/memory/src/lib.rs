@@ -4,6 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`capture`] | a running machine's migration stream becomes an image |
+//! | [`collapse`] | a guest's memory put back into huge pages, so that the next pause is short |
 //! | [`image`] | an existing image, read with every extent checked |
 //! | [`verify`] | a whole image checked, both cores at work |
 //! | [`seal`] | companions for a file that QEMU wrote itself |
@@ -11,6 +12,7 @@
 //! The formats are [`keyframe_vmstate`]'s; this crate adds files, sockets and threads.
 
 pub mod capture;
+pub mod collapse;
 pub mod error;
 pub mod image;
 pub mod seal;

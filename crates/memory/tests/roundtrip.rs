@@ -4,11 +4,15 @@
 mod common;
 
 use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Place, capture_stream};
+use common::Place;
+use keyframe_memory::capture::{CaptureOptions, CaptureProgress, CaptureReport, capture};
 use keyframe_memory::verify::{VerifyProgress, VerifyReport, verify_all};
 use keyframe_memory::{Error, ExtentBuf, MemoryImage};
 use keyframe_vmstate::hot::HotList;
@@ -22,6 +26,33 @@ const BLOCKS: [(&str, u64); 4] = [
     ("pc.bios", 64),
     ("one", 1),
 ];
+
+/// Sends a stream through a socket, in pieces of `cut` bytes, and captures it.
+fn capture_stream(place: &Place, stream: &[u8], cut: usize) -> Result<CaptureReport, Error> {
+    let (mut from, to) = UnixStream::pair().expect("a pair");
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for piece in stream.chunks(cut) {
+                // The other side may have had enough of it.
+                if from.write_all(piece).is_err() {
+                    break;
+                }
+            }
+        });
+        let options = CaptureOptions {
+            buffer_bytes: 4 << 20,
+            ..CaptureOptions::default()
+        };
+        let (progress, cancel) = (CaptureProgress::default(), AtomicBool::new(false));
+        capture(
+            OwnedFd::from(to),
+            &place.paths,
+            &options,
+            &progress,
+            &cancel,
+        )
+    })
+}
 
 fn assert_image_is(machine: &Machine, place: &Place) {
     assert!(

@@ -26,6 +26,7 @@
 mod batch;
 mod finish;
 mod intake;
+mod pace;
 mod progress;
 mod queue;
 mod sums;
@@ -37,12 +38,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use keyframe_vmstate::decode::{Decoder, Summary};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
 
 use crate::Error;
 use intake::Intake;
+use pace::{MAX_READ_BYTES, Pace};
 pub use progress::{CaptureProgress, CaptureReport, DirectIo};
 use queue::Queue;
 use target::Files;
@@ -91,16 +93,13 @@ impl Default for CaptureOptions {
     }
 }
 
-/// Bytes asked of the socket at once.
-const READ_BYTES: usize = 512 << 10;
-/// How often a wait for QEMU looks whether it should stop.
-const CANCEL_INTERVAL: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 50_000_000,
-};
+/// What a pipe may hold without privileges (`fs.pipe-max-size`).
+const PIPE_BYTES: usize = 1 << 20;
+/// What a socket holds of 4 KiB writes with the kernel's default settings, roughly.
+const SOCKET_BYTES: usize = 160 << 10;
 
-/// Reads a migration stream to its end and makes a memory image of it. The input may be a socket or
-/// a pipe; it is set non-blocking. Blocks until the files are on disk; their directory is the
+/// Reads a migration stream to its end and makes a memory image of it. The input is one end of
+/// [`channel`] or any other pipe or socket; it is set non-blocking. Blocks until the files are on disk; their directory is the
 /// caller's to sync.
 ///
 /// # Errors
@@ -120,7 +119,7 @@ pub fn capture(
             scope.spawn(|| queue.work(options.writer_nice));
         }
         let mut intake = Intake::new(files, &queue, progress, cancel);
-        let summary = receive(&input, &mut intake, cancel);
+        let summary = receive(&input, &mut intake, (&queue, progress), cancel);
         drop(input);
         let received = summary.and_then(|summary| Ok((summary, intake.finish()?)));
         queue.close();
@@ -131,27 +130,47 @@ pub fn capture(
     finish::finish(received, summary, paths, streamed)
 }
 
+/// Makes the pipe through which QEMU should be let migrate: (end for QEMU, end for [`capture`]).
+/// Hand the first to QEMU with `getfd`, close it here, and say `migrate fd:NAME`. A pipe holds more
+/// than a socket does while nobody reads, and costs less.
+///
+/// # Errors
+/// [`Error::StreamIo`] when there are no more file descriptors.
+pub fn channel() -> Result<(OwnedFd, OwnedFd), Error> {
+    let (input, for_qemu) = pipe_with(PipeFlags::CLOEXEC).map_err(Error::stream)?;
+    // A user with many pipes may get no larger one; the size it has does, only less well.
+    let _ = fcntl_setpipe_size(&for_qemu, PIPE_BYTES);
+    Ok((for_qemu, input))
+}
+
 /// Feeds the input to the decoder until it ends.
 fn receive(
     input: &OwnedFd,
     intake: &mut Intake<'_>,
+    (queue, progress): (&Queue<'_>, &CaptureProgress),
     cancel: &AtomicBool,
 ) -> Result<Summary, Error> {
     let flags = fcntl_getfl(input).map_err(Error::stream)?;
     fcntl_setfl(input, flags | OFlags::NONBLOCK).map_err(Error::stream)?;
-    let (mut decoder, mut buf) = (Decoder::new(), vec![0; READ_BYTES]);
+    let mut pace = Pace::new(fcntl_getpipe_size(input).unwrap_or(SOCKET_BYTES));
+    let (mut decoder, mut buf) = (Decoder::new(), vec![0; MAX_READ_BYTES]);
+    let mut last = Instant::now();
     while !cancel.load(Ordering::Relaxed) {
-        match rustix::io::read(input, &mut buf) {
+        let limit = Pace::read_bytes(queue.room()).min(buf.len());
+        match rustix::io::read(input, buf.get_mut(..limit).unwrap_or_default()) {
             // A QEMU that was killed resets the connection; what is missing is told by finish.
             Ok(0) | Err(Errno::CONNRESET) => return Ok(decoder.finish()?),
-            Ok(count) => decoder.feed(buf.get(..count).unwrap_or_default(), intake)?,
-            Err(Errno::AGAIN) => {
-                let mut ready = [PollFd::new(input, PollFlags::IN)];
-                match poll(&mut ready, Some(&CANCEL_INTERVAL)) {
-                    Ok(_) | Err(Errno::INTR) => {}
-                    Err(errno) => return Err(Error::stream(errno)),
+            Ok(count) => {
+                decoder.feed(buf.get(..count).unwrap_or_default(), intake)?;
+                let written = progress.written_bytes.load(Ordering::Relaxed);
+                let pause = pace.brake(count, written, queue.room(), last.elapsed());
+                last = Instant::now();
+                if let Some(pause) = pause {
+                    progress.waited(pause);
+                    std::thread::sleep(pause);
                 }
             }
+            Err(Errno::AGAIN) => std::thread::sleep(pace.nap()),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(Error::stream(errno)),
         }

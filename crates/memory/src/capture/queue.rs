@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::setpriority_process;
 
 use super::batch::{BATCH_BYTES, Batch};
+use super::pace::Room;
 use super::target::Target;
 use crate::Error;
 
@@ -35,6 +36,7 @@ struct State<'p> {
 
 /// The queue; see the module's text.
 pub(super) struct Queue<'p> {
+    batches: usize,
     state: Mutex<State<'p>>,
     filled: Condvar,
     freed: Condvar,
@@ -52,6 +54,7 @@ impl<'p> Queue<'p> {
             error: None,
         };
         Self {
+            batches: count,
             state: Mutex::new(state),
             filled: Condvar::new(),
             freed: Condvar::new(),
@@ -76,6 +79,15 @@ impl<'p> Queue<'p> {
             state.ready.is_empty() && state.with_writers == 0
         })
         .map(drop)
+    }
+
+    /// How much room there is.
+    pub fn room(&self) -> Room {
+        let free = self.lock().free.len() * BATCH_BYTES;
+        Room {
+            free,
+            total: self.batches * BATCH_BYTES,
+        }
     }
 
     /// Hands a batch to the writers.
