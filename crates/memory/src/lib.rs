@@ -6,6 +6,7 @@
 //! | [`capture`] | a running machine's migration stream becomes an image |
 //! | [`image`] | an existing image, read with every extent checked |
 //! | [`verify`] | a whole image checked, both cores at work |
+//! | [`pageserver`] | an image given to a running QEMU page by page, as it asks |
 //! | [`seal`] | companions for a file that QEMU wrote itself |
 //!
 //! The formats are [`keyframe_vmstate`]'s; this crate adds files, sockets and threads.
@@ -13,6 +14,7 @@
 pub mod capture;
 pub mod error;
 pub mod image;
+pub mod pageserver;
 pub mod seal;
 mod source;
 pub mod verify;
