@@ -37,6 +37,16 @@ impl ExtentBuf {
         let (room, _) = self.0.split_at_mut(EXTENT_SIZE.min(pages * PAGE_SIZE));
         room
     }
+
+    /// All of its bytes, whatever was last put there.
+    pub fn bytes(&self) -> &[u8; EXTENT_SIZE] {
+        &self.0
+    }
+
+    /// The same, to put something there.
+    pub fn bytes_mut(&mut self) -> &mut [u8; EXTENT_SIZE] {
+        &mut self.0
+    }
 }
 
 /// An opened image; see the module's text.
@@ -160,6 +170,15 @@ impl MemoryImage {
         fadvise(&self.image.file, file_offset, length, drop)
             .map_err(|errno| Error::io("drop cached pages of", self.path())(errno.into()))?;
         self.read_extent(block, extent, buf)
+    }
+
+    /// Says that so many extents from this one on will be read soon, so that the disk may begin. A hint: it
+    /// does not wait, and nothing is said of a failure.
+    pub fn prefetch(&self, block: BlockIndex, first: ExtentIndex, extents: u64) {
+        if let Ok((_, file_offset, _)) = self.place(block, first) {
+            let length = std::num::NonZeroU64::new(extents.saturating_mul(EXTENT_SIZE as u64));
+            let _only_a_hint = fadvise(&self.image.file, file_offset, length, Advice::WillNeed);
+        }
     }
 
     /// The device sections' bytes, as they go into a stream: without end mark and description.

@@ -7,6 +7,7 @@
 //! | [`collapse`] | a guest's memory put back into huge pages, so that the next pause is short |
 //! | [`image`] | an existing image, read with every extent checked |
 //! | [`verify`] | a whole image checked, both cores at work |
+//! | [`pageserver`] | an image given to a running QEMU page by page, as it asks |
 //! | [`seal`] | companions for a file that QEMU wrote itself |
 //!
 //! The formats are [`keyframe_vmstate`]'s; this crate adds files, sockets and threads.
@@ -15,6 +16,7 @@ pub mod capture;
 pub mod collapse;
 pub mod error;
 pub mod image;
+pub mod pageserver;
 pub mod seal;
 mod source;
 pub mod verify;

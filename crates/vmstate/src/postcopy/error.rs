@@ -59,9 +59,7 @@ pub enum PostcopyError {
         offset: u64,
     },
     /// A request for something that is not a run of whole pages within its block.
-    #[error(
-        "return path offset {offset}: request for {bytes} bytes at {start:#x} is not within RAM block {block:?}"
-    )]
+    #[error("return path offset {offset}: request for {bytes} bytes at {start:#x} is not within RAM block {block:?}")]
     BadRequest {
         /// Where the message starts.
         offset: u64,

@@ -16,7 +16,7 @@
 
 mod error;
 mod frames;
-#[cfg(any(test, feature = "model"))]
+#[cfg(any(test, feature = "testing"))]
 pub mod model;
 mod pages;
 mod return_path;

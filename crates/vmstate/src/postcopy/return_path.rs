@@ -166,8 +166,7 @@ impl ReturnPath {
                     return Err(self.out_of_place("a bitmap"));
                 };
                 let pages = PageBitmap::from_bytes(count, &self.item, self.offset);
-                let pages = pages
-                    .map_err(|source| PostcopyError::Bitmap { block: self.block_name(block), source })?;
+                let pages = pages.map_err(|source| PostcopyError::Bitmap { block: self.block_name(block), source })?;
                 Ok((State::BitmapMark { block, pages }, None))
             }
             State::BitmapMark { block, pages } => {

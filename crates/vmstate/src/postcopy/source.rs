@@ -44,8 +44,7 @@ impl Opening {
         lazy: &[BlockIndex],
         out: &mut Vec<u8>,
     ) -> Result<Self, PostcopyError> {
-        let lazy: Vec<BlockIndex> =
-            ram.iter().map(|(block, _)| block).filter(|block| lazy.contains(block)).collect();
+        let lazy: Vec<BlockIndex> = ram.iter().map(|(block, _)| block).filter(|block| lazy.contains(block)).collect();
         if lazy.is_empty() {
             return Err(PostcopyError::NothingLazy);
         }
@@ -276,9 +275,7 @@ impl Resume {
                 self.source.shut = Some(error);
                 Ok(())
             }
-            Message::Request(_) => {
-                Err(PostcopyError::OutOfPlace { offset, what: "a page request before the resume" })
-            }
+            Message::Request(_) => Err(PostcopyError::OutOfPlace { offset, what: "a page request before the resume" }),
             Message::Pong(_) | Message::SwitchoverAck => Ok(()),
         }
     }

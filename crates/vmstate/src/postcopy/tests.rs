@@ -265,15 +265,11 @@ fn what_qemu_would_not_say_is_refused() {
         (b"\0\x04\0\x0c\0\0\0\0\0\0\0\0\0\0\x10\0", |e| matches!(e, E::NoBlockYet { offset: 0 })),
         (b"\0\x03\0\x11\0\0\0\0\0\0\0\0\0\0\x10\0\x04ram9", |e| matches!(e, E::UnknownBlock { .. })),
         (b"\0\x03\0\x11\0\0\0\0\0\0\0\0\0\0\x10\0\x03ram0", |e| matches!(e, E::UnknownBlock { .. })),
-        (b"\0\x03\0\x11\0\0\0\0\0\0\0\x01\0\0\x10\0\x04ram0", |e| {
-            matches!(e, E::BadRequest { start: 1, .. })
-        }),
+        (b"\0\x03\0\x11\0\0\0\0\0\0\0\x01\0\0\x10\0\x04ram0", |e| matches!(e, E::BadRequest { start: 1, .. })),
         (b"\0\x03\0\x11\0\0\0\0\0\0\0\0\0\0\x10\x01\x04ram0", |e| matches!(e, E::BadRequest { .. })),
         (b"\0\x03\0\x11\0\0\0\0\0\0\0\0\0\0\0\0\x04ram0", |e| matches!(e, E::BadRequest { bytes: 0, .. })),
         (b"\0\x03\0\x11\0\0\0\0\0\x09\x60\0\0\0\x10\0\x04ram0", |e| matches!(e, E::BadRequest { .. })),
-        (b"\0\x05\0\x05\x04ram0\0\0\0\0\0\0\0\x20", |e| {
-            matches!(e, E::BitmapLength { bytes: 32, expected: 24, .. })
-        }),
+        (b"\0\x05\0\x05\x04ram0\0\0\0\0\0\0\0\x20", |e| matches!(e, E::BitmapLength { bytes: 32, expected: 24, .. })),
         (b"\0\x05\0\x04\x03vga\0\0\0\0\0\0\0\x08\0\0\0\0\x02\0\0\0", |e| matches!(e, E::Bitmap { .. })),
         (b"\0\x05\0\x04\x03vga\0\0\0\0\0\0\0\x08\0\0\0\0\x01\0\0\0wrong!!!", |e| {
             matches!(e, E::BitmapMark { offset: 24, .. })

@@ -1,0 +1,59 @@
+//! A page server described by paths, for a process of its own.
+
+use std::path::PathBuf;
+
+use keyframe_vmstate::hot::HotList;
+use serde::{Deserialize, Serialize};
+
+use super::{ImagePages, Notice, Observer, PageServerError, PageSource, ServeReport, resume, serve};
+
+/// Whether a destination is fresh or paused half-way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Errand {
+    /// From the beginning: see [`serve`].
+    Serve,
+    /// Where another server died: see [`resume`].
+    Resume,
+}
+
+/// What a page server's process has to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ServerConfig {
+    /// From the beginning, or where another died.
+    pub errand: Errand,
+    /// The snapshot's `memory.mapped`.
+    pub image: PathBuf,
+    /// The snapshot's `memory.b3`.
+    pub sums: PathBuf,
+    /// The snapshot's `memory.hot`; it may be missing.
+    pub hot: Option<PathBuf>,
+    /// The unix socket on which QEMU listens for the migration.
+    pub socket: PathBuf,
+}
+
+/// Opens what the config names and serves it until QEMU has it all.
+///
+/// # Errors
+/// [`PageServerError::Image`] and whatever [`serve`] or [`resume`] finds.
+pub fn run(config: &ServerConfig, observer: &dyn Observer) -> Result<ServeReport, PageServerError> {
+    let pages = ImagePages::open(&config.image, &config.sums);
+    let pages = pages.map_err(|source| PageServerError::Image { source })?;
+    let hot = read_hot(config, &pages, observer);
+    match config.errand {
+        Errand::Serve => serve(&pages, &config.socket, &hot, observer),
+        Errand::Resume => resume(&pages, &config.socket, &hot, observer),
+    }
+}
+
+/// The hot list is advice: without a good one the plain order has to do.
+fn read_hot(config: &ServerConfig, pages: &ImagePages, observer: &dyn Observer) -> HotList {
+    let Some(bytes) = config.hot.as_ref().and_then(|path| std::fs::read(path).ok()) else {
+        return HotList::default();
+    };
+    HotList::parse(&bytes, pages.ram()).unwrap_or_else(|_| {
+        observer.notice(Notice::HotListIgnored);
+        HotList::default()
+    })
+}
