@@ -146,11 +146,20 @@ impl Home {
         let arguments: Vec<_> = arguments.into_iter().map(|word| word.as_ref().to_owned()).collect();
         let shown: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
         let shown = format!("keyframe {}", shown.join(" "));
-        let mut command = Command::new(keyframe()?);
-        command.args(arguments).env("KEYFRAME_HOME", &self.dir).env_remove("KEYFRAME_REPO");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut command = self.keyframe()?;
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().map_err(|source| Error::Run { program: shown.clone(), source })?;
         Ok(Running { child, shown })
+    }
+
+    /// `keyframe` in this home, with no arguments yet.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn keyframe(&self) -> Result<Command> {
+        let mut command = Command::new(keyframe()?);
+        command.env("KEYFRAME_HOME", &self.dir).env_remove("KEYFRAME_REPO");
+        Ok(command)
     }
 }
 
