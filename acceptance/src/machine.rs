@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use crate::checker;
 use crate::error::{Error, Result};
 use crate::guests::SmallGuest;
-use crate::home::{Home, Outcome};
+use crate::home::Home;
 use crate::monitor::Monitor;
 use crate::process::ProcessId;
+use crate::running::Outcome;
 use crate::serial::{Mark, SerialLog};
 
 /// A checker needs this long at most to verify all memory of a small test machine.
