@@ -39,6 +39,24 @@ pub enum Error {
         /// What it said.
         stderr: String,
     },
+    /// A program that did not come to an end, and was killed.
+    #[error("{command} hung for {after:?}\n{stderr}")]
+    Hung {
+        /// What was run.
+        command: String,
+        /// For how long.
+        after: Duration,
+        /// What it said.
+        stderr: String,
+    },
+    /// A program that ended, while something it started keeps its outputs open.
+    #[error("{command} ended, but its outputs are held open by what it left behind\n{stderr}")]
+    HeldOpen {
+        /// What was run.
+        command: String,
+        /// What it said.
+        stderr: String,
+    },
     /// JSON that lacks what the contract promises.
     #[error("{command} told no {field}: {json}")]
     Json {

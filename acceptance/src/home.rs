@@ -4,73 +4,14 @@ use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
-
-use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::guests;
 use crate::process;
-
-/// How one run of `keyframe` went.
-#[derive(Debug, Clone)]
-pub struct Outcome {
-    /// What was run, for messages.
-    pub command: String,
-    /// Exit status; nothing when a signal ended it.
-    pub status: Option<i32>,
-    /// The document on standard output; [`Value::Null`] when there was none.
-    pub json: Value,
-    /// Standard output as it was.
-    pub stdout: String,
-    /// Standard error as it was.
-    pub stderr: String,
-}
-
-impl Outcome {
-    /// This, if it succeeded.
-    ///
-    /// # Errors
-    /// [`Error::Failed`] when the exit status is not 0.
-    pub fn succeeded(self) -> Result<Self> {
-        if self.status == Some(0) { Ok(self) } else { Err(self.into_failure()) }
-    }
-
-    /// A text that the contract promises.
-    ///
-    /// # Errors
-    /// [`Error::Json`].
-    pub fn text(&self, field: &'static str) -> Result<&str> {
-        self.json.get(field).and_then(Value::as_str).ok_or_else(|| self.lacks(field))
-    }
-
-    /// A number that the contract promises.
-    ///
-    /// # Errors
-    /// [`Error::Json`].
-    pub fn number(&self, field: &'static str) -> Result<f64> {
-        self.json.get(field).and_then(Value::as_f64).ok_or_else(|| self.lacks(field))
-    }
-
-    /// A list that the contract promises.
-    ///
-    /// # Errors
-    /// [`Error::Json`].
-    pub fn list(&self, field: &'static str) -> Result<&[Value]> {
-        self.json.get(field).and_then(Value::as_array).map(Vec::as_slice).ok_or_else(|| self.lacks(field))
-    }
-
-    fn lacks(&self, field: &'static str) -> Error {
-        Error::Json { command: self.command.clone(), field, json: self.json.to_string() }
-    }
-
-    fn into_failure(self) -> Error {
-        let status = self.status.map_or_else(|| "a signal".to_owned(), |status| format!("exit status {status}"));
-        Error::Failed { command: self.command, status, stderr: self.stderr }
-    }
-}
+use crate::running::{Outcome, Running};
 
 /// A home under cargo's target directory: on a real disk, as snapshots need one. When it goes out of scope,
 /// every process that belongs to it is killed; the files are removed, or kept to be looked at when the test
@@ -150,7 +91,11 @@ impl Home {
     ///
     /// # Errors
     /// When it cannot be built or started.
-    pub fn run_until<S: AsRef<OsStr>>(&self, failpoint: &str, arguments: impl IntoIterator<Item = S>) -> Result<Outcome> {
+    pub fn run_until<S: AsRef<OsStr>>(
+        &self,
+        failpoint: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<Outcome> {
         self.start_with(arguments, &[("KEYFRAME_FAILPOINT", failpoint)])?.wait()
     }
 
@@ -162,12 +107,19 @@ impl Home {
         let arguments: Vec<_> = arguments.into_iter().map(|word| word.as_ref().to_owned()).collect();
         let shown: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
         let shown = format!("keyframe {}", shown.join(" "));
+        let mut command = self.keyframe()?;
+        command.args(arguments).envs(environment.iter().copied());
+        Running::start(command, shown)
+    }
+
+    /// `keyframe` in this home, with no arguments yet.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn keyframe(&self) -> Result<Command> {
         let mut command = Command::new(keyframe()?);
-        command.args(arguments).env("KEYFRAME_HOME", &self.dir).env_remove("KEYFRAME_REPO");
-        command.envs(environment.iter().copied());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = command.spawn().map_err(|source| Error::Run { program: shown.clone(), source })?;
-        Ok(Running { child, shown })
+        command.env("KEYFRAME_HOME", &self.dir).env_remove("KEYFRAME_REPO");
+        Ok(command)
     }
 }
 
@@ -183,40 +135,6 @@ impl Drop for Home {
         } else if let Err(trouble) = fs::remove_dir_all(&self.dir) {
             eprintln!("cannot remove {}: {trouble}", self.dir.display());
         }
-    }
-}
-
-/// A `keyframe` that is at work.
-pub struct Running {
-    child: Child,
-    shown: String,
-}
-
-impl Running {
-    /// Its process.
-    pub fn process(&self) -> process::ProcessId {
-        process::ProcessId(self.child.id())
-    }
-
-    /// Waits for its end.
-    ///
-    /// # Errors
-    /// [`Error::Run`] when that fails.
-    pub fn wait(self) -> Result<Outcome> {
-        let Self { child, shown } = self;
-        let output = child.wait_with_output().map_err(|source| Error::Run { program: shown.clone(), source })?;
-        Ok(outcome(shown, &output))
-    }
-}
-
-fn outcome(command: String, output: &Output) -> Outcome {
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    Outcome {
-        command,
-        status: output.status.code(),
-        json: serde_json::from_str(&stdout).unwrap_or(Value::Null),
-        stdout,
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
 }
 
@@ -240,8 +158,7 @@ fn keyframe() -> Result<&'static Path> {
 
 fn qemu_img<'a>(arguments: impl IntoIterator<Item = &'a OsStr>) -> Result<()> {
     let mut command = Command::new("qemu-img");
-    command.args(arguments).stdin(Stdio::null());
-    let output = command.output().map_err(|source| Error::Run { program: "qemu-img".to_owned(), source })?;
-    let outcome = outcome(format!("{command:?}"), &output);
-    outcome.succeeded().map(drop)
+    command.args(arguments);
+    let shown = format!("{command:?}");
+    Running::start(command, shown)?.wait()?.succeeded().map(drop)
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`guests`] | kernels and disks that `cargo xtask guests` builds |
 //! | [`home`] | a `KEYFRAME_HOME` of one's own, and the runner of the command line |
+//! | [`running`] | a program at work, and how it went |
 //! | [`machine`] | one machine: create, look, type at its console, destroy |
 //! | [`serial`] | its serial log: reading, waiting, and how long it was silent |
 //! | [`checker`] | the lines of the program in the small guest |
@@ -22,8 +23,10 @@ pub mod home;
 pub mod machine;
 pub mod monitor;
 pub mod process;
+pub mod running;
 pub mod serial;
 
 pub use error::{Error, Result};
-pub use home::{Home, Outcome};
+pub use home::Home;
 pub use machine::{Machine, MachineSpec};
+pub use running::{Outcome, Running};

@@ -3,22 +3,27 @@
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::checker;
 use crate::error::{Error, Result};
 use crate::guests::SmallGuest;
-use crate::home::{Home, Outcome};
+use crate::home::Home;
 use crate::monitor::Monitor;
 use crate::process::ProcessId;
+use crate::running::Outcome;
 use crate::serial::{Mark, SerialLog};
 
 /// A checker needs this long at most to verify all memory of a small test machine.
 const VERIFY_WITHIN: Duration = Duration::from_secs(120);
 /// The checker reads every slot of every disk at least once in this time.
 const DISKS_READ_WITHIN: Duration = Duration::from_secs(3);
+
+/// QEMU hands a line to the guest a few bytes at a time, and drops the rest when the typist leaves earlier.
+const TYPING: Duration = Duration::from_millis(300);
 
 /// What to create: `keyframe vm create`'s options.
 #[derive(Debug, Clone, Default)]
@@ -145,16 +150,28 @@ impl<'h> Machine<'h> {
         Ok(SerialLog::at(self.show()?.text("serial_log")?))
     }
 
-    /// Types one line at its serial console.
+    /// Types one line at its serial console, with `vm console`.
     ///
     /// # Errors
-    /// [`Error::File`] when nobody listens there.
+    /// [`Error::Failed`] with what `keyframe` said.
     pub fn type_line(&self, line: &str) -> Result<()> {
-        type_line(&self.console_socket(), line)
-    }
-
-    fn console_socket(&self) -> PathBuf {
-        self.home.path().join("vms").join(&self.name).join("run/console.sock")
+        let mut command = self.home.keyframe()?;
+        command.args(["vm", "console", &self.name]);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let shown = format!("keyframe vm console {}", self.name);
+        let trouble = |source| Error::Run { program: shown.clone(), source };
+        let mut child = command.spawn().map_err(trouble)?;
+        if let Some(mut typist) = child.stdin.take() {
+            // When it does not listen, its exit status tells.
+            let _unheard = typist.write_all(format!("{line}\n").as_bytes());
+            thread::sleep(TYPING);
+        }
+        let output = child.wait_with_output().map_err(trouble)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(Error::Failed { command: shown, status: output.status.to_string(), stderr })
     }
 
     /// Waits until the checker in the small guest is at work.
@@ -199,8 +216,7 @@ pub fn type_line(socket: &Path, line: &str) -> Result<()> {
         while listener.read(&mut sink).is_ok_and(|count| count > 0) {}
     });
     let typed = console.write_all(format!("{line}\n").as_bytes());
-    // QEMU hands the line to the guest a few bytes at a time, and drops the rest when the typist leaves.
-    thread::sleep(Duration::from_millis(200));
+    thread::sleep(TYPING);
     let _gone_already = console.shutdown(std::net::Shutdown::Both);
     let _nothing = reader.join();
     typed.map_err(Error::file("type at", socket))

@@ -72,8 +72,7 @@ impl SerialLog {
                 return Ok(found);
             }
             if Instant::now() > deadline {
-                let cut = text.char_indices().map(|(at, _)| at).find(|at| text.len() - at <= TAIL_BYTES).unwrap_or(0);
-                return Err(Error::Silent { what: what.to_owned(), within, tail: text[cut..].to_owned() });
+                return Err(self.silent(mark, what, within));
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -106,6 +105,45 @@ impl SerialLog {
             let complete = &log[..log.rfind('\n')?];
             complete.lines().find_map(Heartbeat::parse)
         })
+    }
+
+    /// Waits for the first heartbeat after a mark that is earlier, by the guest's clock, than `before`: the guest was
+    /// taken back. Gives it, and the mark of its line. Heartbeats of before, written after the mark, are passed over.
+    ///
+    /// # Errors
+    /// [`Error::Silent`] after `within`.
+    pub fn turned_back(&self, mark: Mark, before: &Heartbeat, within: Duration) -> Result<(Mark, Heartbeat)> {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(found) = self.look_for_turn(mark, before) {
+                return Ok(found);
+            }
+            if Instant::now() > deadline {
+                return Err(self.silent(mark, "heartbeat from before", within));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn look_for_turn(&self, mark: Mark, before: &Heartbeat) -> Option<(Mark, Heartbeat)> {
+        let mut file = File::open(&self.path).ok()?;
+        file.seek(SeekFrom::Start(mark.0)).ok()?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).ok()?;
+        let mut at = mark.0;
+        for line in bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
+            match Heartbeat::parse(&String::from_utf8_lossy(line)) {
+                Some(beat) if beat.uptime_ms < before.uptime_ms => return Some((Mark(at), beat)),
+                _ => at += line.len() as u64,
+            }
+        }
+        None
+    }
+
+    fn silent(&self, mark: Mark, what: &str, within: Duration) -> Error {
+        let text = self.since(mark);
+        let cut = text.char_indices().map(|(at, _)| at).find(|at| text.len() - at <= TAIL_BYTES).unwrap_or(0);
+        Error::Silent { what: what.to_owned(), within, tail: text[cut..].to_owned() }
     }
 
     /// Starts to note when heartbeats arrive.
@@ -201,6 +239,21 @@ mod tests {
         fs::write(log.path(), BEAT).unwrap();
         assert_eq!(log.since(mark), BEAT);
         assert_eq!(log.last_heartbeat(mark).unwrap().pages_rewritten, 2);
+    }
+
+    #[test]
+    fn a_guest_that_was_taken_back_is_told_from_one_that_goes_on() {
+        let beat = |uptime_ms| format!("T {uptime_ms} gen 2 seq - gap_ms 0.0 token 0000000000000001\n");
+        let (_dir, log) = log_with(&beat(900));
+        let (mark, soon) = (log.end(), Duration::from_millis(20));
+        let before = log.last_heartbeat(Mark::START).unwrap();
+        let mut file = File::options().append(true).open(log.path()).unwrap();
+        file.write_all((beat(920) + "CORRUPT x\n" + &beat(940)).as_bytes()).unwrap();
+        assert!(log.turned_back(mark, &before, soon).is_err(), "it only goes on");
+        file.write_all((beat(300) + &beat(320)).as_bytes()).unwrap();
+        let (turn, first) = log.turned_back(mark, &before, soon).unwrap();
+        assert_eq!(first.uptime_ms, 300);
+        assert_eq!(log.since(turn), beat(300) + &beat(320));
     }
 
     #[test]

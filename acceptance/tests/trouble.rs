@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use keyframe_acceptance::home::Outcome;
-use keyframe_acceptance::{Home, Machine, MachineSpec, Result, guests};
+use keyframe_acceptance::{Home, Machine, MachineSpec, Outcome, Result, guests};
 use keyframe_engine::state::manifest::Manifest;
 use keyframe_engine::state::sealed;
 

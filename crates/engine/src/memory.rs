@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use keyframe_memory::capture::{self, CaptureOptions, CaptureProgress, ImagePaths};
-use keyframe_memory::collapse;
+use keyframe_memory::collapse::{CollapseOptions, collapse_huge_pages};
 use keyframe_memory::verify::{VerifyProgress, verify_all};
 use keyframe_memory::{Error as MemoryError, MemoryImage};
 use keyframe_types::ByteLen;
+use keyframe_vmstate::PageCount;
+use rustix::process::Pid;
 
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
@@ -120,6 +122,9 @@ pub(crate) fn write_devices_only(image: &MemoryImage, block: &str, path: &Path) 
 
 /// Puts guest memory of the process `pid` back into huge pages; says how much.
 pub(crate) fn collapse(pid: u32, ram: ByteLen, cancel: &AtomicBool) -> Result<ByteLen, MemoryError> {
-    let report = collapse::collapse_huge_pages(pid, ram.bytes(), cancel)?;
+    let none = || MemoryError::NoGuestMemory { pid: i32::try_from(pid).unwrap_or(0), ram_bytes: ram.bytes() };
+    let pages = PageCount::from_bytes(ram.bytes()).ok_or_else(none)?;
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(none)?;
+    let report = collapse_huge_pages(process, pages, &CollapseOptions::default(), cancel)?;
     Ok(ByteLen::from_bytes(report.collapsed_bytes))
 }
