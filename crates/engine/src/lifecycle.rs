@@ -215,7 +215,9 @@ pub fn list(ctx: &Context<'_>) -> Result<Vec<Result<MachineSummary, (VmName, Err
             snapshots: manifests.len(),
         })
     };
-    Ok(ctx.home.machine_names()?.into_iter().map(summary).collect())
+    let entries = ctx.home.machine_names()?.into_iter().map(summary);
+    // A fork that was never finished has just been tidied away.
+    Ok(entries.filter(|entry| !matches!(entry, Err((_, Error::NoMachine(_))))).collect())
 }
 
 /// A machine in full.
