@@ -5,10 +5,9 @@ use std::sync::atomic::AtomicBool;
 use keyframe_memory::Error;
 use keyframe_memory::collapse::{CollapseOptions, collapse_huge_pages};
 use keyframe_vmstate::PageCount;
-use rustix::mm::{
-    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munmap,
-};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use rustix::process::getpid;
+use rustix::thread::disable_transparent_huge_pages;
 
 const HUGE: usize = 2 << 20;
 const HUGE_PAGES: usize = 24;
@@ -55,8 +54,7 @@ fn used_memory_becomes_huge_and_unused_stays_unused() {
     let usable = MprotectFlags::READ | MprotectFlags::WRITE;
     // SAFETY: the range lies within the fresh mapping, which is ours and stays as it is.
     unsafe { mprotect(base, bytes, usable) }.expect("usable");
-    // SAFETY: as before; the advice concerns page sizes only.
-    unsafe { madvise(base, bytes, Advice::LinuxNoHugepage) }.expect("advice");
+    disable_transparent_huge_pages(true).expect("always allowed");
     // SAFETY: readable, writable, zeroed, and nothing else refers to it.
     let memory = unsafe { std::slice::from_raw_parts_mut(base.cast::<u8>(), bytes) };
     let mut sum = 0;
@@ -71,8 +69,7 @@ fn used_memory_becomes_huge_and_unused_stays_unused() {
         }
     }
     assert_eq!(sum, 0);
-    // SAFETY: as above.
-    unsafe { madvise(base, bytes, Advice::LinuxHugepage) }.expect("advice");
+    disable_transparent_huge_pages(false).expect("always allowed");
     assert_eq!(smaps(memory.as_ptr().addr(), "AnonHugePages:"), 0);
 
     let ram = PageCount::from_bytes(bytes as u64).expect("whole pages");
