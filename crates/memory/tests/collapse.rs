@@ -90,6 +90,17 @@ fn used_memory_becomes_huge_and_unused_stays_unused() {
         );
     }
 
+    // With memory to spend, what was only read is filled; what was never touched stays a hole.
+    let options = CollapseOptions {
+        fill_bytes: HUGE as u64 * 5,
+        ..options
+    };
+    let report =
+        collapse_huge_pages(getpid(), ram, &options, &AtomicBool::new(false)).expect("again");
+    assert_eq!(report.filled_bytes, HUGE as u64 * 5, "{report:?}");
+    let huge_kib = smaps(memory.as_ptr().addr(), "AnonHugePages:");
+    assert_eq!(huge_kib, (bytes / 3 + HUGE * 5) as u64 / 1024);
+
     let too_large = PageCount::from_bytes(1 << 41).expect("whole pages");
     let error = collapse_huge_pages(getpid(), too_large, &options, &AtomicBool::new(false));
     assert!(matches!(error, Err(Error::NoGuestMemory { .. })));
