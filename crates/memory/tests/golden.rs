@@ -35,7 +35,7 @@ fn machine_stream() -> Vec<u8> {
         machine.fill_page(places[at], n as u8 + 1);
     }
     let mut order = places.clone();
-    order.sort_by_key(|(block, page)| (block.get() > 0, page.get() < 33, page.get()));
+    order.sort_by_key(|(block, page)| (block.get(), page.get() < 33, page.get()));
     machine.stream(&order, 25)
 }
 
