@@ -6,9 +6,11 @@
 //! each, it takes a second for 4 GiB and the guest waits for one slice at the most; slices of 64 MiB
 //! stopped it for seconds.
 //!
-//! Collapsing fills what a slice lacks. A slice of which the guest has used less than half is left
-//! alone, so no guest gets more than twice as large; the zero page, which a snapshot maps
-//! everywhere in passing, is no use by the guest.
+//! Collapsing fills what a slice lacks. What the guest has not used is not empty, though: the
+//! snapshot reads every page first, which maps the zero page there, and later splits that mapping
+//! too. Such slices take no memory but cost the next pause as much as used ones. Only filling them
+//! makes them cheap, so it is a matter of how much memory may be spent:
+//! [`CollapseOptions::fill_bytes`]. A slice of which the guest has used half is always collapsed.
 //!
 //! Source: Linux `Documentation/admin-guide/mm/transhuge.rst`, `pagemap.rst` (bit 56: mapped by one
 //! process only, which the zero page never is), process_madvise(2), QEMU.md section 1.
@@ -43,8 +45,10 @@ pub struct CollapseOptions {
     pub slow_slice: Duration,
     /// How long that rest is.
     pub rest: Duration,
-    /// Pages of a slice (of 512) that the guest must have used.
-    pub min_used_pages: usize,
+    /// Memory that may be given to parts the guest has not used, so that they, too, cost the next
+    /// pause nothing. The kernel takes it back when memory is short (underused huge pages, Linux
+    /// 6.12). With 0 a slice is collapsed only if the guest has used half of it.
+    pub fill_bytes: u64,
 }
 
 impl Default for CollapseOptions {
@@ -53,7 +57,7 @@ impl Default for CollapseOptions {
         Self {
             slow_slice,
             rest,
-            min_used_pages: SLICE_PAGES / 2,
+            fill_bytes: 0,
         }
     }
 }
@@ -63,8 +67,10 @@ impl Default for CollapseOptions {
 pub struct CollapseReport {
     /// Bytes now in huge pages; those that were before count.
     pub collapsed_bytes: u64,
-    /// Bytes left alone because the guest has not used them, or hardly.
+    /// Bytes left alone: not used by the guest, or hardly, and no more memory to fill them with.
     pub unused_bytes: u64,
+    /// Bytes given to what the guest had not used.
+    pub filled_bytes: u64,
     /// Bytes the kernel would not collapse now: pinned, or no huge page to be had.
     pub refused_bytes: u64,
     /// Rests taken after slow slices.
@@ -92,12 +98,16 @@ pub fn collapse_huge_pages(
     let (start, mut report) = (Instant::now(), CollapseReport::default());
     let mut at = first.next_multiple_of(SLICE_BYTES);
     while end.saturating_sub(at) >= SLICE_BYTES && !cancel.load(Ordering::Relaxed) {
-        if process.used_pages(at)? < options.min_used_pages {
+        let pages = process.pages(at)?;
+        let fill = ((SLICE_PAGES - pages.used) * PAGE_SIZE) as u64;
+        let may_fill = pages.mapped > 0 && report.filled_bytes + fill <= options.fill_bytes;
+        if pages.used < SLICE_PAGES / 2 && !may_fill {
             report.unused_bytes += SLICE_BYTES;
         } else {
             let slice = Instant::now();
             if process.collapse(at)? {
                 report.collapsed_bytes += SLICE_BYTES;
+                report.filled_bytes += fill;
             } else {
                 report.refused_bytes += SLICE_BYTES;
             }
@@ -112,6 +122,12 @@ pub fn collapse_huge_pages(
     }
     report.elapsed = start.elapsed();
     Ok(report)
+}
+
+/// Pages of a slice that are mapped at all, and those that are the process's own.
+struct SlicePages {
+    mapped: usize,
+    used: usize,
 }
 
 /// Another process, pinned: none that comes to have its number can be mistaken for it.
@@ -148,18 +164,23 @@ impl Process {
         })
     }
 
-    /// Pages of a slice that are the process's own.
-    fn used_pages(&self, address: u64) -> Result<usize, Error> {
+    /// What a slice holds.
+    fn pages(&self, address: u64) -> Result<SlicePages, Error> {
         let mut entries = [0; SLICE_PAGES * 8];
         self.pagemap
             .read_exact_at(&mut entries, address / PAGE_SIZE as u64 * 8)
             .map_err(Error::io("read", proc_path(self.pid, "pagemap")))?;
         let (entries, _) = entries.as_chunks::<8>();
-        let own = PRESENT | EXCLUSIVE;
-        Ok(entries
-            .iter()
-            .filter(|entry| u64::from_ne_bytes(**entry) & own == own)
-            .count())
+        let with = |bits: u64| {
+            entries
+                .iter()
+                .filter(|entry| u64::from_ne_bytes(**entry) & bits == bits)
+                .count()
+        };
+        Ok(SlicePages {
+            mapped: with(PRESENT),
+            used: with(PRESENT | EXCLUSIVE),
+        })
     }
 
     /// Collapses a slice; `false` when the kernel would rather not.

@@ -5,10 +5,9 @@ use std::sync::atomic::AtomicBool;
 use keyframe_memory::Error;
 use keyframe_memory::collapse::{CollapseOptions, collapse_huge_pages};
 use keyframe_vmstate::PageCount;
-use rustix::mm::{
-    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munmap,
-};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use rustix::process::getpid;
+use rustix::thread::disable_transparent_huge_pages;
 
 const HUGE: usize = 2 << 20;
 const HUGE_PAGES: usize = 24;
@@ -55,8 +54,7 @@ fn used_memory_becomes_huge_and_unused_stays_unused() {
     let usable = MprotectFlags::READ | MprotectFlags::WRITE;
     // SAFETY: the range lies within the fresh mapping, which is ours and stays as it is.
     unsafe { mprotect(base, bytes, usable) }.expect("usable");
-    // SAFETY: as before; the advice concerns page sizes only.
-    unsafe { madvise(base, bytes, Advice::LinuxNoHugepage) }.expect("advice");
+    disable_transparent_huge_pages(true).expect("always allowed");
     // SAFETY: readable, writable, zeroed, and nothing else refers to it.
     let memory = unsafe { std::slice::from_raw_parts_mut(base.cast::<u8>(), bytes) };
     let mut sum = 0;
@@ -71,8 +69,7 @@ fn used_memory_becomes_huge_and_unused_stays_unused() {
         }
     }
     assert_eq!(sum, 0);
-    // SAFETY: as above.
-    unsafe { madvise(base, bytes, Advice::LinuxHugepage) }.expect("advice");
+    disable_transparent_huge_pages(false).expect("always allowed");
     assert_eq!(smaps(memory.as_ptr().addr(), "AnonHugePages:"), 0);
 
     let ram = PageCount::from_bytes(bytes as u64).expect("whole pages");
@@ -92,6 +89,17 @@ fn used_memory_becomes_huge_and_unused_stays_unused() {
                 .all(|page| page[7] == expected && page[8] == 0)
         );
     }
+
+    // With memory to spend, what was only read is filled; what was never touched stays a hole.
+    let options = CollapseOptions {
+        fill_bytes: HUGE as u64 * 5,
+        ..options
+    };
+    let report =
+        collapse_huge_pages(getpid(), ram, &options, &AtomicBool::new(false)).expect("again");
+    assert_eq!(report.filled_bytes, HUGE as u64 * 5, "{report:?}");
+    let huge_kib = smaps(memory.as_ptr().addr(), "AnonHugePages:");
+    assert_eq!(huge_kib, (bytes / 3 + HUGE * 5) as u64 / 1024);
 
     let too_large = PageCount::from_bytes(1 << 41).expect("whole pages");
     let error = collapse_huge_pages(getpid(), too_large, &options, &AtomicBool::new(false));
