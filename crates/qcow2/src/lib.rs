@@ -9,7 +9,9 @@
 //! | [`mod@probe`] | what format a file has |
 //! | [`create`] | new overlays and standalone images |
 //! | [`image`] | an image opened for reading |
-//! | [`chain`] | the files that an image hangs on |
+//! | [`allocation`] | which parts of the guest's disk an image holds |
+//! | [`mod@chain`] | the files that an image hangs on |
+//! | [`read`] | the guest's bytes, of one layer or through a chain |
 //!
 //! No policy: the crate does not know what a snapshot is, takes no locks and decides nothing.
 //! Reading an image that a running QEMU writes to gives nonsense or an error, never a panic; frozen
@@ -18,18 +20,24 @@
 //!
 //! Source for all of it: `docs/interop/qcow2.txt` of QEMU 10.0.
 
+mod entry;
 mod error;
 mod extension;
+mod inflate;
+mod tables;
 
+pub mod allocation;
 pub mod backing;
 pub mod chain;
 pub mod create;
 pub mod header;
 pub mod image;
 pub mod probe;
+pub mod read;
 pub mod source;
 pub mod units;
 
+pub use allocation::{Allocated, Extent, ExtentKind};
 pub use backing::{Backing, BackingName, Format};
 pub use chain::{Layer, chain};
 pub use create::{CreateOptions, Subclusters, create, create_overlay};
@@ -37,5 +45,6 @@ pub use error::{Error, Result};
 pub use header::Header;
 pub use image::Image;
 pub use probe::probe;
+pub use read::{ChainReader, LayerReader};
 pub use source::ReadAt;
 pub use units::{ClusterSize, GuestOffset, HostOffset, VirtualSize};
