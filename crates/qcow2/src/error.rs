@@ -169,6 +169,15 @@ pub enum Error {
         /// What is wrong.
         rule: &'static str,
     },
+    /// Somebody else has the image open: a running QEMU, or another tool.
+    #[error("in use by another process")]
+    InUse,
+    /// The header cannot be changed in place.
+    #[error("the header cannot be changed in place: {why}; qemu-img rebase -u writes it anew")]
+    NotInPlace {
+        /// Why.
+        why: &'static str,
+    },
     /// The guest's bytes cannot be read by this crate.
     #[error("the guest's bytes cannot be read: {why}")]
     Unreadable {

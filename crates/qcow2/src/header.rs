@@ -310,6 +310,12 @@ impl Header {
         self.backing.as_ref()
     }
 
+    /// Where extensions begin and must have ended, in the first cluster.
+    pub(crate) fn extension_area(&self) -> std::ops::Range<u64> {
+        let end = if self.backing.is_some() { self.backing_at.bytes() } else { self.cluster.bytes() };
+        self.length..end
+    }
+
     /// Format of the backing file as the header tells it, by QEMU's name.
     #[must_use]
     pub fn backing_format(&self) -> Option<&str> {

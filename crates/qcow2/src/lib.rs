@@ -12,8 +12,9 @@
 //! | [`allocation`] | which parts of the guest's disk an image holds |
 //! | [`mod@chain`] | the files that an image hangs on |
 //! | [`read`] | the guest's bytes, of one layer or through a chain |
+//! | [`rebase`] | another backing file for an image, in place |
 //!
-//! No policy: the crate does not know what a snapshot is, takes no locks and decides nothing.
+//! No policy: the crate does not know what a snapshot is and decides nothing.
 //! Reading an image that a running QEMU writes to gives nonsense or an error, never a panic; frozen
 //! layers are what it is for. Everything read is treated as hostile: tables are checked against the
 //! format's limits and the file's length before memory is taken for them.
@@ -34,6 +35,7 @@ pub mod header;
 pub mod image;
 pub mod probe;
 pub mod read;
+pub mod rebase;
 pub mod source;
 pub mod units;
 
@@ -46,5 +48,6 @@ pub use header::Header;
 pub use image::Image;
 pub use probe::probe;
 pub use read::{ChainReader, LayerReader};
+pub use rebase::set_backing;
 pub use source::ReadAt;
 pub use units::{ClusterSize, GuestOffset, HostOffset, VirtualSize};
