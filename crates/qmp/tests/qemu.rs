@@ -170,7 +170,7 @@ fn a_missing_image_is_a_refusal_that_names_it() {
 fn a_second_client_is_told_why_it_waits() {
     let qemu = Qemu::start(&[]);
     let _first = qemu.connect();
-    let error = keyframe_qmp::Client::connect(qemu.socket(), Duration::from_millis(200)).unwrap_err();
+    let error = qemu.try_connect(Duration::from_millis(200)).unwrap_err();
     assert!(matches!(error, Error::NoGreeting { .. }), "{error}");
 }
 
