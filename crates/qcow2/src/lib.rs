@@ -24,6 +24,7 @@
 mod entry;
 mod error;
 mod extension;
+mod fields;
 mod inflate;
 mod tables;
 
