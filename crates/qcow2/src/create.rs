@@ -1,4 +1,4 @@
-//! New images: what `qemu-img create -f qcow2` makes, in a fraction of a millisecond.
+//! New images: what `qemu-img create -f qcow2` makes, in some 20 microseconds and one sync.
 //!
 //! Layout, in clusters: header, refcount table, refcount blocks, L1 table; nothing else is allocated.
 //! For the usual sizes (one refcount block) the file is the very same, byte for byte, as that of
@@ -16,7 +16,8 @@ use std::path::Path;
 use crate::backing::Backing;
 use crate::error::{Error, Result, io};
 use crate::extension::{BACKING_FORMAT, END, FEATURE_ENTRY_BYTES, FEATURE_NAMES};
-use crate::header::{L1_MAX_BYTES, L2Shape, MAGIC, incompatible};
+use crate::fields::L1_MAX_BYTES;
+use crate::header::{L2Shape, MAGIC, incompatible};
 use crate::units::{ClusterSize, VirtualSize};
 
 /// Permissions of a new image: a disk's content is its owner's.

@@ -169,6 +169,41 @@ pub enum Error {
         /// What is wrong.
         rule: &'static str,
     },
+    /// Somebody else has the image open: a running QEMU, or another tool.
+    #[error("in use by another process")]
+    InUse,
+    /// The header cannot be changed in place.
+    #[error("the header cannot be changed in place: {why}; qemu-img rebase -u writes it anew")]
+    NotInPlace {
+        /// Why.
+        why: &'static str,
+    },
+    /// The guest's bytes cannot be read by this crate.
+    #[error("the guest's bytes cannot be read: {why}")]
+    Unreadable {
+        /// Why.
+        why: &'static str,
+    },
+    /// Reading beyond the end of the guest's disk.
+    #[error("{len_bytes} bytes at {at} reach beyond the end of the disk ({disk_bytes} bytes)")]
+    OutOfRange {
+        /// Where reading was to start.
+        at: GuestOffset,
+        /// How much was to be read.
+        len_bytes: u64,
+        /// The disk's size.
+        disk_bytes: u64,
+    },
+    /// A compressed cluster does not decompress to a whole cluster.
+    #[error("compressed cluster at {at} (guest offset {guest}) is damaged")]
+    Compressed {
+        /// Where it is stored.
+        at: HostOffset,
+        /// What it maps.
+        guest: GuestOffset,
+        /// What the decompressor said.
+        source: std::io::Error,
+    },
 }
 
 impl Error {

@@ -110,6 +110,28 @@ impl Extensions {
     }
 }
 
+/// Where the list ends with its end mark; `None` where it has none.
+pub(crate) fn end_of_list(header: &[u8], at: u64, end: u64) -> Result<Option<u64>> {
+    let mut at = at;
+    while let Some((_, following)) = next(header, at, end)? {
+        at = following;
+    }
+    Ok((at.saturating_add(HEAD_BYTES) <= end).then_some(at + HEAD_BYTES))
+}
+
+/// Where the data of an extension stands, its head not counted; `None` where there is no such one.
+pub(crate) fn data_of(header: &[u8], magic: u32, at: u64, end: u64) -> Result<Option<std::ops::Range<u64>>> {
+    let mut at = at;
+    while let Some((raw, following)) = next(header, at, end)? {
+        if raw.magic == magic {
+            let start = at + HEAD_BYTES;
+            return Ok(Some(start..start + raw.data.len() as u64));
+        }
+        at = following;
+    }
+    Ok(None)
+}
+
 fn format_name(raw: &Raw<'_>) -> Result<String> {
     let name = std::str::from_utf8(raw.data).map_err(|_| raw.bad("format name is not UTF-8"))?;
     if name.len() > FORMAT_NAME_MAX {

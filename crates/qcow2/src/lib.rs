@@ -9,27 +9,38 @@
 //! | [`mod@probe`] | what format a file has |
 //! | [`create`] | new overlays and standalone images |
 //! | [`image`] | an image opened for reading |
-//! | [`chain`] | the files that an image hangs on |
+//! | [`allocation`] | which parts of the guest's disk an image holds |
+//! | [`mod@chain`] | the files that an image hangs on |
+//! | [`read`] | the guest's bytes, of one layer or through a chain |
+//! | [`rebase`] | another backing file for an image, in place |
 //!
-//! No policy: the crate does not know what a snapshot is, takes no locks and decides nothing.
+//! No policy: the crate does not know what a snapshot is and decides nothing.
 //! Reading an image that a running QEMU writes to gives nonsense or an error, never a panic; frozen
 //! layers are what it is for. Everything read is treated as hostile: tables are checked against the
 //! format's limits and the file's length before memory is taken for them.
 //!
 //! Source for all of it: `docs/interop/qcow2.txt` of QEMU 10.0.
 
+mod entry;
 mod error;
 mod extension;
+mod fields;
+mod inflate;
+mod tables;
 
+pub mod allocation;
 pub mod backing;
 pub mod chain;
 pub mod create;
 pub mod header;
 pub mod image;
 pub mod probe;
+pub mod read;
+pub mod rebase;
 pub mod source;
 pub mod units;
 
+pub use allocation::{Allocated, Extent, ExtentKind};
 pub use backing::{Backing, BackingName, Format};
 pub use chain::{Layer, chain};
 pub use create::{CreateOptions, Subclusters, create, create_overlay};
@@ -37,5 +48,7 @@ pub use error::{Error, Result};
 pub use header::Header;
 pub use image::Image;
 pub use probe::probe;
+pub use read::{ChainReader, LayerReader};
+pub use rebase::set_backing;
 pub use source::ReadAt;
 pub use units::{ClusterSize, GuestOffset, HostOffset, VirtualSize};

@@ -97,3 +97,18 @@ pub(crate) fn read_up_to(source: &(impl ReadAt + ?Sized), buf: &mut [u8], at: Ho
     }
     Ok(done)
 }
+
+/// Reads exactly this much, or says that the file ends before.
+pub(crate) fn read_exact(
+    source: &(impl ReadAt + ?Sized),
+    buf: &mut [u8],
+    at: HostOffset,
+    what: &'static str,
+) -> Result<()> {
+    let need_bytes = buf.len() as u64;
+    if read_up_to(source, buf, at)? as u64 == need_bytes {
+        return Ok(());
+    }
+    let file_bytes = source.byte_len().map_err(io_error("read the length of the file"))?;
+    Err(Error::Truncated { what, at, need_bytes, file_bytes })
+}

@@ -8,19 +8,20 @@ use std::time::{Duration, Instant};
 
 use common::Qemu;
 use keyframe_qmp::commands::block::{
-    BlockdevAdd, NodeBacking, QueryBlockstats, QueryNamedBlockNodes, StatsOf,
+    BlockCommit, BlockdevAdd, BlockdevDel, NodeBacking, QueryBlock, QueryBlockstats, QueryNamedBlockNodes,
+    Snapshot, StatsOf, Transaction,
 };
 use keyframe_qmp::commands::device::SetLink;
-use keyframe_qmp::commands::job::{QueryBlockJobs, QueryJobs};
+use keyframe_qmp::commands::job::{BlockJobComplete, JobDismiss, JobStatus, QueryBlockJobs, QueryJobs};
 use keyframe_qmp::commands::machine::{
     AddFd, Cont, GetFd, HumanMonitorCommand, QueryCpusFast, QueryMemdev, QueryStatus, QueryVersion,
     QueryVmGenerationId, Quit, RemoveFd, RunState, Stop,
 };
 use keyframe_qmp::commands::migration::{
-    Capability, Migrate, MigrateRecover, MigrateSetCapabilities, MigrateSetParameters, MigrationAddress,
-    MigrationStatus, MigrationUri, QueryMigrate, QueryMigrateCapabilities,
+    Capability, Migrate, MigrateIncoming, MigrateRecover, MigrateSetCapabilities, MigrateSetParameters,
+    MigrationAddress, MigrationStatus, MigrationUri, QueryMigrate, QueryMigrateCapabilities,
 };
-use keyframe_qmp::ids::{DeviceId, FdName, NodeName};
+use keyframe_qmp::ids::{DeviceId, FdName, JobId, NodeName};
 use keyframe_qmp::{Error, ErrorClass, EventKind, Incoming};
 
 fn soon() -> Instant {
@@ -170,7 +171,7 @@ fn a_missing_image_is_a_refusal_that_names_it() {
 fn a_second_client_is_told_why_it_waits() {
     let qemu = Qemu::start(&[]);
     let _first = qemu.connect();
-    let error = keyframe_qmp::Client::connect(qemu.socket(), Duration::from_millis(200)).unwrap_err();
+    let error = qemu.try_connect(Duration::from_millis(200)).unwrap_err();
     assert!(matches!(error, Error::NoGreeting { .. }), "{error}");
 }
 
@@ -184,4 +185,119 @@ fn the_end_of_qemu_is_seen_after_its_last_event() {
     let error = qmp.next_incoming(soon()).unwrap_err();
     assert!(matches!(error, Error::Disconnected { .. }), "{error}");
     assert!(matches!(qmp.call(&QueryStatus {}), Err(Error::Disconnected { .. })));
+}
+
+/// `qemu-img`, in this directory.
+fn qemu_img(dir: &std::path::Path, args: &[&str]) {
+    let run = std::process::Command::new("qemu-img").args(args).current_dir(dir).status();
+    assert!(run.expect("qemu-img must be installed for this test").success(), "qemu-img {args:?}");
+}
+
+#[test]
+fn disks_are_cut_and_merged_again() {
+    let dir = tempfile::tempdir().unwrap();
+    qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", "base", "16M"]);
+    qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "over"]);
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let drive = format!("driver=qcow2,node-name=d0,file.driver=file,file.filename={}", file("base"));
+    let qemu = Qemu::start(&["-blockdev", &drive, "-device", "virtio-blk-pci,drive=d0,id=vd0"]);
+    let mut qmp = qemu.connect();
+    let (d0, d1) = (NodeName::new("d0").unwrap(), NodeName::new("d1").unwrap());
+    qmp.call(&BlockdevAdd::qcow2(&d1, &file("over"), &NodeBacking::Detached)).unwrap();
+    qmp.call(&Transaction::snapshots([Snapshot { node: d0.clone(), overlay: d1.clone() }])).unwrap();
+    let disks = qmp.call(&QueryBlock {}).unwrap();
+    let top = disks[0].inserted.as_ref().unwrap();
+    assert_eq!((top.node_name.as_ref(), top.backing_file_depth), (Some(&d1), 1));
+
+    let job = JobId::new("merge").unwrap();
+    let commit = BlockCommit {
+        job_id: job.clone(),
+        device: "d1".into(),
+        top_node: None,
+        base_node: Some(d0.clone()),
+        backing_file: None,
+        speed_bytes_per_s: None,
+        auto_dismiss: false,
+    };
+    qmp.call(&commit).unwrap();
+    qmp.wait_event(|e| e.kind == EventKind::BlockJobReady, soon()).unwrap().expect("never ready");
+    let jobs = qmp.call(&QueryBlockJobs {}).unwrap();
+    assert!(jobs[0].ready && jobs[0].device == job && jobs[0].status == JobStatus::Ready, "{jobs:?}");
+    qmp.call(&BlockJobComplete { device: job.clone() }).unwrap();
+    let concluded = |e: &keyframe_qmp::Event| {
+        e.kind == EventKind::JobStatusChange && e.text("status").as_deref() == Some("concluded")
+    };
+    qmp.wait_event(concluded, soon()).unwrap().expect("never concluded");
+    let jobs = qmp.call(&QueryJobs {}).unwrap();
+    assert_eq!((&jobs[0].id, &jobs[0].status, &jobs[0].error), (&job, &JobStatus::Concluded, &None));
+    qmp.call(&JobDismiss { id: job }).unwrap();
+    assert_eq!(qmp.call(&QueryJobs {}).unwrap(), []);
+    assert_eq!(qmp.call(&QueryBlock {}).unwrap()[0].inserted.as_ref().unwrap().node_name, Some(d0));
+    qmp.call(&BlockdevDel { node_name: d1 }).unwrap();
+}
+
+#[test]
+fn a_chain_deeper_than_any_recursion_limit_can_be_asked_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = |n: usize| format!("l{n}");
+    qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", &name(0), "1M"]);
+    for n in 1..=150 {
+        qemu_img(
+            dir.path(),
+            &["create", "-q", "-f", "qcow2", "-u", "-b", &name(n - 1), "-F", "qcow2", &name(n), "1M"],
+        );
+    }
+    let file = dir.path().join(name(150)).display().to_string();
+    let drive = format!("driver=qcow2,node-name=top,file.driver=file,file.filename={file}");
+    let qemu = Qemu::start(&["-blockdev", &drive, "-device", "virtio-blk-pci,drive=top,id=vd0"]);
+    let mut qmp = qemu.connect();
+    let disks = qmp.call(&QueryBlock {}).unwrap();
+    assert_eq!(disks[0].inserted.as_ref().unwrap().backing_file_depth, 150);
+    assert_eq!(qmp.call(&QueryBlockstats::of(StatsOf::Devices)).unwrap().len(), 1);
+    assert!(qmp.call(&QueryNamedBlockNodes::flat()).unwrap().len() > 150);
+    // As a tree of values it does not read, which is an error of that request and no more.
+    let error = qmp.execute("query-block", &()).unwrap_err();
+    assert!(matches!(error, Error::Reply { .. }) && !error.is_fatal(), "{error}");
+    qmp.call(&QueryStatus {}).unwrap();
+}
+
+#[test]
+fn a_machine_moves_through_a_unix_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mig").display().to_string();
+    let (from, to) = (Qemu::start(&[]), Qemu::start(&["-incoming", "defer"]));
+    let (mut source, mut target) = (from.connect(), to.connect());
+    assert_eq!(target.call(&QueryStatus {}).unwrap().status, RunState::InMigrate);
+    // The stream tells the run state: one that never ran would arrive as never having run.
+    source.call(&Cont {}).unwrap();
+    let address = MigrationAddress::Unix { path };
+    target.call(&MigrateSetCapabilities::on([Capability::Events])).unwrap();
+    target.call(&MigrateIncoming::from(address.clone())).unwrap();
+    source.call(&Migrate::to(address)).unwrap();
+    let completed = |e: &keyframe_qmp::Event| {
+        e.kind == EventKind::Migration && e.text("status").as_deref() == Some("completed")
+    };
+    target.wait_event(completed, soon()).unwrap().expect("never completed");
+    assert_eq!(source.call(&QueryMigrate {}).unwrap().status, Some(MigrationStatus::Completed));
+    assert_eq!(target.call(&QueryStatus {}).unwrap().status, RunState::Paused);
+    target.call(&Cont {}).unwrap();
+    assert!(target.call(&QueryStatus {}).unwrap().running);
+}
+
+#[test]
+fn a_load_that_fails_leaves_qemu_there_to_say_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let filename = dir.path().join("nonsense").display().to_string();
+    std::fs::write(&filename, b"this is no migration stream").unwrap();
+    let qemu = Qemu::start(&["-incoming", "defer"]);
+    let mut qmp = qemu.connect();
+    qmp.call(&MigrateSetCapabilities::on([Capability::Events])).unwrap();
+    qmp.call(&MigrateIncoming::from(MigrationAddress::File { filename, offset: 0 })).unwrap();
+    let failed = |e: &keyframe_qmp::Event| {
+        e.kind == EventKind::Migration && e.text("status").as_deref() == Some("failed")
+    };
+    qmp.wait_event(failed, soon()).unwrap().expect("never failed");
+    let info = qmp.call(&QueryMigrate {}).unwrap();
+    assert!(info.status.is_some_and(|status| status.is_final()));
+    assert!(info.error_desc.is_some());
 }

@@ -1,10 +1,11 @@
 //! A QEMU of the test's own, ended with the test.
 
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use keyframe_qmp::Client;
+use keyframe_qmp::{Client, Error};
 
 /// A QEMU that runs no guest.
 pub struct Qemu {
@@ -36,14 +37,24 @@ impl Qemu {
         qemu
     }
 
-    /// Its monitor.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// A client of its monitor. QEMU makes the socket a moment before it listens.
+    pub fn connect(&self) -> Client {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            match self.try_connect(Duration::from_secs(20)) {
+                Err(Error::Connect { source, .. })
+                    if source.kind() == ErrorKind::ConnectionRefused && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                outcome => return outcome.expect("QMP connection"),
+            }
+        }
     }
 
-    /// A client of its monitor.
-    pub fn connect(&self) -> Client {
-        Client::connect(&self.socket, Duration::from_secs(20)).expect("QMP connection")
+    /// A client of its monitor, if that can be had now.
+    pub fn try_connect(&self, timeout: Duration) -> keyframe_qmp::Result<Client> {
+        Client::connect(&self.socket, timeout)
     }
 }
 
