@@ -67,9 +67,8 @@ fn flip_a_bit_of_memory(image: &Path) {
 /// Waits until so many memory images have begun to grow: QEMU is writing the last of them.
 fn wait_for_images(snapshots: &Path, count: usize) {
     let deadline = Instant::now() + 60 * SECOND;
-    let begun = |entry: &fs::DirEntry| {
-        fs::metadata(entry.path().join("memory.mapped")).is_ok_and(|image| image.len() > 0)
-    };
+    let begun =
+        |entry: &fs::DirEntry| fs::metadata(entry.path().join("memory.mapped")).is_ok_and(|image| image.len() > 0);
     while fs::read_dir(snapshots).into_iter().flatten().flatten().filter(begun).count() < count {
         assert!(Instant::now() < deadline, "no memory image begins to grow");
         std::thread::sleep(Duration::from_millis(1));
@@ -124,7 +123,11 @@ fn a_layer_that_is_missing_or_was_touched_is_noticed_before_anything_happens() -
     let kept = fs::metadata(&base).unwrap().modified().unwrap();
     let file = OpenOptions::new().read(true).write(true).open(&base).unwrap();
     file.set_modified(kept + SECOND).unwrap();
-    assert_refused(&home.run(["revert", "worker@first"])?, 1, &["worker.qcow2", "from outside", "--accept-touched-layers"]);
+    assert_refused(
+        &home.run(["revert", "worker@first"])?,
+        1,
+        &["worker.qcow2", "from outside", "--accept-touched-layers"],
+    );
     assert_works(&machine)?;
     file.set_modified(kept).unwrap();
     fs::rename(&base, home.file("elsewhere.qcow2")).unwrap();
@@ -214,7 +217,8 @@ impl<'p> SmallFs<'p> {
     fn mount(at: &'p Path, size: &str) -> Self {
         fs::create_dir_all(at).unwrap();
         let option = format!("size={size}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &option, "keyframe-test"]).arg(at).status().unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &option, "keyframe-test"]).arg(at).status().unwrap();
         assert!(mounted.success(), "this test mounts a small file system and needs root for it");
         Self(at)
     }

@@ -345,9 +345,9 @@ pub fn work(config: &Path) -> Result<(), Error> {
 /// that failed.
 fn is_resumable(error: &PageServerError) -> bool {
     match error {
-        PageServerError::Socket { stage, .. } | PageServerError::Lost { stage } | PageServerError::Silent { stage, .. } => {
-            *stage != Stage::Opening
-        }
+        PageServerError::Socket { stage, .. }
+        | PageServerError::Lost { stage }
+        | PageServerError::Silent { stage, .. } => *stage != Stage::Opening,
         _ => false,
     }
 }

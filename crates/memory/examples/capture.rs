@@ -35,10 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{report:#?}");
     println!("{progress:?}");
     let status = std::fs::read_to_string("/proc/self/status")?;
-    for line in status
-        .lines()
-        .filter(|l| l.starts_with("VmHWM") || l.starts_with("RssAnon"))
-    {
+    for line in status.lines().filter(|l| l.starts_with("VmHWM") || l.starts_with("RssAnon")) {
         println!("{line}");
     }
     Ok(())

@@ -15,10 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let ram = PageCount::from_bytes(mib.parse::<u64>()? << 20).ok_or("too much")?;
     let never = AtomicBool::new(false);
     let fill_bytes = fill.first().map_or(Ok(0), |mib| mib.parse::<u64>())? << 20;
-    let options = CollapseOptions {
-        fill_bytes,
-        ..CollapseOptions::default()
-    };
+    let options = CollapseOptions { fill_bytes, ..CollapseOptions::default() };
     let report = collapse_huge_pages(pid, ram, &options, &never)?;
     println!("{report:?}");
     Ok(())

@@ -54,11 +54,7 @@ pub struct CollapseOptions {
 impl Default for CollapseOptions {
     fn default() -> Self {
         let (slow_slice, rest) = (Duration::from_millis(4), Duration::from_millis(8));
-        Self {
-            slow_slice,
-            rest,
-            fill_bytes: 0,
-        }
+        Self { slow_slice, rest, fill_bytes: 0 }
     }
 }
 
@@ -143,11 +139,7 @@ impl Process {
             .map_err(|errno| Error::io("open process of", proc_path(pid, ""))(errno.into()))?;
         let path = proc_path(pid, "pagemap");
         let pagemap = File::open(&path).map_err(Error::io("open", path))?;
-        Ok(Self {
-            pid,
-            pidfd,
-            pagemap,
-        })
+        Ok(Self { pid, pidfd, pagemap })
     }
 
     /// Bounds of the smallest mapping that can be guest memory of that size.
@@ -158,10 +150,7 @@ impl Process {
             .and_then(|file| file.take(MAX_MAPS_BYTES).read_to_string(&mut maps))
             .map_err(Error::io("read", path))?;
         let pid = self.pid.as_raw_nonzero().get();
-        smallest_mapping(&maps, ram.bytes()).ok_or(Error::NoGuestMemory {
-            pid,
-            ram_bytes: ram.bytes(),
-        })
+        smallest_mapping(&maps, ram.bytes()).ok_or(Error::NoGuestMemory { pid, ram_bytes: ram.bytes() })
     }
 
     /// What a slice holds.
@@ -171,24 +160,14 @@ impl Process {
             .read_exact_at(&mut entries, address / PAGE_SIZE as u64 * 8)
             .map_err(Error::io("read", proc_path(self.pid, "pagemap")))?;
         let (entries, _) = entries.as_chunks::<8>();
-        let with = |bits: u64| {
-            entries
-                .iter()
-                .filter(|entry| u64::from_ne_bytes(**entry) & bits == bits)
-                .count()
-        };
-        Ok(SlicePages {
-            mapped: with(PRESENT),
-            used: with(PRESENT | EXCLUSIVE),
-        })
+        let with = |bits: u64| entries.iter().filter(|entry| u64::from_ne_bytes(**entry) & bits == bits).count();
+        Ok(SlicePages { mapped: with(PRESENT), used: with(PRESENT | EXCLUSIVE) })
     }
 
     /// Collapses a slice; `false` when the kernel would rather not.
     fn collapse(&self, address: u64) -> Result<bool, Error> {
-        let range = libc::iovec {
-            iov_base: std::ptr::without_provenance_mut(address as usize),
-            iov_len: SLICE_BYTES as usize,
-        };
+        let range =
+            libc::iovec { iov_base: std::ptr::without_provenance_mut(address as usize), iov_len: SLICE_BYTES as usize };
         // SAFETY: the pidfd is open and `range` lives through the call. The kernel reads one iovec
         // and takes the addresses in it as those of the other process: nothing of ours is touched.
         // There, MADV_COLLAPSE changes how memory is mapped and never what is in it.
@@ -208,12 +187,8 @@ impl Process {
         let error = io::Error::last_os_error();
         match Errno::from_io_error(&error) {
             // No huge page free, pages pinned or on the move, or no such mapping any more.
-            Some(Errno::NOMEM | Errno::AGAIN | Errno::BUSY | Errno::INVAL | Errno::FAULT) => {
-                Ok(false)
-            }
-            _ => Err(Error::io("collapse memory of", proc_path(self.pid, ""))(
-                error,
-            )),
+            Some(Errno::NOMEM | Errno::AGAIN | Errno::BUSY | Errno::INVAL | Errno::FAULT) => Ok(false),
+            _ => Err(Error::io("collapse memory of", proc_path(self.pid, ""))(error)),
         }
     }
 }
@@ -232,9 +207,7 @@ fn smallest_mapping(maps: &str, bytes: u64) -> Option<(u64, u64)> {
             _ => areas.push((start, end)),
         }
     }
-    let large = areas
-        .into_iter()
-        .filter(|(start, end)| end - start >= bytes && bytes > 0);
+    let large = areas.into_iter().filter(|(start, end)| end - start >= bytes && bytes > 0);
     large.min_by_key(|(start, end)| end - start)
 }
 
@@ -242,10 +215,7 @@ fn smallest_mapping(maps: &str, bytes: u64) -> Option<(u64, u64)> {
 fn memory_area(line: &str) -> Option<(u64, u64)> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
-    let (start, end) = (
-        u64::from_str_radix(start, 16).ok()?,
-        u64::from_str_radix(end, 16).ok()?,
-    );
+    let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
     let writable = fields.next()?.starts_with("rw");
     let name = fields.nth(3).unwrap_or("");
     let anonymous = name.is_empty() || name.starts_with("[anon") || name.starts_with("/memfd:");
@@ -270,36 +240,16 @@ mod tests {
     fn the_smallest_that_is_large_enough_is_found() {
         let find = |mib: u64| smallest_mapping(MAPS, mib << 20);
         assert_eq!(find(64), Some((0x7f00_0000_0000, 0x7f00_0400_0000)));
-        assert_eq!(
-            find(65),
-            Some((0x7f00_1000_0000, 0x7f00_3000_0000)),
-            "two halves are one"
-        );
+        assert_eq!(find(65), Some((0x7f00_1000_0000, 0x7f00_3000_0000)), "two halves are one");
         assert_eq!(find(512), find(65));
-        assert_eq!(
-            find(2048),
-            Some((0x7f01_0000_0000, 0x7f01_8000_0000)),
-            "memfd"
-        );
-        assert_eq!(
-            find(4096),
-            None,
-            "files and read-only memory are no guest's"
-        );
+        assert_eq!(find(2048), Some((0x7f01_0000_0000, 0x7f01_8000_0000)), "memfd");
+        assert_eq!(find(4096), None, "files and read-only memory are no guest's");
         assert_eq!(find(0), None);
     }
 
     #[test]
     fn strange_lines_are_passed_over() {
-        for line in [
-            "",
-            "-",
-            "zz-1 rw-p",
-            "2-1 rw-p",
-            "1-2",
-            "ffffffffffffffff1-2 rw-p",
-            "1-2 r",
-        ] {
+        for line in ["", "-", "zz-1 rw-p", "2-1 rw-p", "1-2", "ffffffffffffffff1-2 rw-p", "1-2 r"] {
             assert_eq!(memory_area(line), None, "{line:?}");
         }
     }

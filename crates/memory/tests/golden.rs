@@ -19,9 +19,7 @@ use keyframe_vmstate::{Error, PageIndex};
 const MAPPED: &str = "golden/memory.mapped.b3sum";
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
 }
 
 /// Three blocks, a jump in the order, a few pages, most of them zeroes.
@@ -51,36 +49,20 @@ fn the_kept_stream_becomes_the_kept_files() {
     std::os::unix::fs::FileExt::write_all_at(&input, &stream, 0).expect("written");
     let (options, progress) = (CaptureOptions::default(), CaptureProgress::default());
     let never = AtomicBool::new(false);
-    capture(
-        OwnedFd::from(input),
-        &place.paths,
-        &options,
-        &progress,
-        &never,
-    )
-    .expect("captured");
+    capture(OwnedFd::from(input), &place.paths, &options, &progress, &never).expect("captured");
     place.open().expect("opens");
 
     let mapped = blake3::hash(&fs::read(&place.paths.mapped).expect("read")).to_string();
     let made = [
-        (
-            "golden/memory.b3",
-            fs::read(&place.paths.sums).expect("read"),
-        ),
-        (
-            "golden/memory.hot",
-            fs::read(&place.paths.hot).expect("read"),
-        ),
+        ("golden/memory.b3", fs::read(&place.paths.sums).expect("read")),
+        ("golden/memory.hot", fs::read(&place.paths.hot).expect("read")),
         (MAPPED, format!("{mapped}  memory.mapped\n").into_bytes()),
     ];
     for (name, bytes) in made {
         if std::env::var_os("KEYFRAME_WRITE_GOLDEN").is_some() {
             fs::write(golden(name), &bytes).expect("written");
         }
-        assert!(
-            fs::read(golden(name)).expect("kept") == bytes,
-            "{name} has changed"
-        );
+        assert!(fs::read(golden(name)).expect("kept") == bytes, "{name} has changed");
     }
 }
 
@@ -88,12 +70,7 @@ fn the_kept_stream_becomes_the_kept_files() {
 fn the_kept_files_are_read() {
     let sums = fs::read(golden("golden/memory.b3")).expect("kept");
     let header = SumsHeader::parse(&sums).expect("version 1");
-    let blocks: Vec<_> = header
-        .ram
-        .blocks()
-        .iter()
-        .map(|b| (b.id().as_str(), b.pages().get()))
-        .collect();
+    let blocks: Vec<_> = header.ram.blocks().iter().map(|b| (b.id().as_str(), b.pages().get())).collect();
     assert_eq!(blocks, [("pc.ram", 40), ("vga", 17), ("one", 1)]);
     let hot = fs::read(golden("golden/memory.hot")).expect("kept");
     let hot = HotList::parse(&hot, &header.ram).expect("version 1");

@@ -218,7 +218,8 @@ impl Taking<'_> {
         overlays: &[Overlay],
         scope: &mut Scope,
     ) -> Result<Taken, Error> {
-        let tids = monitor.call(&QueryCpusFast {})?.iter().filter_map(|cpu| u32::try_from(cpu.thread_id).ok()).collect();
+        let tids =
+            monitor.call(&QueryCpusFast {})?.iter().filter_map(|cpu| u32::try_from(cpu.thread_id).ok()).collect();
         let sampler = Sampler::start(self.process.instance.process.pid, tids);
         let result = self.attempts(machine, monitor, overlays, scope);
         let stall = sampler.finish();
