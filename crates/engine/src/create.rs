@@ -81,7 +81,7 @@ pub fn create(ctx: &Context<'_>, request: CreateRequest) -> Result<Machine, Erro
 
 fn check(request: &CreateRequest) -> Result<(), Error> {
     let bad = |what: String| Err(Error::BadRequest { what });
-    if request.memory.bytes() % (1 << 20) != 0 || !MEMORY_RANGE_MIB.contains(&request.memory.mib()) {
+    if !request.memory.bytes().is_multiple_of(1 << 20) || !MEMORY_RANGE_MIB.contains(&request.memory.mib()) {
         return bad(format!("a machine has between 8 MiB and 16 TiB of memory, in whole MiB; not {}", request.memory));
     }
     if !(1..=MAX_CPUS).contains(&request.cpus) {

@@ -51,7 +51,7 @@ pub(super) fn take(
         freezes: request.freeze != Freeze::No && state == StateAtCut::Running,
     };
     let guard = Guard::post(ctx.home, machine.name())?;
-    sealed::write(&machine.dir.journal(), &Journal::Snapshot(journal.clone()))?;
+    sealed::write(&machine.dir.journal(), &Journal::Snapshot(Box::new(journal.clone())))?;
     pass(Failpoint::SnapshotJournaled);
     let taking = Taking { ctx, request, plan: &plan, journal: &journal, process: &process, state, guard: &guard };
     match taking.carry_out(machine, &mut scope) {
