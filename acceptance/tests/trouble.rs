@@ -112,7 +112,11 @@ fn a_layer_that_is_missing_or_was_touched_is_noticed_before_anything_happens() -
     let kept = fs::metadata(&base).unwrap().modified().unwrap();
     let file = OpenOptions::new().read(true).write(true).open(&base).unwrap();
     file.set_modified(kept + SECOND).unwrap();
-    assert_refused(&home.run(["revert", "worker@first"])?, 1, &["worker.qcow2", "from outside", "--accept-touched-layers"]);
+    assert_refused(
+        &home.run(["revert", "worker@first"])?,
+        1,
+        &["worker.qcow2", "from outside", "--accept-touched-layers"],
+    );
     assert_works(&machine)?;
     file.set_modified(kept).unwrap();
     fs::rename(&base, home.file("elsewhere.qcow2")).unwrap();
@@ -208,7 +212,8 @@ impl<'p> SmallFs<'p> {
     fn mount(at: &'p Path, size: &str) -> Self {
         fs::create_dir_all(at).unwrap();
         let option = format!("size={size}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &option, "keyframe-test"]).arg(at).status().unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &option, "keyframe-test"]).arg(at).status().unwrap();
         assert!(mounted.success(), "this test mounts a small file system and needs root for it");
         Self(at)
     }
