@@ -4,6 +4,7 @@
 //! stands on: so `cargo xtask test` and `cargo xtask demo` are all that a fresh machine needs.
 
 mod apt;
+mod bench;
 mod fuzz;
 mod guests;
 mod host;
@@ -44,6 +45,9 @@ enum Task {
     Test,
     /// Check formatting and run clippy, warnings denied.
     Lint,
+    /// Measure Keyframe beside what QEMU does on its own.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Run every fuzz target for a while.
     Fuzz(fuzz::Options),
 }
@@ -68,6 +72,7 @@ fn carry_out(task: Task) -> anyhow::Result<()> {
         }
         Task::Test => test::test(),
         Task::Lint => lint::lint(),
+        Task::Bench(bench) => bench::bench(&bench),
         Task::Fuzz(options) => fuzz::fuzz(&options),
     }
 }
