@@ -4,6 +4,7 @@
 //! stands on: so `cargo xtask test` and `cargo xtask demo` are all that a fresh machine needs.
 
 mod apt;
+mod demo;
 mod fuzz;
 mod guests;
 mod host;
@@ -42,6 +43,8 @@ enum Task {
     },
     /// Set up, build everything, check its style and run every test, real guests included.
     Test,
+    /// Take a working Linux machine at one instant, wreck it, bring it back, and show the figures.
+    Demo,
     /// Check formatting and run clippy, warnings denied.
     Lint,
     /// Run every fuzz target for a while.
@@ -67,6 +70,7 @@ fn carry_out(task: Task) -> anyhow::Result<()> {
             wanted.into_iter().try_for_each(|guest| guests::ensure(guest, fresh).map(drop))
         }
         Task::Test => test::test(),
+        Task::Demo => demo::demo(),
         Task::Lint => lint::lint(),
         Task::Fuzz(options) => fuzz::fuzz(&options),
     }
