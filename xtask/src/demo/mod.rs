@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use keyframe_acceptance::checker::Heartbeat;
+use keyframe_acceptance::serial::Mark;
 
 use self::figures::{Figures, milliseconds, seconds};
 use self::guest::{Taken, Watched};
@@ -126,12 +127,12 @@ fn revert(stage: &Stage, guest: &Watched, taken: &Taken, wrecked: &Heartbeat, fi
     say::good(format_args!("the same session   {} before, {} now", taken.before.token, first.token));
     let [then, broken, now] =
         [&taken.before, wrecked, first].map(|beat| seconds(Duration::from_millis(beat.uptime_ms)));
-    say::good(format_args!("its clock goes on  snapshot at {then}, wrecked by {broken}, now at {now}"));
+    say::good(format_args!("its clock goes on  snapshot asked for at {then}, wrecked by {broken}, now at {now}"));
     let verified = guest.verify(stage, VM)?;
     let complaint = guest.complaint_since(turn.mark);
     ensure!(complaint.is_none(), "the guest is not intact: {}", complaint.unwrap_or_default());
     say::good(format_args!("memory is whole    {verified}"));
-    say::good("both disks too     every block read back, of memory's own instant");
+    say::good("both disks too     read back for three seconds without a complaint");
     show_beat(&guest.beat()?);
     Ok(())
 }
@@ -159,7 +160,7 @@ fn fork(stage: &Stage, original: &Watched, taken: &Taken, figures: &mut Figures)
     say::good("the original works on beside them");
     stage.keyframe(&["vm", "list"])?;
     for (name, guest) in &forks {
-        if let Some(complaint) = guest.complaint_since(keyframe_acceptance::serial::Mark::START) {
+        if let Some(complaint) = guest.complaint_since(Mark::START) {
             bail!("{name} is not intact: {complaint}");
         }
     }
