@@ -4,7 +4,8 @@
 #     restore-without-keyframe.sh SNAPSHOT-DIR HOME EMPTY-DIR
 #
 # Needs sh, jq, qemu-img, qemu-system-x86_64. Nothing below HOME is written to: the restored machine writes to fresh
-# overlays in EMPTY-DIR, where its console (console.sock), its log (serial.log) and its monitor (qmp.sock) are too.
+# overlays in EMPTY-DIR, where its console (console.sock), its log (serial.log) and QMP (qmp.sock) are too. QEMU's monitor is
+# the terminal: `info status`, `cont`, `quit`.
 set -eu
 snapshot=$(realpath "$1") home=$(realpath "$2") work=$(realpath "$3")
 
@@ -67,7 +68,7 @@ exec qemu-system-x86_64 -no-user-config -nodefaults -display none \
     -name "$(manifest definition.name)" -uuid "$(manifest definition.uuid)" \
     -machine "$machine" -accel "$accel" -cpu "$cpu" -smp "$(manifest definition.cpus)" \
     -m "${memory}M" -object "memory-backend-ram,id=ram0,size=${memory}M" -rtc base=utc,clock=host \
-    -qmp unix:qmp.sock,server=on,wait=off \
+    -monitor stdio -qmp unix:qmp.sock,server=on,wait=off \
     -chardev socket,id=agent0,path=agent.sock,server=on,wait=off \
     -chardev socket,id=serial0,path=console.sock,server=on,wait=off,logfile=serial.log -serial chardev:serial0 \
     -device VGA,bus=pcie.0,addr=0x1,vgamem_mb=16 \
