@@ -142,7 +142,7 @@ mod tests {
         let qemu = thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-            let mut say = |text: &str| writeln!(&stream, "{text}").unwrap();
+            let say = |text: &str| writeln!(&stream, "{text}").unwrap();
             say(r#"{"QMP": {}}"#);
             lines.next().unwrap().unwrap();
             say(r#"{"return": {}}"#);
