@@ -67,8 +67,10 @@ pub struct ForkFigures {
     pub ram: Ram,
     /// How many.
     pub count: u32,
-    /// The `fork` command.
-    pub forked: Samples,
+    /// From the `fork` command's start until the last of them ran.
+    pub running: Samples,
+    /// The whole command: it also waits until each guest has let go of its network card.
+    pub command: Samples,
     /// As many bare QEMU processes, one after another, until each monitor answers.
     pub bare_starts: Samples,
     /// Proportional share of memory of each fork, in KiB.
@@ -114,7 +116,8 @@ impl ForkFigures {
         json!({
             "ram": self.ram.to_string(),
             "count": self.count,
-            "fork": self.forked.to_json(),
+            "all_running": self.running.to_json(),
+            "command": self.command.to_json(),
             "bare_starts": self.bare_starts.to_json(),
             "pss_kib": self.pss_kib,
             "private_kib": self.private_kib,

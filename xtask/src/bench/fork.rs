@@ -34,10 +34,12 @@ pub fn measure(home: &Home, guest: &SmallGuest) -> Result<ForkFigures> {
     machine.snapshot("s")?;
     home.run(["vm", "stop", "idle", "--force"])?.succeeded()?;
 
-    let mut forked = Samples::default();
+    let (mut running, mut command) = (Samples::default(), Samples::default());
     let (start, count) = (Instant::now(), COUNT.to_string());
     let made = home.run(["fork", &machine.at("s"), "fork", "--count", &count, "--json"])?.succeeded()?;
-    forked.push(start.elapsed());
+    command.push(start.elapsed());
+    let each = made.list("machines")?.iter().filter_map(|one| one.get("running_ms").and_then(Value::as_f64));
+    each.max_by(f64::total_cmp).into_iter().for_each(|last| running.push_ms(last));
     let names = made.list("machines")?.iter().filter_map(|one| one.get("name").and_then(Value::as_str));
     let forks: Vec<_> = names.map(|name| Machine::existing(home, name)).collect();
     let held = forks.iter().map(|fork| fork.process().context("a fork has a process"));
@@ -53,7 +55,8 @@ pub fn measure(home: &Home, guest: &SmallGuest) -> Result<ForkFigures> {
     Ok(ForkFigures {
         ram,
         count: COUNT,
-        forked,
+        running,
+        command,
         bare_starts,
         pss_kib: held.iter().map(|held| held.pss_kib).collect(),
         private_kib: held.iter().map(|held| held.private_kib).collect(),

@@ -158,9 +158,10 @@ fn fork_rows(forks: &ForkFigures) -> Vec<Row> {
         Row::judged(
             format!("{count} forks of {ram}, all running"),
             format!("<= starts + 2 s = {fork_target} ms"),
-            forks.forked.to_string(),
-            at_most(forks.forked.median(), bare),
+            forks.running.to_string(),
+            at_most(forks.running.median(), bare),
         ),
+        Row::told(format!("{count} forks of {ram}, the whole command"), forks.command.to_string()),
         Row::judged(
             "each idle fork, its share (PSS), the largest",
             part_text.clone(),
