@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::guests::SmallGuest;
 use crate::machine;
 use crate::monitor::Monitor;
+use crate::process::ProcessId;
 use crate::serial::SerialLog;
 
 const UP_WITHIN: Duration = Duration::from_secs(10);
@@ -59,6 +60,11 @@ impl BareQemu {
         }
     }
 
+    /// Its process.
+    pub fn process(&self) -> ProcessId {
+        ProcessId(self.child.id())
+    }
+
     /// Its serial log.
     pub fn serial(&self) -> SerialLog {
         SerialLog::at(self.dir.join("serial.log"))
@@ -77,7 +83,19 @@ impl BareQemu {
     /// # Errors
     /// [`Error::Monitor`] when QEMU has no such capability.
     pub fn enable(&mut self, capabilities: &[&str]) -> Result<()> {
-        let list: Vec<_> = capabilities.iter().map(|name| json!({ "capability": name, "state": true })).collect();
+        self.switch(capabilities, true)
+    }
+
+    /// Switches migration capabilities off.
+    ///
+    /// # Errors
+    /// [`Error::Monitor`] when QEMU has no such capability.
+    pub fn disable(&mut self, capabilities: &[&str]) -> Result<()> {
+        self.switch(capabilities, false)
+    }
+
+    fn switch(&mut self, capabilities: &[&str], on: bool) -> Result<()> {
+        let list: Vec<_> = capabilities.iter().map(|name| json!({ "capability": name, "state": on })).collect();
         self.monitor.execute("migrate-set-capabilities", &json!({ "capabilities": list })).map(drop)
     }
 

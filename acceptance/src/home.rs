@@ -21,6 +21,7 @@ use crate::running::{Outcome, Running};
 /// about time. A second one waits, so a test that holds two waits for ever.
 pub struct Home {
     dir: PathBuf,
+    executable: Option<PathBuf>,
     _only: File,
 }
 
@@ -37,7 +38,14 @@ impl Home {
         only.lock().map_err(Error::file("lock", &lock))?;
         let made = tempfile::Builder::new().prefix(&format!("{test}-")).tempdir_in(&parent);
         let dir = made.map_err(Error::file("create a directory in", &parent))?.keep();
-        Ok(Self { dir, _only: only })
+        Ok(Self { dir, executable: None, _only: only })
+    }
+
+    /// The same with this `keyframe` instead of the workspace's own in the profile of this program.
+    #[must_use]
+    pub fn with_executable(mut self, keyframe: &Path) -> Self {
+        self.executable = Some(keyframe.to_owned());
+        self
     }
 
     /// Its path.
@@ -117,7 +125,11 @@ impl Home {
     /// # Errors
     /// When it cannot be built.
     pub fn keyframe(&self) -> Result<Command> {
-        let mut command = Command::new(keyframe()?);
+        let program = match &self.executable {
+            Some(given) => given,
+            None => keyframe()?,
+        };
+        let mut command = Command::new(program);
         command.env("KEYFRAME_HOME", &self.dir).env_remove("KEYFRAME_REPO");
         Ok(command)
     }

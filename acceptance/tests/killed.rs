@@ -98,7 +98,9 @@ fn a_snapshot_of_a_stopped_machine_killed_at_any_step_can_be_taken_again() -> Re
         let committed = !["snapshot-journaled", "snapshot-overlays-created"].contains(&point);
         assert_eq!(names(&home, &machine)?.iter().any(|name| name == point), committed, "{point}");
     }
+    let mark = machine.serial()?.end();
     home.run(["vm", "start", "worker"])?.succeeded()?;
+    machine.serial()?.wait_for(mark, "READY", 120 * SECOND)?;
     assert_works(&machine, "started again").map(drop)
 }
 

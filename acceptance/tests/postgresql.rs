@@ -82,7 +82,7 @@ fn data_is_whole(console: &Console<'_, '_>) -> Result<()> {
     let sums = "SELECT 'sums: ' || ((SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(bbalance) FROM \
                 pgbench_branches) AND (SELECT sum(tbalance) FROM pgbench_tellers) = (SELECT sum(delta) FROM pgbench_history))";
     console.ask(&format!("psql -U postgres -A -t -c \"{sums}\" bank"), "sums: true")?;
-    console.run("pg_amcheck -U postgres --install-missing --heapallindexed bank")?;
+    console.run("/usr/lib/postgresql/15/bin/pg_amcheck -U postgres --install-missing --heapallindexed bank")?;
     console.run("! dmesg | grep -E 'I/O error|EXT4-fs error'")
 }
 
@@ -97,7 +97,7 @@ fn survives(home: &Home, machine: &Machine<'_>, strategy: &str) -> Result<()> {
     machine.revert("before-upgrade", &["--strategy", strategy])?;
     same_session_commits(&console, &backend)?;
     data_is_whole(&console)?;
-    home.run(["vm", "stop", machine.name()])?.succeeded().map(drop)
+    home.run(["vm", "stop", machine.name(), "--timeout", "180s"])?.succeeded().map(drop)
 }
 
 /// The process behind the psql session at the console.

@@ -64,6 +64,17 @@ fn flip_a_bit_of_memory(image: &Path) {
     file.write_all_at(&[byte[0] ^ 0x10], target).unwrap();
 }
 
+/// Waits until so many memory images have begun to grow: QEMU is writing the last of them.
+fn wait_for_images(snapshots: &Path, count: usize) {
+    let deadline = Instant::now() + 60 * SECOND;
+    let begun =
+        |entry: &fs::DirEntry| fs::metadata(entry.path().join("memory.mapped")).is_ok_and(|image| image.len() > 0);
+    while fs::read_dir(snapshots).into_iter().flatten().flatten().filter(begun).count() < count {
+        assert!(Instant::now() < deadline, "no memory image begins to grow");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn a_flipped_bit_in_memory_never_reaches_the_guest() -> Result<()> {
     let home = Home::new("bit")?;
@@ -112,7 +123,11 @@ fn a_layer_that_is_missing_or_was_touched_is_noticed_before_anything_happens() -
     let kept = fs::metadata(&base).unwrap().modified().unwrap();
     let file = OpenOptions::new().read(true).write(true).open(&base).unwrap();
     file.set_modified(kept + SECOND).unwrap();
-    assert_refused(&home.run(["revert", "worker@first"])?, 1, &["worker.qcow2", "from outside", "--accept-touched-layers"]);
+    assert_refused(
+        &home.run(["revert", "worker@first"])?,
+        1,
+        &["worker.qcow2", "from outside", "--accept-touched-layers"],
+    );
     assert_works(&machine)?;
     file.set_modified(kept).unwrap();
     fs::rename(&base, home.file("elsewhere.qcow2")).unwrap();
@@ -142,16 +157,10 @@ fn qemu_killed_in_the_middle_of_a_snapshot_is_said_and_loses_no_snapshot() -> Re
     let home = Home::new("qemu-dies")?;
     let machine = worker_with(&home, "worker", "768M", "checker.mb=500 checker.rate=20")?;
     machine.snapshot("good")?;
+    let qemu = machine.process()?;
     let snapshot = home.start(["snapshot", "worker", "--name", "lost"])?;
-    let dir = home.path().join("vms/worker/snapshots");
-    let deadline = Instant::now() + 60 * SECOND;
-    // The second image grows: QEMU is writing.
-    while fs::read_dir(&dir).unwrap().count() < 2 {
-        assert!(Instant::now() < deadline, "the second snapshot does not begin");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    std::thread::sleep(Duration::from_millis(100));
-    machine.process()?.kill(home.path())?;
+    wait_for_images(&home.path().join("vms/worker/snapshots"), 2);
+    qemu.kill(home.path())?;
     let outcome = snapshot.wait()?;
     assert_eq!(outcome.status, Some(1), "{}", outcome.stderr);
     assert_eq!(machine.show()?.text("state")?, "crashed");
@@ -208,7 +217,8 @@ impl<'p> SmallFs<'p> {
     fn mount(at: &'p Path, size: &str) -> Self {
         fs::create_dir_all(at).unwrap();
         let option = format!("size={size}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &option, "keyframe-test"]).arg(at).status().unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &option, "keyframe-test"]).arg(at).status().unwrap();
         assert!(mounted.success(), "this test mounts a small file system and needs root for it");
         Self(at)
     }
@@ -245,10 +255,7 @@ fn the_second_of_two_commands_is_told_that_the_first_is_at_work() -> Result<()> 
     let home = Home::new("two")?;
     let machine = worker_with(&home, "worker", "768M", "checker.mb=500 checker.rate=20")?;
     let first = home.start(["snapshot", "worker", "--name", "first"])?;
-    let dir = home.path().join("vms/worker/snapshots");
-    while !dir.exists() {
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    wait_for_images(&home.path().join("vms/worker/snapshots"), 1);
     assert_refused(&home.run(["snapshot", "worker", "--name", "second"])?, 11, &["snapshot worker", "pid"]);
     assert_eq!(first.wait()?.status, Some(0));
     machine.snapshot("second")?;
@@ -261,10 +268,7 @@ fn an_interrupted_snapshot_leaves_a_running_guest_and_no_debris() -> Result<()> 
     let machine = worker_with(&home, "worker", "768M", "checker.mb=500 checker.rate=20")?;
     let snapshot = home.start(["snapshot", "worker", "--name", "never"])?;
     let dir = home.path().join("vms/worker/snapshots");
-    while !dir.exists() {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    std::thread::sleep(Duration::from_millis(150));
+    wait_for_images(&dir, 1);
     let pid = snapshot.process().0.to_string();
     assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     assert_eq!(snapshot.wait()?.status, Some(130));

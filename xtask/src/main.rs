@@ -4,6 +4,8 @@
 //! stands on: so `cargo xtask test` and `cargo xtask demo` are all that a fresh machine needs.
 
 mod apt;
+mod bench;
+mod demo;
 mod fuzz;
 mod guests;
 mod host;
@@ -42,8 +44,13 @@ enum Task {
     },
     /// Set up, build everything, check its style and run every test, real guests included.
     Test,
+    /// Take a working Linux machine at one instant, wreck it, bring it back, and show the figures.
+    Demo,
     /// Check formatting and run clippy, warnings denied.
     Lint,
+    /// Measure Keyframe beside what QEMU does on its own.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Run every fuzz target for a while.
     Fuzz(fuzz::Options),
 }
@@ -67,7 +74,9 @@ fn carry_out(task: Task) -> anyhow::Result<()> {
             wanted.into_iter().try_for_each(|guest| guests::ensure(guest, fresh).map(drop))
         }
         Task::Test => test::test(),
+        Task::Demo => demo::demo(),
         Task::Lint => lint::lint(),
+        Task::Bench(bench) => bench::bench(&bench),
         Task::Fuzz(options) => fuzz::fuzz(&options),
     }
 }

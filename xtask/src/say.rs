@@ -17,6 +17,26 @@ pub fn note(text: impl Display) {
     eprintln!("    {text}");
 }
 
+/// A command that is typed for the person to see.
+pub fn typed(command: impl Display) {
+    eprintln!("    {} {}", paint("32", "$"), paint("1", command));
+}
+
+/// A line that is typed at a guest's console.
+pub fn typed_at_console(line: impl Display) {
+    eprintln!("    {} {}", paint("33", ">"), paint("1", line));
+}
+
+/// Something that was checked, and is so.
+pub fn good(text: impl Display) {
+    eprintln!("    {} {text}", paint("1;32", "ok"));
+}
+
+/// Something that is broken, as it was meant to be.
+pub fn bad(text: impl Display) {
+    eprintln!("    {}", paint("31", text));
+}
+
 /// A task came to nothing, and why.
 pub fn failure(text: impl Display) {
     eprintln!("{} {text}", paint("1;31", "error:"));

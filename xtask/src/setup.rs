@@ -18,8 +18,9 @@ use crate::{run, say};
 
 const QEMU: &str = "qemu-system-x86_64";
 const QEMU_PACKAGES: [&str; 2] = ["qemu-system-x86", "qemu-utils"];
-/// UEFI firmware; a Debian system out of packages; its file system, EFI partition and partition table.
-const TOOL_PACKAGES: [&str; 5] = ["ovmf", "mmdebstrap", "e2fsprogs", "mtools", "fdisk"];
+/// UEFI firmware; a Debian system out of packages; its file system, EFI partition and partition table; a reader of
+/// manifests, for restoring without Keyframe.
+const TOOL_PACKAGES: [&str; 6] = ["ovmf", "mmdebstrap", "e2fsprogs", "mtools", "fdisk", "jq"];
 const BACKPORTS: &str = "bookworm-backports";
 
 /// What set-up has to do.

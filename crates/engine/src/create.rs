@@ -22,7 +22,7 @@ use crate::layers;
 use crate::machine::{Machine, write_definition};
 use crate::state::head::{Chain, Head, Layer};
 use crate::state::home::{Home, VmDir};
-use crate::state::lock::Lock;
+use crate::state::lock::{CREATION_PATIENCE, Lock};
 use crate::state::{durable, sealed};
 
 /// What a new machine shall be.
@@ -61,7 +61,7 @@ const MAX_CPUS: u32 = 255;
 pub fn create(ctx: &Context<'_>, request: CreateRequest) -> Result<Machine, Error> {
     check(&request)?;
     let dir = ctx.home.vm(&request.name);
-    let _lock = Lock::take(&ctx.home.root().join("lock"), &format!("vm create {}", request.name))?;
+    let _lock = Lock::wait(&ctx.home.root().join("lock"), &format!("vm create {}", request.name), CREATION_PATIENCE)?;
     if dir.definition().exists() {
         return Err(Error::MachineExists(request.name));
     }
@@ -81,7 +81,7 @@ pub fn create(ctx: &Context<'_>, request: CreateRequest) -> Result<Machine, Erro
 
 fn check(request: &CreateRequest) -> Result<(), Error> {
     let bad = |what: String| Err(Error::BadRequest { what });
-    if request.memory.bytes() % (1 << 20) != 0 || !MEMORY_RANGE_MIB.contains(&request.memory.mib()) {
+    if !request.memory.bytes().is_multiple_of(1 << 20) || !MEMORY_RANGE_MIB.contains(&request.memory.mib()) {
         return bad(format!("a machine has between 8 MiB and 16 TiB of memory, in whole MiB; not {}", request.memory));
     }
     if !(1..=MAX_CPUS).contains(&request.cpus) {
@@ -237,7 +237,7 @@ pub struct Removal {
 /// # Errors
 /// [`Error::WrongState`] when it runs, [`Error::Held`] when another machine stands on its layers.
 pub fn remove(ctx: &Context<'_>, name: &VmName) -> Result<Removal, Error> {
-    let _creation = Lock::take(&ctx.home.root().join("lock"), &format!("vm remove {name}"))?;
+    let _creation = Lock::wait(&ctx.home.root().join("lock"), &format!("vm remove {name}"), CREATION_PATIENCE)?;
     let (_lock, machine) = Machine::lock(ctx, name, &format!("vm remove {name}"))?;
     if machine.process().is_some() {
         return Err(Error::WrongState {

@@ -28,7 +28,7 @@ use crate::snapshots;
 use crate::state::head::{Head, Origin};
 use crate::state::home::VmDir;
 use crate::state::journal::Journal;
-use crate::state::lock::Lock;
+use crate::state::lock::{CREATION_PATIENCE, Lock};
 use crate::state::manifest::StateAtCut;
 use crate::state::{durable, sealed};
 
@@ -85,8 +85,10 @@ pub struct ForkReport {
 pub fn fork(ctx: &Context<'_>, request: &ForkRequest) -> Result<ForkReport, Error> {
     let begun = Instant::now();
     let names = names(request)?;
-    let _creation = Lock::take(&ctx.home.root().join("lock"), &format!("fork {}", request.reference))?;
-    let origin = Machine::open(ctx.home, &request.reference.vm)?;
+    let operation = format!("fork {}", request.reference);
+    let _creation = Lock::wait(&ctx.home.root().join("lock"), &operation, CREATION_PATIENCE)?;
+    // Nobody may delete the snapshot meanwhile.
+    let (_lock, origin) = Machine::lock(ctx, &request.reference.vm, &operation)?;
     if let Some(taken) = names.iter().find(|name| ctx.home.vm(name).definition().exists()) {
         return Err(Error::MachineExists(taken.clone()));
     }
@@ -277,7 +279,7 @@ impl Awake {
 }
 
 /// How long a guest may take to let go of its network card.
-const UNPLUG_PATIENCE: Duration = Duration::from_secs(3);
+const UNPLUG_PATIENCE: Duration = Duration::from_secs(10);
 
 fn swap(monitor: &mut Client, nic: &Nic) -> Result<(), Error> {
     let id = DeviceId::new(NIC_DEVICE)?;

@@ -179,14 +179,18 @@ pub fn runs_from(home: &Home, name: &VmName, image: &Path) -> Result<bool, Error
     Ok(process.and_then(|process| process.mapped).is_some_and(|mapped| home.absolute(&mapped) == image))
 }
 
-/// Removes layers in a machine's directory that nothing stands on any more.
+/// Removes layers in a machine's directory that nothing stands on any more. While some document cannot be read,
+/// nothing is removed: nobody knows what that document stands on.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Damaged`].
+/// [`Error::Io`].
 pub fn drop_unused(home: &Home, dir: &VmDir) -> Result<(), Error> {
     let root = dir.root().join("layers");
     let Ok(disks) = std::fs::read_dir(&root) else { return Ok(()) };
-    let used = referenced(home)?;
+    let used = match referenced(home) {
+        Err(Error::Damaged { .. } | Error::Schema { .. }) => return Ok(()),
+        other => other?,
+    };
     for disk in disks {
         let disk = disk.or_io("list", &root)?.path();
         for file in std::fs::read_dir(&disk).or_io("list", &disk)? {

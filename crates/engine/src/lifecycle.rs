@@ -196,26 +196,47 @@ pub struct MachineSummary {
     pub snapshots: usize,
 }
 
-/// All machines. One that cannot be read is told with its error.
+/// A machine in a list.
+#[derive(Debug)]
+pub enum Listed {
+    /// It can be read.
+    Machine(MachineSummary),
+    /// It cannot.
+    Unreadable {
+        /// Its name.
+        name: VmName,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// All machines. One that cannot be read is told with the reason.
 ///
 /// # Errors
 /// [`Error::Io`] when the home cannot be listed.
-pub fn list(ctx: &Context<'_>) -> Result<Vec<Result<MachineSummary, (VmName, Error)>>, Error> {
-    let summary = |name: VmName| {
-        crate::recover::recover_if_idle(ctx, &name);
-        let machine = Machine::open(ctx.home, &name).map_err(|error| (name.clone(), error))?;
-        let (manifests, _) = snapshots::scan(&machine.dir).map_err(|error| (name.clone(), error))?;
-        Ok(MachineSummary {
-            name,
-            state: machine.state(),
-            pid: machine.process().map(|process| process.instance.process.pid),
-            memory_bytes: machine.definition.memory().bytes(),
-            cpus: machine.definition.cpus,
-            disks: machine.definition.disks.len(),
-            snapshots: manifests.len(),
-        })
+pub fn list(ctx: &Context<'_>) -> Result<Vec<Listed>, Error> {
+    let listed = |name: VmName| match summary(ctx, &name) {
+        Ok(summary) => Some(Listed::Machine(summary)),
+        // A fork that was never finished has just been tidied away.
+        Err(Error::NoMachine(_)) => None,
+        Err(error) => Some(Listed::Unreadable { name, reason: error.to_string() }),
     };
-    Ok(ctx.home.machine_names()?.into_iter().map(summary).collect())
+    Ok(ctx.home.machine_names()?.into_iter().filter_map(listed).collect())
+}
+
+fn summary(ctx: &Context<'_>, name: &VmName) -> Result<MachineSummary, Error> {
+    crate::recover::recover_if_idle(ctx, name);
+    let machine = Machine::open(ctx.home, name)?;
+    let (manifests, damaged) = snapshots::scan(&machine.dir)?;
+    Ok(MachineSummary {
+        name: name.clone(),
+        state: machine.state(),
+        pid: machine.process().map(|process| process.instance.process.pid),
+        memory_bytes: machine.definition.memory().bytes(),
+        cpus: machine.definition.cpus,
+        disks: machine.definition.disks.len(),
+        snapshots: manifests.len() + damaged.len(),
+    })
 }
 
 /// A machine in full.

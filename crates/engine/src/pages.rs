@@ -168,15 +168,6 @@ pub(crate) fn wait(ctx: &Context<'_>, instance: &InstanceRecord) -> Result<(), E
     Ok(())
 }
 
-/// Why pages are not served any more, if the server has said so.
-#[must_use]
-pub(crate) fn failure(instance: &InstanceRecord) -> Option<String> {
-    match status(instance)?.state {
-        HydrationState::Failed { reason } => Some(reason),
-        HydrationState::Serving | HydrationState::Done => None,
-    }
-}
-
 /// Posts a new supervisor if a machine's memory is not complete and nobody serves it.
 ///
 /// # Errors
@@ -354,9 +345,9 @@ pub fn work(config: &Path) -> Result<(), Error> {
 /// that failed.
 fn is_resumable(error: &PageServerError) -> bool {
     match error {
-        PageServerError::Socket { stage, .. } | PageServerError::Lost { stage } | PageServerError::Silent { stage, .. } => {
-            *stage != Stage::Opening
-        }
+        PageServerError::Socket { stage, .. }
+        | PageServerError::Lost { stage }
+        | PageServerError::Silent { stage, .. } => *stage != Stage::Opening,
         _ => false,
     }
 }

@@ -276,6 +276,11 @@ fn stop_first(monitor: &mut Client, overlays: &[Overlay], cancel: &AtomicBool) -
         std::thread::sleep(Duration::from_micros(200));
     }
     cut_disks(monitor, overlays)?;
+    // Someone else may have resumed the guest meanwhile (a guard that lost patience): then the cut proves nothing.
+    let early = monitor.wait_event(|event| event.kind == EventKind::Resume, Instant::now())?;
+    if early.is_some() {
+        return Ok(CutReport { pause: start.elapsed(), at: stop, exact: false });
+    }
     monitor.call(&Cont {})?;
     let resume = wait_for(monitor, EventKind::Resume).unwrap_or(stop + start.elapsed());
     Ok(CutReport { pause: since(stop, resume), at: stop, exact: true })

@@ -270,7 +270,10 @@ fn devices(args: &mut Arguments, plan: &LaunchPlan<'_>, sockets: &SocketNumbers)
     args.option("device", "VGA,bus=pcie.0,addr=0x1,vgamem_mb=16");
     args.option("device", "virtio-rng-pci,bus=pcie.0,addr=0x2,id=rng0");
     args.option("device", "virtio-serial-pci,bus=pcie.0,addr=0x3,id=vserial0");
-    args.option("device", format!("virtserialport,bus=vserial0.0,nr=1,chardev={AGENT_CHANNEL},name=org.qemu.guest_agent.0"));
+    args.option(
+        "device",
+        format!("virtserialport,bus=vserial0.0,nr=1,chardev={AGENT_CHANNEL},name=org.qemu.guest_agent.0"),
+    );
     args.option("device", format!("pcie-root-port,id={NIC_PORT},bus=pcie.0,addr=0x4,chassis=1"));
     args.option("device", format!("vmgenid,guid={}", plan.generation_id));
     if let Some(nic) = &plan.definition.nic {

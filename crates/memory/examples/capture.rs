@@ -1,7 +1,8 @@
 //! Captures one migration by hand, for measuring:
-//! `capture SOCKET DIR [BUFFER_MIB [WRITERS [NICE]]]`, then tell QEMU `migrate unix:SOCKET`.
+//! `capture SOCKET DIR [BUFFER_MIB [WRITERS [NICE]]]`, then tell QEMU `migrate unix:SOCKET`;
+//! or with `-` for the socket and the pipe as standard input.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -23,18 +24,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(nice) = rest.get(2) {
         options.writer_nice = nice.parse()?;
     }
-    let listener = UnixListener::bind(socket)?;
-    let (input, _) = listener.accept()?;
+    let input = if socket == "-" {
+        std::io::stdin().as_fd().try_clone_to_owned()?
+    } else {
+        UnixListener::bind(socket)?.accept()?.0.into()
+    };
     let (progress, cancel) = (CaptureProgress::default(), AtomicBool::new(false));
     let paths = ImagePaths::in_dir(Path::new(dir));
-    let report = capture(OwnedFd::from(input), &paths, &options, &progress, &cancel)?;
+    let report = capture(input, &paths, &options, &progress, &cancel)?;
     println!("{report:#?}");
     println!("{progress:?}");
     let status = std::fs::read_to_string("/proc/self/status")?;
-    for line in status
-        .lines()
-        .filter(|l| l.starts_with("VmHWM") || l.starts_with("RssAnon"))
-    {
+    for line in status.lines().filter(|l| l.starts_with("VmHWM") || l.starts_with("RssAnon")) {
         println!("{line}");
     }
     Ok(())

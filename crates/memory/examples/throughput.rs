@@ -31,15 +31,8 @@ impl Generator {
         let id = vmstate::ram::BlockId::parse(b"pc.ram", 0)?;
         let count = PageCount::new(pages).unwrap_or(PageCount::ZERO);
         ram.push(vmstate::ram::RamBlock::new(id, count), 0)?;
-        let header = Header {
-            ram,
-            ..sample.header.clone()
-        };
-        Ok(Self {
-            sample,
-            header,
-            pages,
-        })
+        let header = Header { ram, ..sample.header.clone() };
+        Ok(Self { sample, header, pages })
     }
 
     /// Calls `send` with the stream's pieces.
@@ -90,9 +83,7 @@ impl Sink for Nothing {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<_> = std::env::args().skip(1).collect();
-    let dir = args
-        .first()
-        .ok_or("usage: throughput DIR [PAGES [WRITERS [BUFFER_MIB]]]")?;
+    let dir = args.first().ok_or("usage: throughput DIR [PAGES [WRITERS [BUFFER_MIB]]]")?;
     let pages = args.get(1).map_or(Ok(262_144), |n| n.parse())?;
     let mut options = CaptureOptions::default();
     if let Some(writers) = args.get(2) {
@@ -108,18 +99,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mut decoder, mut sink, mut seconds) = (Decoder::new(), Nothing::default(), 0.0);
     generator.run(|piece| {
         let start = Instant::now();
-        let fed = piece
-            .chunks(256 << 10)
-            .try_for_each(|part| decoder.feed(part, &mut sink));
+        let fed = piece.chunks(256 << 10).try_for_each(|part| decoder.feed(part, &mut sink));
         seconds += start.elapsed().as_secs_f64();
         fed
     })?;
     decoder.finish()?;
-    println!(
-        "decode   {:6.2} GB/s (check {})",
-        gigabytes / seconds,
-        sink.0
-    );
+    println!("decode   {:6.2} GB/s (check {})", gigabytes / seconds, sink.0);
 
     let paths = ImagePaths::in_dir(Path::new(dir));
     let (for_qemu, input) = channel()?;
@@ -140,11 +125,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for what in ["verify from disk", "verify from cache"] {
         let (start, two) = (Instant::now(), NonZeroUsize::new(2).ok_or("two")?);
         let verified = verify_all(&image, two, &VerifyProgress::default(), &cancel)?;
-        println!(
-            "{what} {:6.2} GB/s, intact: {}",
-            rate(start),
-            verified.is_intact()
-        );
+        println!("{what} {:6.2} GB/s, intact: {}", rate(start), verified.is_intact());
     }
     Ok(())
 }

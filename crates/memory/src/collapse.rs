@@ -6,9 +6,11 @@
 //! each, it takes a second for 4 GiB and the guest waits for one slice at the most; slices of 64 MiB
 //! stopped it for seconds.
 //!
-//! Collapsing fills what a slice lacks. A slice of which the guest has used less than half is left
-//! alone, so no guest gets more than twice as large; the zero page, which a snapshot maps
-//! everywhere in passing, is no use by the guest.
+//! Collapsing fills what a slice lacks. What the guest has not used is not empty, though: the
+//! snapshot reads every page first, which maps the zero page there, and later splits that mapping
+//! too. Such slices take no memory but cost the next pause as much as used ones. Only filling them
+//! makes them cheap, so it is a matter of how much memory may be spent:
+//! [`CollapseOptions::fill_bytes`]. A slice of which the guest has used half is always collapsed.
 //!
 //! Source: Linux `Documentation/admin-guide/mm/transhuge.rst`, `pagemap.rst` (bit 56: mapped by one
 //! process only, which the zero page never is), process_madvise(2), QEMU.md section 1.
@@ -43,18 +45,16 @@ pub struct CollapseOptions {
     pub slow_slice: Duration,
     /// How long that rest is.
     pub rest: Duration,
-    /// Pages of a slice (of 512) that the guest must have used.
-    pub min_used_pages: usize,
+    /// Memory that may be given to parts the guest has not used, so that they, too, cost the next
+    /// pause nothing. The kernel takes it back when memory is short (underused huge pages, Linux
+    /// 6.12). With 0 a slice is collapsed only if the guest has used half of it.
+    pub fill_bytes: u64,
 }
 
 impl Default for CollapseOptions {
     fn default() -> Self {
         let (slow_slice, rest) = (Duration::from_millis(4), Duration::from_millis(8));
-        Self {
-            slow_slice,
-            rest,
-            min_used_pages: SLICE_PAGES / 2,
-        }
+        Self { slow_slice, rest, fill_bytes: 0 }
     }
 }
 
@@ -63,8 +63,10 @@ impl Default for CollapseOptions {
 pub struct CollapseReport {
     /// Bytes now in huge pages; those that were before count.
     pub collapsed_bytes: u64,
-    /// Bytes left alone because the guest has not used them, or hardly.
+    /// Bytes left alone: not used by the guest, or hardly, and no more memory to fill them with.
     pub unused_bytes: u64,
+    /// Bytes given to what the guest had not used.
+    pub filled_bytes: u64,
     /// Bytes the kernel would not collapse now: pinned, or no huge page to be had.
     pub refused_bytes: u64,
     /// Rests taken after slow slices.
@@ -92,12 +94,16 @@ pub fn collapse_huge_pages(
     let (start, mut report) = (Instant::now(), CollapseReport::default());
     let mut at = first.next_multiple_of(SLICE_BYTES);
     while end.saturating_sub(at) >= SLICE_BYTES && !cancel.load(Ordering::Relaxed) {
-        if process.used_pages(at)? < options.min_used_pages {
+        let pages = process.pages(at)?;
+        let fill = ((SLICE_PAGES - pages.used) * PAGE_SIZE) as u64;
+        let may_fill = pages.mapped > 0 && report.filled_bytes + fill <= options.fill_bytes;
+        if pages.used < SLICE_PAGES / 2 && !may_fill {
             report.unused_bytes += SLICE_BYTES;
         } else {
             let slice = Instant::now();
             if process.collapse(at)? {
                 report.collapsed_bytes += SLICE_BYTES;
+                report.filled_bytes += fill;
             } else {
                 report.refused_bytes += SLICE_BYTES;
             }
@@ -114,6 +120,12 @@ pub fn collapse_huge_pages(
     Ok(report)
 }
 
+/// Pages of a slice that are mapped at all, and those that are the process's own.
+struct SlicePages {
+    mapped: usize,
+    used: usize,
+}
+
 /// Another process, pinned: none that comes to have its number can be mistaken for it.
 struct Process {
     pid: Pid,
@@ -127,11 +139,7 @@ impl Process {
             .map_err(|errno| Error::io("open process of", proc_path(pid, ""))(errno.into()))?;
         let path = proc_path(pid, "pagemap");
         let pagemap = File::open(&path).map_err(Error::io("open", path))?;
-        Ok(Self {
-            pid,
-            pidfd,
-            pagemap,
-        })
+        Ok(Self { pid, pidfd, pagemap })
     }
 
     /// Bounds of the smallest mapping that can be guest memory of that size.
@@ -142,32 +150,24 @@ impl Process {
             .and_then(|file| file.take(MAX_MAPS_BYTES).read_to_string(&mut maps))
             .map_err(Error::io("read", path))?;
         let pid = self.pid.as_raw_nonzero().get();
-        smallest_mapping(&maps, ram.bytes()).ok_or(Error::NoGuestMemory {
-            pid,
-            ram_bytes: ram.bytes(),
-        })
+        smallest_mapping(&maps, ram.bytes()).ok_or(Error::NoGuestMemory { pid, ram_bytes: ram.bytes() })
     }
 
-    /// Pages of a slice that are the process's own.
-    fn used_pages(&self, address: u64) -> Result<usize, Error> {
+    /// What a slice holds.
+    fn pages(&self, address: u64) -> Result<SlicePages, Error> {
         let mut entries = [0; SLICE_PAGES * 8];
         self.pagemap
             .read_exact_at(&mut entries, address / PAGE_SIZE as u64 * 8)
             .map_err(Error::io("read", proc_path(self.pid, "pagemap")))?;
         let (entries, _) = entries.as_chunks::<8>();
-        let own = PRESENT | EXCLUSIVE;
-        Ok(entries
-            .iter()
-            .filter(|entry| u64::from_ne_bytes(**entry) & own == own)
-            .count())
+        let with = |bits: u64| entries.iter().filter(|entry| u64::from_ne_bytes(**entry) & bits == bits).count();
+        Ok(SlicePages { mapped: with(PRESENT), used: with(PRESENT | EXCLUSIVE) })
     }
 
     /// Collapses a slice; `false` when the kernel would rather not.
     fn collapse(&self, address: u64) -> Result<bool, Error> {
-        let range = libc::iovec {
-            iov_base: std::ptr::without_provenance_mut(address as usize),
-            iov_len: SLICE_BYTES as usize,
-        };
+        let range =
+            libc::iovec { iov_base: std::ptr::without_provenance_mut(address as usize), iov_len: SLICE_BYTES as usize };
         // SAFETY: the pidfd is open and `range` lives through the call. The kernel reads one iovec
         // and takes the addresses in it as those of the other process: nothing of ours is touched.
         // There, MADV_COLLAPSE changes how memory is mapped and never what is in it.
@@ -187,12 +187,8 @@ impl Process {
         let error = io::Error::last_os_error();
         match Errno::from_io_error(&error) {
             // No huge page free, pages pinned or on the move, or no such mapping any more.
-            Some(Errno::NOMEM | Errno::AGAIN | Errno::BUSY | Errno::INVAL | Errno::FAULT) => {
-                Ok(false)
-            }
-            _ => Err(Error::io("collapse memory of", proc_path(self.pid, ""))(
-                error,
-            )),
+            Some(Errno::NOMEM | Errno::AGAIN | Errno::BUSY | Errno::INVAL | Errno::FAULT) => Ok(false),
+            _ => Err(Error::io("collapse memory of", proc_path(self.pid, ""))(error)),
         }
     }
 }
@@ -211,9 +207,7 @@ fn smallest_mapping(maps: &str, bytes: u64) -> Option<(u64, u64)> {
             _ => areas.push((start, end)),
         }
     }
-    let large = areas
-        .into_iter()
-        .filter(|(start, end)| end - start >= bytes && bytes > 0);
+    let large = areas.into_iter().filter(|(start, end)| end - start >= bytes && bytes > 0);
     large.min_by_key(|(start, end)| end - start)
 }
 
@@ -221,10 +215,7 @@ fn smallest_mapping(maps: &str, bytes: u64) -> Option<(u64, u64)> {
 fn memory_area(line: &str) -> Option<(u64, u64)> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
-    let (start, end) = (
-        u64::from_str_radix(start, 16).ok()?,
-        u64::from_str_radix(end, 16).ok()?,
-    );
+    let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
     let writable = fields.next()?.starts_with("rw");
     let name = fields.nth(3).unwrap_or("");
     let anonymous = name.is_empty() || name.starts_with("[anon") || name.starts_with("/memfd:");
@@ -249,36 +240,16 @@ mod tests {
     fn the_smallest_that_is_large_enough_is_found() {
         let find = |mib: u64| smallest_mapping(MAPS, mib << 20);
         assert_eq!(find(64), Some((0x7f00_0000_0000, 0x7f00_0400_0000)));
-        assert_eq!(
-            find(65),
-            Some((0x7f00_1000_0000, 0x7f00_3000_0000)),
-            "two halves are one"
-        );
+        assert_eq!(find(65), Some((0x7f00_1000_0000, 0x7f00_3000_0000)), "two halves are one");
         assert_eq!(find(512), find(65));
-        assert_eq!(
-            find(2048),
-            Some((0x7f01_0000_0000, 0x7f01_8000_0000)),
-            "memfd"
-        );
-        assert_eq!(
-            find(4096),
-            None,
-            "files and read-only memory are no guest's"
-        );
+        assert_eq!(find(2048), Some((0x7f01_0000_0000, 0x7f01_8000_0000)), "memfd");
+        assert_eq!(find(4096), None, "files and read-only memory are no guest's");
         assert_eq!(find(0), None);
     }
 
     #[test]
     fn strange_lines_are_passed_over() {
-        for line in [
-            "",
-            "-",
-            "zz-1 rw-p",
-            "2-1 rw-p",
-            "1-2",
-            "ffffffffffffffff1-2 rw-p",
-            "1-2 r",
-        ] {
+        for line in ["", "-", "zz-1 rw-p", "2-1 rw-p", "1-2", "ffffffffffffffff1-2 rw-p", "1-2 r"] {
             assert_eq!(memory_area(line), None, "{line:?}");
         }
     }

@@ -75,18 +75,10 @@ impl MemoryImage {
             return Err(Error::NotACouple { path, sums });
         }
         if non_page_sum(&image, mapped.layout())? != header.non_page {
-            return Err(Error::DamagedRest {
-                path: path.to_owned(),
-            });
+            return Err(Error::DamagedRest { path: path.to_owned() });
         }
         let bitmaps = read_bitmaps(&image, &mapped)?;
-        Ok(Self {
-            image,
-            sums,
-            mapped,
-            header,
-            bitmaps,
-        })
+        Ok(Self { image, sums, mapped, header, bitmaps })
     }
 
     /// The image's path.
@@ -121,8 +113,7 @@ impl MemoryImage {
 
     /// Whether the file holds any page of that extent; if not, it is all zeroes.
     pub fn has_extent(&self, block: BlockIndex, extent: ExtentIndex) -> bool {
-        self.bitmap(block)
-            .is_some_and(|bitmap| bitmap.extent(extent) != 0)
+        self.bitmap(block).is_some_and(|bitmap| bitmap.extent(extent) != 0)
     }
 
     /// Reads an extent and checks it. Returns its bytes: 64 KiB, fewer for a block's last extent.
@@ -147,11 +138,7 @@ impl MemoryImage {
             buf.fill(0);
             zero_extent_sum(bytes / PAGE_SIZE)
         };
-        if actual == expected {
-            Ok(buf)
-        } else {
-            Err(self.damaged(block, extent))
-        }
+        if actual == expected { Ok(buf) } else { Err(self.damaged(block, extent)) }
     }
 
     /// The same after dropping what the page cache holds of the extent: tells a bad disk from bad
@@ -206,8 +193,7 @@ impl MemoryImage {
     pub fn write_devices_only(&self, mapped: BlockIndex, dest: &Path) -> Result<u64, Error> {
         let plan = DevicesOnly::plan(&self.mapped, mapped, |block| self.bitmap(block));
         let file = File::create_new(dest).map_err(Error::io("create", dest))?;
-        file.set_len(self.mapped.file_bytes())
-            .map_err(Error::io("size", dest))?;
+        file.set_len(self.mapped.file_bytes()).map_err(Error::io("size", dest))?;
         let mut buf = vec![0; 256 << 10];
         for piece in plan.pieces() {
             let Piece::Copy { offset, bytes } = *piece else {
@@ -215,8 +201,7 @@ impl MemoryImage {
             };
             for_chunks(offset, bytes, &mut buf, |chunk, at| {
                 self.image.read_at(chunk, at)?;
-                file.write_all_at(chunk, at)
-                    .map_err(Error::io("write", dest))
+                file.write_all_at(chunk, at).map_err(Error::io("write", dest))
             })?;
         }
         Ok(plan.copied_bytes())
@@ -246,9 +231,7 @@ impl MemoryImage {
         let (file_offset, extent_bytes) = placed.and_then(|b| b.extent(extent)).unwrap_or_default();
         Error::Damaged {
             path: self.path().to_owned(),
-            block: placed
-                .map(|b| b.block().id().to_string())
-                .unwrap_or_default(),
+            block: placed.map(|b| b.block().id().to_string()).unwrap_or_default(),
             block_offset: extent.byte_offset(),
             file_offset,
             extent_bytes,
@@ -257,8 +240,7 @@ impl MemoryImage {
 
     fn device_bytes(&self, from: u64, bytes: u64) -> Result<Vec<u8>, Error> {
         let mut found = vec![0; bytes as usize];
-        self.image
-            .read_at(&mut found, self.layout().devices_offset() + from)?;
+        self.image.read_at(&mut found, self.layout().devices_offset() + from)?;
         Ok(found)
     }
 
@@ -284,9 +266,7 @@ impl MemoryImage {
 
 /// Hash of all bytes of the file that are no guest pages.
 pub(crate) fn non_page_sum(image: &Source, layout: &MappedLayout) -> Result<Sum, Error> {
-    let ranges = layout
-        .non_page_ranges(image.bytes)
-        .map_err(|error| image.wrong(error))?;
+    let ranges = layout.non_page_ranges(image.bytes).map_err(|error| image.wrong(error))?;
     let (mut hasher, mut buf) = (blake3::Hasher::new(), vec![0; 256 << 10]);
     for (start, end) in ranges {
         for_chunks(start, end - start, &mut buf, |chunk, at| {
@@ -300,10 +280,7 @@ pub(crate) fn non_page_sum(image: &Source, layout: &MappedLayout) -> Result<Sum,
 
 pub(crate) fn read_bitmaps(image: &Source, file: &MappedFile) -> Result<Vec<PageBitmap>, Error> {
     let blocks = file.layout().ram().iter();
-    let read = |(block, _)| {
-        file.read_bitmap(image, block)
-            .map_err(|fault| image.named(fault))
-    };
+    let read = |(block, _)| file.read_bitmap(image, block).map_err(|fault| image.named(fault));
     blocks.map(read).collect()
 }
 
@@ -332,11 +309,7 @@ fn read_header(sums: &Source) -> Result<SumsHeader, Error> {
     let header = SumsHeader::parse(&bytes).map_err(|error| sums.wrong(error))?;
     if sums.bytes != SumsHeader::file_bytes(&header.ram) {
         let source = io::Error::from(io::ErrorKind::UnexpectedEof);
-        return Err(Error::Io {
-            action: "read all of",
-            path: sums.path.clone(),
-            source,
-        });
+        return Err(Error::Io { action: "read all of", path: sums.path.clone(), source });
     }
     Ok(header)
 }

@@ -56,18 +56,12 @@ pub fn repair_bitmaps(path: &Path) -> Result<Repair, Error> {
     let mut pages = 0;
     for (block, _) in order {
         let bitmap = PageBitmap::from_data_extents(block, &data_extents(&image, block)?);
-        let written = image
-            .file
-            .write_all_at(&bitmap.to_bytes(), block.bitmap_offset());
+        let written = image.file.write_all_at(&bitmap.to_bytes(), block.bitmap_offset());
         written.map_err(Error::io("write", path))?;
         image.file.sync_data().map_err(Error::io("sync", path))?;
         pages += bitmap.count();
     }
-    Ok(if pages == 0 {
-        Repair::NotNeeded
-    } else {
-        Repair::Done { pages }
-    })
+    Ok(if pages == 0 { Repair::NotNeeded } else { Repair::Done { pages } })
 }
 
 /// Where the file has data within a block's pages.
@@ -79,9 +73,7 @@ fn data_extents(image: &Source, block: &MappedBlock) -> Result<Vec<DataExtent>, 
     };
     let (mut found, mut at) = (Vec::new(), block.pages_offset());
     while let Some(start) = find(SeekFrom::Data(at))?.filter(|start| *start < block.pages_end()) {
-        let end = find(SeekFrom::Hole(start))?
-            .unwrap_or(image.bytes)
-            .min(block.pages_end());
+        let end = find(SeekFrom::Hole(start))?.unwrap_or(image.bytes).min(block.pages_end());
         found.push(DataExtent { start, end });
         at = end;
         if at >= block.pages_end() {
@@ -106,8 +98,7 @@ pub fn write_sums(path: &Path, sums_path: &Path) -> Result<SumsHeader, Error> {
     for (block, bitmap) in mapped.layout().blocks().iter().zip(&bitmaps) {
         let sums = block_sums(&image, block, bitmap)?;
         table.update(&sums);
-        file.write_all_at(&sums, at)
-            .map_err(Error::io("write", sums_path))?;
+        file.write_all_at(&sums, at).map_err(Error::io("write", sums_path))?;
         at += sums.len() as u64;
     }
     let header = sums_header(&image, &mapped, table.finalize())?;
@@ -128,8 +119,7 @@ fn sums_header(image: &Source, mapped: &MappedFile, table: Sum) -> Result<SumsHe
 /// that is on disk.
 pub(crate) fn finish_sums(file: &File, path: &Path, header: &SumsHeader) -> Result<(), Error> {
     file.sync_data().map_err(Error::io("sync", path))?;
-    file.write_all_at(&header.to_bytes(), 0)
-        .map_err(Error::io("write", path))?;
+    file.write_all_at(&header.to_bytes(), 0).map_err(Error::io("write", path))?;
     file.sync_all().map_err(Error::io("sync", path))
 }
 

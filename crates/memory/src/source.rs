@@ -25,37 +25,24 @@ impl Source {
 
     pub fn new(file: File, path: &Path) -> Result<Self, Error> {
         let bytes = file.metadata().map_err(Error::io("examine", path))?.len();
-        Ok(Self {
-            file,
-            path: path.to_owned(),
-            bytes,
-        })
+        Ok(Self { file, path: path.to_owned(), bytes })
     }
 
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
-        self.file
-            .read_exact_at(buf, offset)
-            .map_err(Error::io("read", &self.path))
+        self.file.read_exact_at(buf, offset).map_err(Error::io("read", &self.path))
     }
 
     /// Adds the path to what a parser says.
     pub fn named(&self, fault: Fault) -> Error {
         let path = self.path.clone();
         match fault {
-            Fault::Io(source) => Error::Io {
-                action: "read",
-                path,
-                source,
-            },
+            Fault::Io(source) => Error::Io { action: "read", path, source },
             Fault::Format(source) => Error::Format { path, source },
         }
     }
 
     pub fn wrong(&self, source: vmstate::Error) -> Error {
-        Error::Format {
-            path: self.path.clone(),
-            source,
-        }
+        Error::Format { path: self.path.clone(), source }
     }
 }
 

@@ -69,13 +69,7 @@ pub fn verify_all(
 ) -> Result<VerifyReport, Error> {
     let start = Instant::now();
     check_table(image)?;
-    let work = Work {
-        image,
-        spans: spans(image),
-        next: AtomicU64::new(0),
-        progress,
-        cancel,
-    };
+    let work = Work { image, spans: spans(image), next: AtomicU64::new(0), progress, cancel };
     let found = Mutex::new(Findings::default());
     let failed = Mutex::new(None);
     std::thread::scope(|scope| {
@@ -106,23 +100,12 @@ fn check_table(image: &MemoryImage) -> Result<(), Error> {
     let (sums, header) = (image.sums(), image.header());
     let from = SumsHeader::header_bytes(&header.ram);
     let mut hasher = blake3::Hasher::new();
-    for_chunks(
-        from,
-        sums.bytes - from,
-        &mut vec![0; 256 << 10],
-        |chunk, at| {
-            sums.read_at(chunk, at)?;
-            hasher.update(chunk);
-            Ok(())
-        },
-    )?;
-    if hasher.finalize() == header.table {
+    for_chunks(from, sums.bytes - from, &mut vec![0; 256 << 10], |chunk, at| {
+        sums.read_at(chunk, at)?;
+        hasher.update(chunk);
         Ok(())
-    } else {
-        Err(Error::DamagedSums {
-            path: sums.path.clone(),
-        })
-    }
+    })?;
+    if hasher.finalize() == header.table { Ok(()) } else { Err(Error::DamagedSums { path: sums.path.clone() }) }
 }
 
 /// Up to [`SPAN_EXTENTS`] extents of one block.
@@ -138,11 +121,7 @@ fn spans(image: &MemoryImage) -> Vec<Span> {
     for (block, described) in image.ram().iter() {
         let extents = described.pages().extents();
         for first in (0..extents).step_by(SPAN_EXTENTS as usize) {
-            spans.push(Span {
-                block,
-                first,
-                count: SPAN_EXTENTS.min(extents - first),
-            });
+            spans.push(Span { block, first, count: SPAN_EXTENTS.min(extents - first) });
         }
     }
     spans
@@ -193,28 +172,18 @@ impl Work<'_> {
         let Some(placed) = self.image.layout().get(span.block) else {
             return Ok(());
         };
-        let extents: Vec<_> = (span.first..span.first + span.count)
-            .filter_map(ExtentIndex::new)
-            .collect();
+        let extents: Vec<_> = (span.first..span.first + span.count).filter_map(ExtentIndex::new).collect();
         let Some(first) = extents.first() else {
             return Ok(());
         };
-        let ordinal = self
-            .image
-            .ram()
-            .extent_ordinal(span.block, *first)
-            .unwrap_or_default();
+        let ordinal = self.image.ram().extent_ordinal(span.block, *first).unwrap_or_default();
         let mut sums = [0; SPAN_EXTENTS as usize * SUM_BYTES];
-        let sums = sums
-            .get_mut(..extents.len() * SUM_BYTES)
-            .unwrap_or_default();
+        let sums = sums.get_mut(..extents.len() * SUM_BYTES).unwrap_or_default();
         self.image.read_sums(ordinal, sums)?;
         let (sums, _) = sums.as_chunks::<SUM_BYTES>();
 
-        let present: Vec<_> = extents
-            .iter()
-            .map(|extent| self.present(span.block, placed, *extent))
-            .collect::<Result<_, _>>()?;
+        let present: Vec<_> =
+            extents.iter().map(|extent| self.present(span.block, placed, *extent)).collect::<Result<_, _>>()?;
         read_present(self.image.image(), placed, &extents, &present, buf)?;
         for (n, ((extent, sum), present)) in extents.iter().zip(sums).zip(&present).enumerate() {
             let bytes = placed.extent(*extent).map_or(0, |(_, bytes)| bytes);
@@ -233,20 +202,13 @@ impl Work<'_> {
                     found.damaged.push(self.image.damaged(span.block, *extent));
                 }
             }
-            self.progress
-                .done_bytes
-                .fetch_add(bytes as u64, Ordering::Relaxed);
+            self.progress.done_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         }
         Ok(())
     }
 
     /// Whether there is anything to read: a page by the bitmap, or data by the allocation map.
-    fn present(
-        &self,
-        block: BlockIndex,
-        placed: &MappedBlock,
-        extent: ExtentIndex,
-    ) -> Result<bool, Error> {
+    fn present(&self, block: BlockIndex, placed: &MappedBlock, extent: ExtentIndex) -> Result<bool, Error> {
         if self.image.has_extent(block, extent) {
             return Ok(true);
         }
@@ -277,12 +239,9 @@ fn read_present(
         let (Some(from), Some(to), [true, ..]) = (members.first(), members.last(), group) else {
             continue;
         };
-        if let (Some((start, _)), Some((last, bytes))) = (placed.extent(*from), placed.extent(*to))
-        {
+        if let (Some((start, _)), Some((last, bytes))) = (placed.extent(*from), placed.extent(*to)) {
             let length = (last - start) as usize + bytes;
-            let room = buf
-                .get_mut(first * EXTENT_SIZE..)
-                .and_then(|b| b.get_mut(..length));
+            let room = buf.get_mut(first * EXTENT_SIZE..).and_then(|b| b.get_mut(..length));
             image.read_at(room.unwrap_or_default(), start)?;
         }
     }

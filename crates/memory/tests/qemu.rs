@@ -13,9 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use common::Place;
-use keyframe_memory::capture::{
-    CaptureOptions, CaptureProgress, CaptureReport, DirectIo, capture, channel,
-};
+use keyframe_memory::capture::{CaptureOptions, CaptureProgress, CaptureReport, DirectIo, capture, channel};
 use keyframe_memory::seal::{Repair, repair_bitmaps, write_sums};
 use keyframe_memory::verify::{VerifyProgress, verify_all};
 use keyframe_memory::{Error, MemoryImage};
@@ -29,10 +27,7 @@ fn stopped_machine(dir: &Path) -> (Qemu, Vec<u8>, String) {
     std::thread::sleep(Duration::from_millis(1500));
     source.ask(r#"{"execute":"stop"}"#);
     let (memory, registers) = (source.memory(), source.registers());
-    assert!(
-        memory.iter().any(|byte| *byte != 0),
-        "the BIOS has left something"
-    );
+    assert!(memory.iter().any(|byte| *byte != 0), "the BIOS has left something");
     (source, memory, registers)
 }
 
@@ -49,18 +44,9 @@ fn capture_input(input: OwnedFd, place: &Place) -> Result<CaptureReport, Error> 
 }
 
 fn assert_loads(dir: &Path, file: &Path, memory: &[u8], registers: &str) {
-    let mut target = Qemu::start(
-        dir,
-        "target",
-        &Memory::Anonymous,
-        &["-S", "-incoming", "defer"],
-    );
+    let mut target = Qemu::start(dir, "target", &Memory::Anonymous, &["-S", "-incoming", "defer"]);
     target.load(file);
-    assert!(
-        target.memory() == memory,
-        "memory differs after loading {}",
-        file.display()
-    );
+    assert!(target.memory() == memory, "memory differs after loading {}", file.display());
     assert_eq!(target.registers(), registers);
 }
 
@@ -81,18 +67,8 @@ fn a_background_snapshot_loads_and_maps_exactly() {
     assert!(matches!(report.direct_io, DirectIo::Used), "{report:?}");
 
     let image = place.open().expect("opens");
-    assert!(
-        image
-            .layout()
-            .configuration()
-            .machine()
-            .starts_with("pc-q35-")
-    );
-    assert!(
-        image.ram().blocks().len() > 3,
-        "ROMs and video memory too: {:?}",
-        image.ram()
-    );
+    assert!(image.layout().configuration().machine().starts_with("pc-q35-"));
+    assert!(image.ram().blocks().len() > 3, "ROMs and video memory too: {:?}", image.ram());
     assert_intact(&image);
     assert_loads(dir, &place.paths.mapped, &memory, &registers);
 
@@ -131,10 +107,7 @@ fn files_that_qemu_wrote_are_understood_and_repaired() {
     source.migrate(&format!("file:{}", broken.display()));
     source.wait("query-migrate", r#""status": "completed""#);
     let repaired = repair_bitmaps(&broken).expect("repaired");
-    assert!(
-        matches!(repaired, Repair::Done { pages } if pages > 100),
-        "{repaired:?}"
-    );
+    assert!(matches!(repaired, Repair::Done { pages } if pages > 100), "{repaired:?}");
     assert_eq!(repair_bitmaps(&broken).expect("looked"), Repair::NotNeeded);
     assert_loads(dir, &broken, &memory, &registers);
 
@@ -187,10 +160,7 @@ fn a_capture_given_up_leaves_the_machine_running() {
     let error = capture(input, &place.paths, &options, &progress, &cancel).expect_err("cancelled");
     assert!(matches!(error, Error::Cancelled), "{error:?}");
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
-    while !source
-        .ask(r#"{"execute":"query-migrate"}"#)
-        .contains(r#""status": "failed""#)
-    {
+    while !source.ask(r#"{"execute":"query-migrate"}"#).contains(r#""status": "failed""#) {
         assert!(std::time::Instant::now() < deadline, "QEMU has not noticed");
         std::thread::sleep(Duration::from_millis(10));
     }

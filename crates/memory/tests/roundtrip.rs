@@ -20,12 +20,7 @@ use keyframe_vmstate::testing::Machine;
 use keyframe_vmstate::{EXTENT_SIZE, ExtentIndex, PageIndex};
 use proptest::prelude::*;
 
-const BLOCKS: [(&str, u64); 4] = [
-    ("pc.ram", 1500),
-    ("0000:00:01.0/vga.vram", 37),
-    ("pc.bios", 64),
-    ("one", 1),
-];
+const BLOCKS: [(&str, u64); 4] = [("pc.ram", 1500), ("0000:00:01.0/vga.vram", 37), ("pc.bios", 64), ("one", 1)];
 
 /// Sends a stream through a socket, in pieces of `cut` bytes, and captures it.
 fn capture_stream(place: &Place, stream: &[u8], cut: usize) -> Result<CaptureReport, Error> {
@@ -39,26 +34,14 @@ fn capture_stream(place: &Place, stream: &[u8], cut: usize) -> Result<CaptureRep
                 }
             }
         });
-        let options = CaptureOptions {
-            buffer_bytes: 4 << 20,
-            ..CaptureOptions::default()
-        };
+        let options = CaptureOptions { buffer_bytes: 4 << 20, ..CaptureOptions::default() };
         let (progress, cancel) = (CaptureProgress::default(), AtomicBool::new(false));
-        capture(
-            OwnedFd::from(to),
-            &place.paths,
-            &options,
-            &progress,
-            &cancel,
-        )
+        capture(OwnedFd::from(to), &place.paths, &options, &progress, &cancel)
     })
 }
 
 fn assert_image_is(machine: &Machine, place: &Place) {
-    assert!(
-        fs::read(&place.paths.mapped).expect("read") == machine.image(),
-        "file differs"
-    );
+    assert!(fs::read(&place.paths.mapped).expect("read") == machine.image(), "file differs");
     let image = place.open().expect("opens");
     let mut buf = ExtentBuf::new();
     for (block, described) in image.ram().iter() {
@@ -71,20 +54,14 @@ fn assert_image_is(machine: &Machine, place: &Place) {
     }
     let report = verify(&image);
     assert!(report.is_intact(), "{report:?}");
-    assert_eq!(
-        report.extents_read + report.extents_zero,
-        image.ram().total_extents()
-    );
+    assert_eq!(report.extents_read + report.extents_zero, image.ram().total_extents());
 }
 
 fn verify(image: &MemoryImage) -> VerifyReport {
     let progress = VerifyProgress::default();
     let threads = NonZeroUsize::new(2).expect("two");
     let report = verify_all(image, threads, &progress, &AtomicBool::new(false)).expect("runs");
-    assert_eq!(
-        progress.done_bytes.load(Ordering::Relaxed),
-        image.ram().total_bytes()
-    );
+    assert_eq!(progress.done_bytes.load(Ordering::Relaxed), image.ram().total_bytes());
     report
 }
 
@@ -95,22 +72,12 @@ fn a_background_snapshot_becomes_qemus_own_file() {
     let stream = machine.stream(&machine.places(), 200);
     let report = capture_stream(&place, &stream, 100_000).expect("captured");
     assert_image_is(&machine, &place);
-    assert_eq!(
-        (
-            report.pages_repeated,
-            report.extents_reread,
-            report.hot_runs
-        ),
-        (0, 0, 0)
-    );
+    assert_eq!((report.pages_repeated, report.extents_reread, report.hot_runs), (0, 0, 0));
     assert_eq!(report.pages_held + report.pages_zero, 1602);
     assert_eq!(report.stream_bytes, stream.len() as u64);
     let on_disk = fs::metadata(&place.paths.mapped).expect("there").blocks() * 512;
     let most = report.pages_held * 4096 + (64 << 10);
-    assert!(
-        on_disk <= most,
-        "zero pages are holes: {on_disk} bytes on disk, not {most}"
-    );
+    assert!(on_disk <= most, "zero pages are holes: {on_disk} bytes on disk, not {most}");
 }
 
 #[test]
@@ -123,23 +90,10 @@ fn pages_written_out_of_turn_are_the_hot_ones() {
     let mut from = 0;
     let mut sent = Vec::new();
     for at in wanted {
-        sent.extend(
-            order[from..]
-                .iter()
-                .filter(|p| !sent.contains(*p))
-                .take(10)
-                .copied()
-                .collect::<Vec<_>>(),
-        );
+        sent.extend(order[from..].iter().filter(|p| !sent.contains(*p)).take(10).copied().collect::<Vec<_>>());
         from = at;
     }
-    sent.extend(
-        order[from..]
-            .iter()
-            .filter(|p| !sent.contains(*p))
-            .copied()
-            .collect::<Vec<_>>(),
-    );
+    sent.extend(order[from..].iter().filter(|p| !sent.contains(*p)).copied().collect::<Vec<_>>());
     order.retain(|p| !sent.contains(p));
     sent.extend(order);
     let stream = machine.stream(&sent, 1000);
@@ -147,11 +101,7 @@ fn pages_written_out_of_turn_are_the_hot_ones() {
     assert_image_is(&machine, &place);
     let hot = fs::read(&place.paths.hot).expect("there");
     let hot = HotList::parse(&hot, &machine.header.ram).expect("a list");
-    let runs: Vec<_> = hot
-        .runs()
-        .iter()
-        .map(|run| (run.first.get(), run.count.get()))
-        .collect();
+    let runs: Vec<_> = hot.runs().iter().map(|run| (run.first.get(), run.count.get())).collect();
     assert_eq!(runs, [(896, 16), (32, 16), (1200, 16)]);
 }
 
@@ -159,12 +109,7 @@ fn pages_written_out_of_turn_are_the_hot_ones() {
 fn of_pages_that_come_again_the_later_holds() {
     let before = Machine::new(&BLOCKS, 13);
     let mut after = before.clone();
-    for (n, place) in before
-        .places()
-        .into_iter()
-        .enumerate()
-        .filter(|(n, _)| n % 7 == 0)
-    {
+    for (n, place) in before.places().into_iter().enumerate().filter(|(n, _)| n % 7 == 0) {
         after.fill_page(place, (n % 3) as u8);
     }
     let place = Place::new();
@@ -193,16 +138,7 @@ fn files_that_exist_are_not_touched() {
     fs::write(&place.paths.sums, "precious").expect("write");
     let stream = machine.stream(&machine.places(), 50);
     let error = capture_stream(&place, &stream, 9999).expect_err("refused");
-    assert!(
-        matches!(
-            error,
-            Error::Io {
-                action: "create",
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert!(matches!(error, Error::Io { action: "create", .. }), "{error:?}");
     assert_eq!(fs::read(&place.paths.sums).expect("read"), b"precious");
 }
 
@@ -214,11 +150,7 @@ fn captured(seed: u64) -> (Machine, Place) {
 }
 
 fn flip(path: &std::path::Path, offset: u64) {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .expect("opens");
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("opens");
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).expect("read");
     file.write_all_at(&[byte[0] ^ 8], offset).expect("write");
@@ -229,21 +161,13 @@ fn a_flipped_bit_is_named_by_block_and_offset() {
     let (machine, place) = captured(15);
     let image = place.open().expect("opens");
     let block = image.ram().find("0000:00:01.0/vga.vram").expect("there");
-    let page = (0..37)
-        .filter_map(PageIndex::new)
-        .rfind(|p| image.has_page(block, *p));
+    let page = (0..37).filter_map(PageIndex::new).rfind(|p| image.has_page(block, *p));
     let page = page.expect("a page that is no hole");
-    let at = image
-        .layout()
-        .get(block)
-        .and_then(|b| b.page_offset(page))
-        .expect("a place");
+    let at = image.layout().get(block).and_then(|b| b.page_offset(page)).expect("a place");
     flip(&place.paths.mapped, at + 77);
 
     let mut buf = ExtentBuf::new();
-    let error = image
-        .read_extent(block, page.extent(), &mut buf)
-        .expect_err("damaged");
+    let error = image.read_extent(block, page.extent(), &mut buf).expect_err("damaged");
     let named = matches!(&error, Error::Damaged { block, block_offset, file_offset, .. }
         if block == "0000:00:01.0/vga.vram"
             && *block_offset == page.extent().byte_offset()
@@ -255,9 +179,7 @@ fn a_flipped_bit_is_named_by_block_and_offset() {
 
     flip(&place.paths.mapped, at + 77);
     assert_image_is(&machine, &place);
-    image
-        .read_extent_from_disk(block, page.extent(), &mut buf)
-        .expect("intact again");
+    image.read_extent_from_disk(block, page.extent(), &mut buf).expect("intact again");
 }
 
 /// A fork maps the file and never looks at the bitmap: what lies under a clear bit counts.
@@ -266,15 +188,9 @@ fn bytes_in_a_hole_are_damage() {
     let (_, place) = captured(16);
     let image = place.open().expect("opens");
     let block = image.ram().find("pc.ram").expect("there");
-    let hole = (0..93)
-        .filter_map(ExtentIndex::new)
-        .find(|e| !image.has_extent(block, *e));
+    let hole = (0..93).filter_map(ExtentIndex::new).find(|e| !image.has_extent(block, *e));
     let hole = hole.expect("a whole extent of zeroes");
-    let (at, _) = image
-        .layout()
-        .get(block)
-        .and_then(|b| b.extent(hole))
-        .expect("a place");
+    let (at, _) = image.layout().get(block).and_then(|b| b.extent(hole)).expect("a place");
     flip(&place.paths.mapped, at + 5000);
     assert_eq!(verify(&image).extents_damaged, 1);
 }
@@ -287,10 +203,7 @@ fn damage_outside_the_pages_is_seen_when_opening() {
     for at in [4, 40, bitmap, layout.devices_offset() + 30] {
         flip(&place.paths.mapped, at);
         let error = place.open().expect_err("damaged");
-        assert!(
-            matches!(error, Error::DamagedRest { .. } | Error::Format { .. }),
-            "{error:?}"
-        );
+        assert!(matches!(error, Error::DamagedRest { .. } | Error::Format { .. }), "{error:?}");
         flip(&place.paths.mapped, at);
     }
     place.open().expect("mended");
@@ -298,12 +211,8 @@ fn damage_outside_the_pages_is_seen_when_opening() {
     assert!(matches!(place.open(), Err(Error::Format { .. })));
     flip(&place.paths.sums, 60);
     let (_, other) = captured(18);
-    let error =
-        MemoryImage::open(&other.paths.mapped, &place.paths.sums).expect_err("not a couple");
-    assert!(
-        matches!(error, Error::DamagedRest { .. } | Error::NotACouple { .. }),
-        "{error:?}"
-    );
+    let error = MemoryImage::open(&other.paths.mapped, &place.paths.sums).expect_err("not a couple");
+    assert!(matches!(error, Error::DamagedRest { .. } | Error::NotACouple { .. }), "{error:?}");
 }
 
 #[test]
@@ -317,10 +226,7 @@ fn a_damaged_table_is_told_from_a_damaged_image() {
     let error = verify_all(&image, one, &progress, &AtomicBool::new(false)).expect_err("damaged");
     assert!(matches!(error, Error::DamagedSums { .. }), "{error:?}");
     let cancelled = verify_all(&image, one, &progress, &AtomicBool::new(true));
-    assert!(matches!(
-        cancelled,
-        Err(Error::DamagedSums { .. } | Error::Cancelled)
-    ));
+    assert!(matches!(cancelled, Err(Error::DamagedSums { .. } | Error::Cancelled)));
 }
 
 #[test]
@@ -332,17 +238,10 @@ fn devices_only_is_a_file_of_its_own() {
     image.write_devices_only(mapped, &dest).expect("written");
     let mut expected = machine.clone();
     expected.memory[mapped.get()].fill(0);
-    assert!(
-        fs::read(&dest).expect("read") == expected.image(),
-        "file differs"
-    );
+    assert!(fs::read(&dest).expect("read") == expected.image(), "file differs");
     let devices = [image.device_sections().expect("read"), vec![0, 6]].concat();
     assert!(machine.devices.starts_with(&devices));
-    assert!(
-        machine
-            .devices
-            .ends_with(&image.device_description().expect("read"))
-    );
+    assert!(machine.devices.ends_with(&image.device_description().expect("read")));
 }
 
 #[test]
@@ -350,26 +249,16 @@ fn a_file_without_bitmaps_is_repaired_once() {
     use keyframe_memory::seal::{Repair, repair_bitmaps, write_sums};
     let (machine, place) = captured(21);
     let layout = place.open().expect("opens").layout().clone();
-    assert_eq!(
-        repair_bitmaps(&place.paths.mapped).expect("looked"),
-        Repair::NotNeeded
-    );
-    let file = OpenOptions::new()
-        .write(true)
-        .open(&place.paths.mapped)
-        .expect("opens");
+    assert_eq!(repair_bitmaps(&place.paths.mapped).expect("looked"), Repair::NotNeeded);
+    let file = OpenOptions::new().write(true).open(&place.paths.mapped).expect("opens");
     for block in layout.blocks() {
         let empty = vec![0; block.bitmap_bytes() as usize];
-        file.write_all_at(&empty, block.bitmap_offset())
-            .expect("write");
+        file.write_all_at(&empty, block.bitmap_offset()).expect("write");
     }
     assert!(matches!(place.open(), Err(Error::DamagedRest { .. })));
     let repaired = repair_bitmaps(&place.paths.mapped).expect("repaired");
     assert!(matches!(repaired, Repair::Done { pages } if pages > 0));
-    assert_eq!(
-        repair_bitmaps(&place.paths.mapped).expect("looked"),
-        Repair::NotNeeded
-    );
+    assert_eq!(repair_bitmaps(&place.paths.mapped).expect("looked"), Repair::NotNeeded);
     fs::remove_file(&place.paths.sums).expect("removed");
     write_sums(&place.paths.mapped, &place.paths.sums).expect("sealed");
     assert_image_is(&machine, &place);

@@ -159,10 +159,7 @@ mod tests {
     #[test]
     fn relative_names_count_from_the_overlays_directory() {
         let name = BackingName::new("../base/b.raw").unwrap();
-        assert_eq!(
-            name.resolve(Path::new("/vm/layers/o.qcow2")).unwrap(),
-            Path::new("/vm/layers/../base/b.raw")
-        );
+        assert_eq!(name.resolve(Path::new("/vm/layers/o.qcow2")).unwrap(), Path::new("/vm/layers/../base/b.raw"));
         assert_eq!(name.resolve(Path::new("o.qcow2")).unwrap(), Path::new("../base/b.raw"));
         let name = BackingName::new("/b").unwrap();
         assert_eq!(name.resolve(Path::new("/vm/o")).unwrap(), Path::new("/b"));

@@ -102,6 +102,5 @@ fn below(layer: &Layer) -> Result<Option<(PathBuf, Option<Format>)>> {
 }
 
 fn known(name: &BackingName, format: &str) -> Result<Format> {
-    Format::by_name(format)
-        .ok_or_else(|| Error::BackingFormat { name: name.to_string(), format: format.to_owned() })
+    Format::by_name(format).ok_or_else(|| Error::BackingFormat { name: name.to_string(), format: format.to_owned() })
 }

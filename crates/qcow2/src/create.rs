@@ -56,12 +56,7 @@ pub struct CreateOptions {
 /// [`Error::Io`] (`AlreadyExists` where there is such a file), [`Error::HeaderFull`],
 /// [`Error::VirtualSize`], [`Error::ClusterSize`]; all within [`Error::Image`]. A file that was created
 /// and could not be completed is removed.
-pub fn create_overlay(
-    path: &Path,
-    backing: &Backing,
-    size: VirtualSize,
-    options: &CreateOptions,
-) -> Result<()> {
+pub fn create_overlay(path: &Path, backing: &Backing, size: VirtualSize, options: &CreateOptions) -> Result<()> {
     create_file(path, &Layout::new(size, options, Some(backing))?).map_err(|error| error.of_image(path))
 }
 
@@ -74,8 +69,7 @@ pub fn create(path: &Path, size: VirtualSize, options: &CreateOptions) -> Result
 }
 
 fn create_file(path: &Path, layout: &Layout) -> Result<()> {
-    let file =
-        OpenOptions::new().write(true).create_new(true).mode(MODE).open(path).map_err(io("create it"))?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(path).map_err(io("create it"))?;
     let written = write(&file, layout);
     if written.is_err() {
         // Ours, made a moment ago; if it cannot be removed either, the first error says more.
@@ -86,8 +80,7 @@ fn create_file(path: &Path, layout: &Layout) -> Result<()> {
 
 fn write(file: &File, layout: &Layout) -> Result<()> {
     file.set_len(layout.file_bytes).map_err(io("set its length"))?;
-    file.write_all_at(&layout.refcount_table(), layout.cluster.bytes())
-        .map_err(io("write its refcount table"))?;
+    file.write_all_at(&layout.refcount_table(), layout.cluster.bytes()).map_err(io("write its refcount table"))?;
     file.write_all_at(&layout.refcounts(), layout.refcount_blocks_at()).map_err(io("write its refcounts"))?;
     file.write_all_at(&layout.header, 0).map_err(io("write its header"))?;
     file.sync_all().map_err(io("sync it"))
@@ -164,13 +157,7 @@ impl Layout {
         (0..self.clusters).flat_map(|_| 1u16.to_be_bytes()).collect()
     }
 
-    fn header(
-        &self,
-        size: VirtualSize,
-        shape: L2Shape,
-        l1_entries: u64,
-        backing: Option<&Backing>,
-    ) -> Result<Vec<u8>> {
+    fn header(&self, size: VirtualSize, shape: L2Shape, l1_entries: u64, backing: Option<&Backing>) -> Result<Vec<u8>> {
         let format = backing.map(|backing| extension(BACKING_FORMAT, backing.format().as_str().as_bytes()));
         let format = format.unwrap_or_default();
         let name = backing.map(|backing| backing.name().as_bytes()).unwrap_or_default();

@@ -178,10 +178,7 @@ mod tests {
         let d = decoder(16, L2Shape::Standard);
         // 8 bits of sectors above 54 bits of offset.
         let entry = COMPRESSED | (3 << 54) | 0x5_0123;
-        assert_eq!(
-            d.l2(entry, 0),
-            Ok(Cluster::Compressed { at: HostOffset::new(0x5_0123), len: 4 * 512 - 0x123 })
-        );
+        assert_eq!(d.l2(entry, 0), Ok(Cluster::Compressed { at: HostOffset::new(0x5_0123), len: 4 * 512 - 0x123 }));
         assert!(d.l2(entry | COPIED, 0).is_err());
         assert!(d.l2(COMPRESSED | (1 << 53), 0).is_err());
         // With the smallest clusters the field of the offset has 61 bits, of which 56 may be used.

@@ -50,9 +50,7 @@ pub enum Error {
         format: &'static str,
     },
     /// A header says that its backing file has a format other than qcow2 and raw.
-    #[error(
-        "backing file {name:?} has format {format:?}: convert it to qcow2 or raw first (qemu-img convert)"
-    )]
+    #[error("backing file {name:?} has format {format:?}: convert it to qcow2 or raw first (qemu-img convert)")]
     BackingFormat {
         /// The backing file.
         name: String,

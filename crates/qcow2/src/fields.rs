@@ -106,12 +106,8 @@ impl Fields<'_> {
         match (flagged, kind) {
             (false, 0) => Ok(Compression::Deflate),
             (true, 1) => Ok(Compression::Zstd),
-            (true, 0) => {
-                Err(field("compression_type", 104, kind, "must not be 0 when the feature bit is set"))
-            }
-            (false, _) => {
-                Err(field("compression_type", 104, kind, "must be 0 unless the feature bit is set"))
-            }
+            (true, 0) => Err(field("compression_type", 104, kind, "must not be 0 when the feature bit is set")),
+            (false, _) => Err(field("compression_type", 104, kind, "must be 0 unless the feature bit is set")),
             (true, _) => Err(field("compression_type", 104, kind, "is not known")),
         }
     }

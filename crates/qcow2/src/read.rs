@@ -179,9 +179,9 @@ impl ChainReader {
     pub fn open(layers: &[Layer]) -> Result<Self> {
         let top = layers.first().ok_or(Error::Unreadable { why: "the chain has no layers" })?;
         let open = |layer: &Layer| match layer.content {
-            Content::Qcow2(_) => Image::open(&layer.path)
-                .and_then(LayerReader::new)
-                .map(|reader| Source::Qcow2(Box::new(reader))),
+            Content::Qcow2(_) => {
+                Image::open(&layer.path).and_then(LayerReader::new).map(|reader| Source::Qcow2(Box::new(reader)))
+            }
             Content::Raw => open_file(&layer.path).map(|file| Source::Raw(file, layer.virtual_size)),
         };
         let opened = layers.iter().map(|layer| open(layer).map_err(|error| error.of_image(&layer.path)));

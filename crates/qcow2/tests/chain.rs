@@ -67,9 +67,7 @@ fn a_missing_file_is_named() {
     overlay(&dir, "o", "gone", Format::Raw);
     let error = broken(&dir, "o");
     assert!(error.to_string().contains("gone"), "{error}");
-    assert!(
-        matches!(error.bare(), Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
-    );
+    assert!(matches!(error.bare(), Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound));
 }
 
 #[test]

@@ -6,9 +6,7 @@ use std::path::Path;
 
 use common::{Dir, size};
 use keyframe_qcow2::backing::NAME_MAX;
-use keyframe_qcow2::{
-    Backing, ClusterSize, CreateOptions, Error, Format, Image, Subclusters, create, create_overlay,
-};
+use keyframe_qcow2::{Backing, ClusterSize, CreateOptions, Error, Format, Image, Subclusters, create, create_overlay};
 
 fn bytes(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
@@ -59,19 +57,7 @@ fn an_overlay_is_that_of_qemu_img_byte_for_byte() {
             let backing = Backing::new(base, format).unwrap();
             create_overlay(&dir.file(&ours), &backing, size(10 * GIB), &options(65536, subclusters)).unwrap();
             let extended = format!("extended_l2={kind}");
-            dir.img(&[
-                "create",
-                "-q",
-                "-f",
-                "qcow2",
-                "-o",
-                &extended,
-                "-b",
-                base,
-                "-F",
-                format.as_str(),
-                &theirs,
-            ]);
+            dir.img(&["create", "-q", "-f", "qcow2", "-o", &extended, "-b", base, "-F", format.as_str(), &theirs]);
             assert!(bytes(&dir.file(&ours)) == bytes(&dir.file(&theirs)), "{kind} {format}");
         }
     }
@@ -103,10 +89,7 @@ fn an_overlay_reads_like_its_backing_file_and_takes_writes() {
     create_overlay(&dir.file("o"), &backing, size(64 << 20), &CreateOptions::default()).unwrap();
     dir.img(&["compare", "-q", "-f", "qcow2", "-F", "qcow2", "base.qcow2", "o"]);
     let info = dir.img(&["info", "o"]);
-    assert!(
-        info.contains("backing file: base.qcow2") && info.contains("backing file format: qcow2"),
-        "{info}"
-    );
+    assert!(info.contains("backing file: base.qcow2") && info.contains("backing file format: qcow2"), "{info}");
     qemu_io(&dir, "o", &["write -P 9 2M 64k", "read -P 9 2M 64k", "read -P 7 1M 1M"]);
     dir.img(&["check", "-q", "-f", "qcow2", "o"]);
 }
@@ -142,14 +125,8 @@ fn a_header_that_does_not_fit_into_a_cluster_is_refused() {
 fn sizes_and_options_beyond_the_format_are_refused() {
     let dir = Dir::new();
     let path = dir.file("x");
-    assert!(matches!(
-        create(&path, size(256 * GIB), &options(512, Subclusters::Off)),
-        Err(Error::VirtualSize { .. })
-    ));
-    assert!(matches!(
-        create(&path, size(GIB), &options(8192, Subclusters::On)),
-        Err(Error::ClusterSize { .. })
-    ));
+    assert!(matches!(create(&path, size(256 * GIB), &options(512, Subclusters::Off)), Err(Error::VirtualSize { .. })));
+    assert!(matches!(create(&path, size(GIB), &options(8192, Subclusters::On)), Err(Error::ClusterSize { .. })));
     assert!(!path.exists());
 }
 

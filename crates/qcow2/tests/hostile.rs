@@ -147,7 +147,8 @@ fn broken_extensions_are_refused() {
 fn impossible_entries_are_refused_by_place() {
     let entry = |at: usize, with: u64, name| {
         let error = extents(&patched(V3, at, &with.to_be_bytes())).unwrap_err();
-        let told = matches!(&error, Error::Entry { table, at: told, .. } if *table == name && told.bytes() == at as u64);
+        let told =
+            matches!(&error, Error::Entry { table, at: told, .. } if *table == name && told.bytes() == at as u64);
         assert!(told, "{name} {with:#x}: {error}");
     };
     for bad in [1, 0x900, 1 << 56, 1 << 40, 0xe01] {

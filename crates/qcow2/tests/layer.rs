@@ -8,8 +8,8 @@ use std::path::Path;
 use common::{Dir, size};
 use keyframe_qcow2::chain::DEPTH_MAX;
 use keyframe_qcow2::{
-    Backing, ChainReader, CreateOptions, Error, Extent, ExtentKind, Format, GuestOffset, Image, LayerReader,
-    chain, create_overlay,
+    Backing, ChainReader, CreateOptions, Error, Extent, ExtentKind, Format, GuestOffset, Image, LayerReader, chain,
+    create_overlay,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -160,10 +160,7 @@ proptest! {
 fn sums_are_those_of_the_extents() {
     let dir = Dir::new();
     dir.img(&["create", "-q", "-f", "qcow2", "i", "1G"]);
-    dir.run(
-        "qemu-io",
-        &["-c", "write -P 1 0 192k", "-c", "write -z 512M 128k", "-c", "write -c -P 3 1M 64k", "i"],
-    );
+    dir.run("qemu-io", &["-c", "write -P 1 0 192k", "-c", "write -z 512M 128k", "-c", "write -c -P 3 1M 64k", "i"]);
     let sum = Image::open(&dir.file("i")).unwrap().allocated().unwrap();
     let kib = |len: keyframe_types::ByteLen| len.bytes() >> 10;
     assert_eq!((kib(sum.data), kib(sum.zero), kib(sum.compressed), kib(sum.total())), (192, 128, 64, 384));
@@ -220,12 +217,8 @@ fn a_layer_tells_where_it_holds_nothing() {
 fn what_cannot_be_read_is_said() {
     let dir = Dir::new();
     dir.img(&["create", "-q", "-f", "qcow2", "-o", "data_file=d.raw", "external", "1M"]);
-    let secret = [
-        "--object",
-        "secret,id=s,data=x",
-        "-o",
-        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
-    ];
+    let secret =
+        ["--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"];
     dir.img(&[&["create", "-q", "-f", "qcow2"][..], &secret, &["luks", "1M"]].concat());
     for name in ["external", "luks"] {
         let image = Image::open(&dir.file(name)).unwrap();
@@ -245,8 +238,7 @@ fn a_long_chain_reads_to_its_bottom_within_bounded_memory() {
     for n in 1..=depth {
         let format = if n == 1 { Format::Raw } else { Format::Qcow2 };
         let backing = Backing::new(format!("l{}", n - 1), format).unwrap();
-        create_overlay(&dir.file(&format!("l{n}")), &backing, size(1 << 20), &CreateOptions::default())
-            .unwrap();
+        create_overlay(&dir.file(&format!("l{n}")), &backing, size(1 << 20), &CreateOptions::default()).unwrap();
     }
     let bytes = our_bytes(&dir, &format!("l{depth}"), 1 << 16);
     assert!(bytes.iter().all(|&b| b == 3));

@@ -350,8 +350,7 @@ impl Client {
             return Err(error);
         }
         let id = self.session.begin(command)?;
-        let sent = encode(lane, command, arguments, Some(id))
-            .and_then(|line| self.write(command, &line, fd, deadline));
+        let sent = encode(lane, command, arguments, Some(id)).and_then(|line| self.write(command, &line, fd, deadline));
         match sent {
             Ok(()) => Ok(id),
             Err(error) => {
@@ -361,13 +360,7 @@ impl Client {
         }
     }
 
-    fn write(
-        &mut self,
-        command: &str,
-        line: &[u8],
-        fd: Option<BorrowedFd<'_>>,
-        deadline: Instant,
-    ) -> Result<()> {
+    fn write(&mut self, command: &str, line: &[u8], fd: Option<BorrowedFd<'_>>, deadline: Instant) -> Result<()> {
         let written = write_line(self, command, line, fd, deadline);
         if written.is_err() {
             // A line half written cannot be taken back, and what came before the end is still wanted.

@@ -134,8 +134,7 @@ impl Body {
     /// # Errors
     /// [`Error::Reply`] where the value is no `T` or nested deeper than 128 levels in a part that `T` wants.
     pub fn to<T: DeserializeOwned>(&self, command: &str) -> Result<T> {
-        serde_json::from_str(self.0.get())
-            .map_err(|source| Error::Reply { command: command.to_owned(), source })
+        serde_json::from_str(self.0.get()).map_err(|source| Error::Reply { command: command.to_owned(), source })
     }
 
     /// The JSON text.
@@ -225,8 +224,7 @@ impl Event {
     /// [`Error::Reply`] where there is none or it is no `T`.
     pub fn data<T: DeserializeOwned>(&self) -> Result<T> {
         let text = self.data.as_ref().map_or("{}", |d| d.get());
-        serde_json::from_str(text)
-            .map_err(|source| Error::Reply { command: self.kind.as_str().to_owned(), source })
+        serde_json::from_str(text).map_err(|source| Error::Reply { command: self.kind.as_str().to_owned(), source })
     }
 
     /// One member of the event's data, if it is a string.
@@ -306,8 +304,8 @@ pub(crate) fn present<'de, D: serde::Deserializer<'de>>(
 /// [`Error::Malformed`] where it is not JSON of the right types, [`Error::NotAMessage`] where it is
 /// none of the four kinds of message.
 pub fn parse(line: &Line<'_>) -> Result<Message> {
-    let wire: Wire = serde_json::from_slice(line.bytes)
-        .map_err(|source| Error::Malformed { offset: line.offset, source })?;
+    let wire: Wire =
+        serde_json::from_slice(line.bytes).map_err(|source| Error::Malformed { offset: line.offset, source })?;
     let id = wire.id.as_ref().and_then(|raw| serde_json::from_str(raw.get()).ok());
     let message = match wire {
         Wire { event: Some(kind), data, timestamp, .. } => {

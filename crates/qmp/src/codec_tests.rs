@@ -42,20 +42,16 @@ fn a_reply_with_a_foreign_id_is_no_error() {
 
 #[test]
 fn a_null_return_is_a_return() {
-    assert!(
-        matches!(one(r#"{"return": null}"#).unwrap(), Message::Return { body, .. } if body.text() == "null")
-    );
+    assert!(matches!(one(r#"{"return": null}"#).unwrap(), Message::Return { body, .. } if body.text() == "null"));
 }
 
 #[test]
 fn a_refusal_keeps_class_and_description() {
-    let text =
-        r#"{"error": {"class": "DeviceNotFound", "desc": "Device 'x' not found"}, "id": 1, "new": []}"#;
+    let text = r#"{"error": {"class": "DeviceNotFound", "desc": "Device 'x' not found"}, "id": 1, "new": []}"#;
     let Message::Refusal { error, had_id, .. } = one(text).unwrap() else { panic!("not a refusal") };
     assert_eq!((error.class, error.desc.as_str()), (ErrorClass::DeviceNotFound, "Device 'x' not found"));
     assert!(had_id);
-    let Message::Refusal { error, had_id, .. } = one(r#"{"error": {"class": "New", "desc": ""}}"#).unwrap()
-    else {
+    let Message::Refusal { error, had_id, .. } = one(r#"{"error": {"class": "New", "desc": ""}}"#).unwrap() else {
         panic!("not a refusal")
     };
     assert_eq!(error.class, ErrorClass::Other("New".into()));
@@ -64,7 +60,8 @@ fn a_refusal_keeps_class_and_description() {
 
 #[test]
 fn events_known_and_unknown_are_read() {
-    let text = r#"{"timestamp": {"seconds": 1, "microseconds": 500000}, "event": "MIGRATION", "data": {"status": "setup"}}"#;
+    let text =
+        r#"{"timestamp": {"seconds": 1, "microseconds": 500000}, "event": "MIGRATION", "data": {"status": "setup"}}"#;
     let Message::Event(event) = one(text).unwrap() else { panic!("not an event") };
     assert_eq!(event.kind, EventKind::Migration);
     assert_eq!(event.text("status").as_deref(), Some("setup"));
@@ -81,9 +78,7 @@ fn events_known_and_unknown_are_read() {
 #[test]
 fn absurd_timestamps_are_no_panic() {
     for (seconds, micros) in [(i64::MAX, 0), (0, i64::MAX), (i64::MIN, 5), (5, 1_000_000)] {
-        let text = format!(
-            r#"{{"event": "STOP", "timestamp": {{"seconds": {seconds}, "microseconds": {micros}}}}}"#
-        );
+        let text = format!(r#"{{"event": "STOP", "timestamp": {{"seconds": {seconds}, "microseconds": {micros}}}}}"#);
         let Message::Event(event) = one(&text).unwrap() else { panic!("not an event") };
         assert_eq!(event.timestamp, None);
     }
@@ -92,16 +87,9 @@ fn absurd_timestamps_are_no_panic() {
 #[test]
 fn what_is_no_message_is_an_error_with_its_offset() {
     assert!(matches!(one("{}"), Err(Error::NotAMessage { offset: 7 })));
-    for garbage in [
-        "",
-        "[]",
-        "1",
-        "{",
-        "{\"event\": 5}",
-        "{\"error\": {}}",
-        "{\"return\": 1, \"return\": 2}",
-        "{\"return\": 1} x",
-    ] {
+    for garbage in
+        ["", "[]", "1", "{", "{\"event\": 5}", "{\"error\": {}}", "{\"return\": 1, \"return\": 2}", "{\"return\": 1} x"]
+    {
         assert!(matches!(one(garbage), Err(Error::Malformed { offset: 7, .. })), "{garbage:?} was taken");
     }
 }
@@ -126,10 +114,7 @@ fn requests_are_encoded_as_the_specification_says() {
         assert_eq!(line.last(), Some(&b'\n'));
         serde_json::from_slice::<Value>(&line).unwrap()
     };
-    assert_eq!(
-        read(encode(Lane::InBand, "stop", &(), Some(id)).unwrap()),
-        json!({"execute": "stop", "id": 5})
-    );
+    assert_eq!(read(encode(Lane::InBand, "stop", &(), Some(id)).unwrap()), json!({"execute": "stop", "id": 5}));
     assert_eq!(
         read(encode(Lane::OutOfBand, "migrate-recover", &json!({"uri": "unix:/a\nb"}), Some(id)).unwrap()),
         json!({"exec-oob": "migrate-recover", "arguments": {"uri": "unix:/a\nb"}, "id": 5})

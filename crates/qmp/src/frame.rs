@@ -123,10 +123,7 @@ mod tests {
     #[test]
     fn lines_are_cut_at_their_ends() {
         let mut decoder = LineDecoder::new(10);
-        assert_eq!(
-            lines(&mut decoder, b"one\r\n\n\r\ntwo\nthr"),
-            [(b"one".to_vec(), 0), (b"two".to_vec(), 8)]
-        );
+        assert_eq!(lines(&mut decoder, b"one\r\n\n\r\ntwo\nthr"), [(b"one".to_vec(), 0), (b"two".to_vec(), 8)]);
         assert_eq!(lines(&mut decoder, b"ee\n"), [(b"three".to_vec(), 12)]);
         assert_eq!(decoder.total_bytes(), 18);
     }

@@ -213,12 +213,8 @@ mod tests {
         session.push(b"ent\": \"RESUME\"}\n", second);
         let order: Vec<_> = std::iter::from_fn(|| session.inbox().pop()).collect();
         assert!(matches!(&order[0], Incoming::Event(e) if e.event.kind == EventKind::Stop && e.at == first));
-        assert!(
-            matches!(&order[1], Incoming::Reply(r) if r.id == id && r.command == "stop" && r.at == first)
-        );
-        assert!(
-            matches!(&order[2], Incoming::Event(e) if e.event.kind == EventKind::Resume && e.at == second)
-        );
+        assert!(matches!(&order[1], Incoming::Reply(r) if r.id == id && r.command == "stop" && r.at == first));
+        assert!(matches!(&order[2], Incoming::Event(e) if e.event.kind == EventKind::Resume && e.at == second));
         assert!(!session.is_pending(id));
     }
 
@@ -261,13 +257,8 @@ mod tests {
     #[test]
     fn a_request_that_could_not_be_read_is_told_and_ends_nothing() {
         let mut session = session();
-        session.push(
-            b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error\"}}\n",
-            Instant::now(),
-        );
-        assert!(
-            matches!(session.failure(), Some(Error::Unattributed { desc, .. }) if desc == "JSON parse error")
-        );
+        session.push(b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error\"}}\n", Instant::now());
+        assert!(matches!(session.failure(), Some(Error::Unattributed { desc, .. }) if desc == "JSON parse error"));
         assert!(session.failure().is_none() && !session.is_over());
     }
 

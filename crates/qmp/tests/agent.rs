@@ -92,7 +92,9 @@ fn one_synchronization_serves_many_calls() {
 #[test]
 fn what_others_left_behind_is_skipped() {
     let (mut agent, thread) = talk(|guest| {
-        guest.say(b"ept\": 1}}\n{\"return\": 99}\n{\"error\": {\"class\": \"GenericError\", \"desc\": \"old\"}}\n{\"retu");
+        guest.say(
+            b"ept\": 1}}\n{\"return\": 99}\n{\"error\": {\"class\": \"GenericError\", \"desc\": \"old\"}}\n{\"retu",
+        );
         let id = guest.hear_sync();
         guest.say(b"\xff{\"return\": 12345}\n");
         guest.answer_sync(&id);
@@ -191,7 +193,9 @@ fn a_refusal_has_its_class_and_keeps_step() {
     let (mut agent, thread) = talk(|guest| {
         guest.sync();
         guest.hear_command("guest-exec");
-        guest.say(b"{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"Command guest-exec has been disabled\"}}\n");
+        guest.say(
+            b"{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"Command guest-exec has been disabled\"}}\n",
+        );
         guest.hear_command("guest-ping");
         guest.reply(&json!({}));
     });

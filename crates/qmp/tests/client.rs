@@ -11,7 +11,8 @@ use keyframe_qmp::inbox::{Bound, Bounds};
 use keyframe_qmp::{Client, Error, EventKind, Incoming};
 use serde_json::{Value, json};
 
-const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": ["oob"]}}"#;
+const GREETING: &str =
+    r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": ["oob"]}}"#;
 const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -75,10 +76,7 @@ fn waiting_for_one_thing_loses_no_other() {
     let first = qmp.send("migrate", &()).unwrap();
     let second = qmp.send("transaction", &()).unwrap();
     assert_eq!(qmp.wait_reply(first, soon()).unwrap().unwrap().command, "migrate");
-    assert_eq!(
-        qmp.wait_event(|e| e.kind == EventKind::Resume, soon()).unwrap().unwrap().event.kind,
-        EventKind::Resume
-    );
+    assert_eq!(qmp.wait_event(|e| e.kind == EventKind::Resume, soon()).unwrap().unwrap().event.kind, EventKind::Resume);
     let Some(Incoming::Event(stop)) = qmp.next_incoming(soon()).unwrap() else { panic!("no STOP") };
     assert_eq!(stop.event.kind, EventKind::Stop);
     assert_eq!(qmp.wait_reply(second, soon()).unwrap().unwrap().id, second);
@@ -99,10 +97,7 @@ fn a_late_reply_is_not_taken_for_the_next_one() {
     qmp.set_timeout(SHORT);
     let before = Instant::now();
     let error = qmp.execute("slow", &()).unwrap_err();
-    assert!(
-        matches!(&error, Error::Timeout { command, waited } if command == "slow" && *waited >= SHORT),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::Timeout { command, waited } if command == "slow" && *waited >= SHORT), "{error}");
     assert!(before.elapsed() < LONG && !error.is_fatal());
     qmp.set_timeout(LONG);
     assert_eq!(qmp.execute("quick", &()).unwrap(), json!("right"));
@@ -210,10 +205,7 @@ fn a_peer_that_reads_nothing_is_given_up() {
     qmp.set_timeout(2 * SHORT);
     let large = "x".repeat(8 << 20);
     let error = qmp.execute("large", &large).unwrap_err();
-    assert!(
-        matches!(&error, Error::WriteTimeout { command, .. } if command == "large") && error.is_fatal(),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::WriteTimeout { command, .. } if command == "large") && error.is_fatal(), "{error}");
     assert!(matches!(qmp.execute("more", &()), Err(Error::Disconnected { .. })));
     thread.join().unwrap();
 }
@@ -261,18 +253,12 @@ fn a_listener_that_says_nothing_is_told_from_one_that_is_not_there() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("qmp");
     let missing = Client::connect(&path, SHORT).unwrap_err();
-    assert!(
-        matches!(&missing, Error::Connect { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
-    );
+    assert!(matches!(&missing, Error::Connect { source, .. } if source.kind() == std::io::ErrorKind::NotFound));
     let listener = UnixListener::bind(&path).unwrap();
-    assert!(
-        matches!(Client::connect(&path, SHORT), Err(Error::NoGreeting { waited, .. }) if waited >= SHORT)
-    );
+    assert!(matches!(Client::connect(&path, SHORT), Err(Error::NoGreeting { waited, .. }) if waited >= SHORT));
     drop(listener);
     let dead = Client::connect(&path, SHORT).unwrap_err();
-    assert!(
-        matches!(&dead, Error::Connect { source, .. } if source.kind() == std::io::ErrorKind::ConnectionRefused)
-    );
+    assert!(matches!(&dead, Error::Connect { source, .. } if source.kind() == std::io::ErrorKind::ConnectionRefused));
     let long = dir.path().join("x".repeat(120));
     assert!(matches!(Client::connect(&long, SHORT), Err(Error::PathTooLong { max: 107, .. })));
 }
@@ -287,9 +273,7 @@ fn a_full_backlog_is_waited_for_until_the_deadline() {
     let before = Instant::now();
     let error = Client::connect(&path, SHORT).unwrap_err();
     assert!(before.elapsed() >= SHORT, "{error}");
-    assert!(
-        matches!(&error, Error::Connect { source, .. } if source.kind() == std::io::ErrorKind::WouldBlock)
-    );
+    assert!(matches!(&error, Error::Connect { source, .. } if source.kind() == std::io::ErrorKind::WouldBlock));
     drop(waiting);
 }
 
@@ -319,8 +303,7 @@ fn a_descriptor_goes_with_its_command_once() {
         let mut control = rustix::net::RecvAncillaryBuffer::new(&mut space);
         let mut bytes = [0; 4096];
         let into = &mut [std::io::IoSliceMut::new(&mut bytes)];
-        let got =
-            rustix::net::recvmsg(&peer.stream, into, &mut control, rustix::net::RecvFlags::empty()).unwrap();
+        let got = rustix::net::recvmsg(&peer.stream, into, &mut control, rustix::net::RecvFlags::empty()).unwrap();
         let request: Value = serde_json::from_slice(&bytes[..got.bytes]).unwrap();
         let fds: Vec<_> = control
             .drain()

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use common::Qemu;
 use keyframe_qmp::commands::block::{
-    BlockCommit, BlockdevAdd, BlockdevDel, NodeBacking, QueryBlock, QueryBlockstats, QueryNamedBlockNodes,
-    Snapshot, StatsOf, Transaction,
+    BlockCommit, BlockdevAdd, BlockdevDel, NodeBacking, QueryBlock, QueryBlockstats, QueryNamedBlockNodes, Snapshot,
+    StatsOf, Transaction,
 };
 use keyframe_qmp::commands::device::SetLink;
 use keyframe_qmp::commands::job::{BlockJobComplete, JobDismiss, JobStatus, QueryBlockJobs, QueryJobs};
@@ -128,10 +128,7 @@ fn a_migration_into_a_passed_descriptor_reports_each_status() {
         let event = qmp.wait_event(|e| e.kind == EventKind::Migration, soon()).unwrap().expect("no event");
         seen.push(MigrationStatus::from(event.event.text("status").unwrap()));
     }
-    assert_eq!(
-        (seen.first(), seen.last()),
-        (Some(&MigrationStatus::Setup), Some(&MigrationStatus::Completed))
-    );
+    assert_eq!((seen.first(), seen.last()), (Some(&MigrationStatus::Setup), Some(&MigrationStatus::Completed)));
     let info = qmp.call(&QueryMigrate {}).unwrap();
     assert!(info.is_armed() && info.ram.unwrap().total_bytes >= 32 << 20);
     assert_eq!(reader.join().unwrap().get(..4), Some(&b"QEVM"[..]));
@@ -162,8 +159,7 @@ fn a_missing_image_is_a_refusal_that_names_it() {
     let qemu = Qemu::start(&[]);
     let mut qmp = qemu.connect();
     let node = NodeName::new("d0").unwrap();
-    let error =
-        qmp.call(&BlockdevAdd::qcow2(&node, "/nowhere/d0.qcow2", &NodeBacking::Detached)).unwrap_err();
+    let error = qmp.call(&BlockdevAdd::qcow2(&node, "/nowhere/d0.qcow2", &NodeBacking::Detached)).unwrap_err();
     assert!(error.to_string().contains("/nowhere/d0.qcow2"), "{error}");
 }
 
@@ -242,10 +238,7 @@ fn a_chain_deeper_than_any_recursion_limit_can_be_asked_about() {
     let name = |n: usize| format!("l{n}");
     qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", &name(0), "1M"]);
     for n in 1..=150 {
-        qemu_img(
-            dir.path(),
-            &["create", "-q", "-f", "qcow2", "-u", "-b", &name(n - 1), "-F", "qcow2", &name(n), "1M"],
-        );
+        qemu_img(dir.path(), &["create", "-q", "-f", "qcow2", "-u", "-b", &name(n - 1), "-F", "qcow2", &name(n), "1M"]);
     }
     let file = dir.path().join(name(150)).display().to_string();
     let drive = format!("driver=qcow2,node-name=top,file.driver=file,file.filename={file}");
@@ -274,9 +267,8 @@ fn a_machine_moves_through_a_unix_socket() {
     target.call(&MigrateSetCapabilities::on([Capability::Events])).unwrap();
     target.call(&MigrateIncoming::from(address.clone())).unwrap();
     source.call(&Migrate::to(address)).unwrap();
-    let completed = |e: &keyframe_qmp::Event| {
-        e.kind == EventKind::Migration && e.text("status").as_deref() == Some("completed")
-    };
+    let completed =
+        |e: &keyframe_qmp::Event| e.kind == EventKind::Migration && e.text("status").as_deref() == Some("completed");
     target.wait_event(completed, soon()).unwrap().expect("never completed");
     assert_eq!(source.call(&QueryMigrate {}).unwrap().status, Some(MigrationStatus::Completed));
     assert_eq!(target.call(&QueryStatus {}).unwrap().status, RunState::Paused);
@@ -293,9 +285,8 @@ fn a_load_that_fails_leaves_qemu_there_to_say_why() {
     let mut qmp = qemu.connect();
     qmp.call(&MigrateSetCapabilities::on([Capability::Events])).unwrap();
     qmp.call(&MigrateIncoming::from(MigrationAddress::File { filename, offset: 0 })).unwrap();
-    let failed = |e: &keyframe_qmp::Event| {
-        e.kind == EventKind::Migration && e.text("status").as_deref() == Some("failed")
-    };
+    let failed =
+        |e: &keyframe_qmp::Event| e.kind == EventKind::Migration && e.text("status").as_deref() == Some("failed");
     qmp.wait_event(failed, soon()).unwrap().expect("never failed");
     let info = qmp.call(&QueryMigrate {}).unwrap();
     assert!(info.status.is_some_and(|status| status.is_final()));

@@ -7,12 +7,11 @@ use std::collections::HashMap;
 
 use common::Qemu;
 use keyframe_qmp::commands::block::{
-    BlockCommit, BlockdevAdd, BlockdevDel, NodeBacking, QueryBlock, QueryBlockstats, QueryNamedBlockNodes,
-    Snapshot, StatsOf, Transaction,
+    BlockCommit, BlockdevAdd, BlockdevDel, NodeBacking, QueryBlock, QueryBlockstats, QueryNamedBlockNodes, Snapshot,
+    StatsOf, Transaction,
 };
 use keyframe_qmp::commands::device::{
-    AnnounceSelf, DeviceAdd, DeviceDel, Link, NetdevAdd, NetdevDel, ObjectAdd, ObjectDel, QomGet, QomList,
-    SetLink,
+    AnnounceSelf, DeviceAdd, DeviceDel, Link, NetdevAdd, NetdevDel, ObjectAdd, ObjectDel, QomGet, QomList, SetLink,
 };
 use keyframe_qmp::commands::job::{BlockJobCancel, BlockJobComplete, JobDismiss, QueryBlockJobs, QueryJobs};
 use keyframe_qmp::commands::machine::{
@@ -20,9 +19,8 @@ use keyframe_qmp::commands::machine::{
     QueryVmGenerationId, Quit, Stop, SystemPowerdown, SystemReset,
 };
 use keyframe_qmp::commands::migration::{
-    Capability, Migrate, MigrateCancel, MigrateIncoming, MigratePause, MigrateRecover,
-    MigrateSetCapabilities, MigrateSetParameters, MigrationAddress, MigrationUri, QueryMigrate,
-    QueryMigrateCapabilities,
+    Capability, Migrate, MigrateCancel, MigrateIncoming, MigratePause, MigrateRecover, MigrateSetCapabilities,
+    MigrateSetParameters, MigrationAddress, MigrationUri, QueryMigrate, QueryMigrateCapabilities,
 };
 use keyframe_qmp::ids::{DeviceId, FdName, JobId, NodeName, ObjectId};
 use keyframe_qmp::{Command, Lane};
@@ -51,8 +49,7 @@ impl Schema {
             assert_eq!(told["allow-oob"], true, "{}", C::NAME);
         }
         let arguments = serde_json::to_value(command).unwrap();
-        self.matches(&arguments, &told["arg-type"])
-            .unwrap_or_else(|why| panic!("{} {arguments}: {why}", C::NAME));
+        self.matches(&arguments, &told["arg-type"]).unwrap_or_else(|why| panic!("{} {arguments}: {why}", C::NAME));
         arguments
     }
 
@@ -83,9 +80,9 @@ impl Schema {
             let member = member.ok_or_else(|| format!("there is no member {name}"))?;
             self.matches(inner, &member["type"]).map_err(|why| format!("{name}: {why}"))?;
         }
-        let missing = members.iter().find(|member| {
-            member.get("default").is_none() && !object.contains_key(member["name"].as_str().unwrap())
-        });
+        let missing = members
+            .iter()
+            .find(|member| member.get("default").is_none() && !object.contains_key(member["name"].as_str().unwrap()));
         missing.map_or(Ok(()), |member| Err(format!("{} is missing", member["name"])))
     }
 
@@ -232,8 +229,7 @@ fn the_commands_of_devices() {
     schema.check(&QomGet { path: "/machine".into(), property: "type".into() });
     schema.check(&QomList { path: "/".into() });
     // device_add takes any property: the schema tells only those that all devices have.
-    let told =
-        serde_json::to_value(DeviceAdd::new("virtio-net-pci", &device).with("mac", "52:54:00:00:00:01"));
+    let told = serde_json::to_value(DeviceAdd::new("virtio-net-pci", &device).with("mac", "52:54:00:00:00:01"));
     assert_eq!(told.unwrap()["driver"], "virtio-net-pci");
 }
 

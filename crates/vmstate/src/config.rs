@@ -28,11 +28,7 @@ impl Configuration {
     /// [`Error::BadName`] unless the name is 1 to 255 bytes of printable ASCII.
     pub fn new(machine: &str) -> Result<Self, Error> {
         let machine = printable(machine.as_bytes(), 0)?.into();
-        Ok(Self {
-            machine,
-            mapped_ram: false,
-            uuid: None,
-        })
+        Ok(Self { machine, mapped_ram: false, uuid: None })
     }
 
     /// The versioned machine type, such as `pc-q35-10.0`.
@@ -52,18 +48,12 @@ impl Configuration {
 
     /// The same machine as a mapped-ram file has it.
     pub fn for_mapped_ram(&self) -> Self {
-        Self {
-            mapped_ram: true,
-            ..self.clone()
-        }
+        Self { mapped_ram: true, ..self.clone() }
     }
 
     /// The same machine as a plain stream has it.
     pub fn for_stream(&self) -> Self {
-        Self {
-            mapped_ram: false,
-            ..self.clone()
-        }
+        Self { mapped_ram: false, ..self.clone() }
     }
 
     /// Appends the section's bytes.
@@ -89,23 +79,14 @@ impl Configuration {
         let mark = cursor.u8()?;
         if mark != CONFIGURATION {
             let value = mark.into();
-            return Err(Error::Unexpected {
-                offset,
-                what: "section type",
-                value,
-            }
-            .into());
+            return Err(Error::Unexpected { offset, what: "section type", value }.into());
         }
         let (offset, length) = (cursor.offset(), cursor.be32()?);
         if !(1..=255).contains(&length) {
             return Err(Error::BadName { offset }.into());
         }
         let machine = printable(cursor.take(length as usize)?, offset)?.into();
-        Ok(Self {
-            machine,
-            mapped_ram: false,
-            uuid: None,
-        })
+        Ok(Self { machine, mapped_ram: false, uuid: None })
     }
 
     /// Reads one subsection, whose mark ([`SUBSECTION`]) the caller has seen.
@@ -116,12 +97,7 @@ impl Configuration {
         let version = cursor.be32()?;
         if version != 1 {
             let format = "configuration subsection";
-            return Err(Error::UnsupportedVersion {
-                offset,
-                format,
-                version,
-            }
-            .into());
+            return Err(Error::UnsupportedVersion { offset, format, version }.into());
         }
         match name {
             CAPABILITIES => self.decode_capabilities(cursor),
@@ -143,13 +119,7 @@ impl Configuration {
         let count = cursor.be32()?;
         if count > MAX_CAPABILITIES {
             let (what, value, limit) = ("capability count", count.into(), MAX_CAPABILITIES.into());
-            return Err(Error::OverLimit {
-                offset,
-                what,
-                value,
-                limit,
-            }
-            .into());
+            return Err(Error::OverLimit { offset, what, value, limit }.into());
         }
         for _ in 0..count {
             let offset = cursor.offset();

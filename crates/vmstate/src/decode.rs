@@ -25,10 +25,9 @@ use crate::ram::{BlockId, RamBlock, RamLayout};
 use crate::tail::{TailEnd, TailScanner};
 use crate::units::{BlockIndex, PAGE_SIZE, Page, PageCount, PageIndex};
 use crate::wire::{
-    CMD_SWITCHOVER_START, COMMAND, Cursor, EOF, MAGIC, NeedBytes, RAM_CONTINUE, RAM_EOS, RAM_FLAGS,
-    RAM_MEM_SIZE, RAM_PAGE, RAM_SECTION_NAME, RAM_SECTION_VERSION, RAM_ZERO, SECTION_END,
-    SECTION_FOOTER, SECTION_FULL, SECTION_PART, SECTION_START, SUBSECTION, Stop, VERSION,
-    command_name,
+    CMD_SWITCHOVER_START, COMMAND, Cursor, EOF, MAGIC, NeedBytes, RAM_CONTINUE, RAM_EOS, RAM_FLAGS, RAM_MEM_SIZE,
+    RAM_PAGE, RAM_SECTION_NAME, RAM_SECTION_VERSION, RAM_ZERO, SECTION_END, SECTION_FOOTER, SECTION_FULL, SECTION_PART,
+    SECTION_START, SUBSECTION, Stop, VERSION, command_name,
 };
 
 /// Everything the stream says before its first page.
@@ -57,8 +56,7 @@ pub trait Sink {
     ///
     /// # Errors
     /// The sink's own.
-    fn page(&mut self, block: BlockIndex, page: PageIndex, bytes: &Page)
-    -> Result<(), Self::Error>;
+    fn page(&mut self, block: BlockIndex, page: PageIndex, bytes: &Page) -> Result<(), Self::Error>;
 
     /// A page of zeroes, under the same rules.
     ///
@@ -150,10 +148,7 @@ impl Decoder {
     /// [`Error`] for a stream that is not as described above, or the sink's own.
     pub fn feed<S: Sink>(&mut self, mut input: &[u8], sink: &mut S) -> Result<(), S::Error> {
         while !self.carry.is_empty() && !input.is_empty() {
-            let missing = self
-                .wanted
-                .saturating_sub(self.carry.len())
-                .min(input.len());
+            let missing = self.wanted.saturating_sub(self.carry.len()).min(input.len());
             let (taken, rest) = input.split_at(missing);
             self.carry.extend_from_slice(taken);
             input = rest;
@@ -167,8 +162,7 @@ impl Decoder {
         }
         if !input.is_empty() {
             let used = self.consume(input, sink)?;
-            self.carry
-                .extend_from_slice(input.get(used..).unwrap_or_default());
+            self.carry.extend_from_slice(input.get(used..).unwrap_or_default());
         }
         Ok(())
     }
@@ -184,10 +178,7 @@ impl Decoder {
                 State::Start | State::Configuration | State::Blocks { .. } => "stream header",
                 _ => "guest memory",
             };
-            return Err(Error::Truncated {
-                offset: stream_bytes,
-                what,
-            });
+            return Err(Error::Truncated { offset: stream_bytes, what });
         }
         Ok(Summary {
             page_frames: self.page_frames,
@@ -253,12 +244,7 @@ impl Decoder {
         }
         let version = cursor.be32()?;
         if version != VERSION {
-            return Err(Error::UnsupportedVersion {
-                offset,
-                format,
-                version,
-            }
-            .into());
+            return Err(Error::UnsupportedVersion { offset, format, version }.into());
         }
         self.configuration = Some(Configuration::decode_start(cursor)?);
         self.state = State::Configuration;
@@ -273,11 +259,7 @@ impl Decoder {
             (SUBSECTION, Some(configuration)) => configuration.decode_subsection(cursor),
             (COMMAND, _) => command(cursor),
             _ => {
-                if self
-                    .configuration
-                    .as_ref()
-                    .is_some_and(Configuration::mapped_ram)
-                {
+                if self.configuration.as_ref().is_some_and(Configuration::mapped_ram) {
                     return Err(Error::Unsupported {
                         offset,
                         what: "a mapped-ram file as a stream".into(),
@@ -289,16 +271,9 @@ impl Decoder {
                 let (offset, word) = (cursor.offset(), cursor.be64()?);
                 if word & RAM_FLAGS != RAM_MEM_SIZE {
                     let what = "flags of the first memory frame";
-                    return Err(Error::Unexpected {
-                        offset,
-                        what,
-                        value: word,
-                    }
-                    .into());
+                    return Err(Error::Unexpected { offset, what, value: word }.into());
                 }
-                self.state = State::Blocks {
-                    left_bytes: word & !RAM_FLAGS,
-                };
+                self.state = State::Blocks { left_bytes: word & !RAM_FLAGS };
                 Ok(())
             }
         }
@@ -311,27 +286,16 @@ impl Decoder {
         }
         let (block, left_bytes) = described_block(cursor, left_bytes)?;
         self.ram.push(block, cursor.offset())?;
-        self.state = if left_bytes == 0 {
-            State::Pages
-        } else {
-            State::Blocks { left_bytes }
-        };
+        self.state = if left_bytes == 0 { State::Pages } else { State::Blocks { left_bytes } };
         Ok(())
     }
 
     fn announce<S: Sink>(&mut self, sink: &mut S) -> Result<(), Halt<S::Error>> {
         let Some(configuration) = self.configuration.clone() else {
-            let error = Error::Truncated {
-                offset: self.offset,
-                what: "stream header",
-            };
+            let error = Error::Truncated { offset: self.offset, what: "stream header" };
             return Err(Halt::Stop(Stop::Wrong(error)));
         };
-        let header = Header {
-            configuration,
-            section_id: self.section_id,
-            ram: self.ram.clone(),
-        };
+        let header = Header { configuration, section_id: self.section_id, ram: self.ram.clone() };
         sink.header(&header).map_err(Halt::Sink)
     }
 
@@ -361,11 +325,7 @@ impl Decoder {
                 _ => break,
             }
         }
-        if used > 0 {
-            Ok(used)
-        } else {
-            self.frame(bytes, sink)
-        }
+        if used > 0 { Ok(used) } else { self.frame(bytes, sink) }
     }
 
     /// Reads one frame of any kind, with a block's name or without.
@@ -379,12 +339,7 @@ impl Decoder {
         }
         if flags != RAM_PAGE && flags != RAM_ZERO {
             let (offset, what) = (self.offset, "flags of a memory frame");
-            return Err(Error::Unexpected {
-                offset,
-                what,
-                value: word,
-            }
-            .into());
+            return Err(Error::Unexpected { offset, what, value: word }.into());
         }
         let block = self.block_of(&mut cursor, word)?;
         let page = self.page_of(block, word, 0)?;
@@ -396,12 +351,7 @@ impl Decoder {
             let (offset, value) = (cursor.offset(), cursor.u8()?);
             if value != 0 {
                 let what = "fill of a zero page";
-                return Err(Error::Unexpected {
-                    offset,
-                    what,
-                    value: value.into(),
-                }
-                .into());
+                return Err(Error::Unexpected { offset, what, value: value.into() }.into());
             }
             self.zero_frames += 1;
             sink.zero_page(block, page).map_err(Halt::Sink)?;
@@ -414,44 +364,23 @@ impl Decoder {
         let (offset, page_offset) = (cursor.offset(), word & !RAM_FLAGS);
         if word & RAM_CONTINUE != 0 {
             let block = String::new();
-            return self.block.ok_or(
-                Error::NoSuchPage {
-                    offset,
-                    block,
-                    page_offset,
-                }
-                .into(),
-            );
+            return self.block.ok_or(Error::NoSuchPage { offset, block, page_offset }.into());
         }
         let name = cursor.counted()?;
-        let found = std::str::from_utf8(name)
-            .ok()
-            .and_then(|name| self.ram.find(name));
+        let found = std::str::from_utf8(name).ok().and_then(|name| self.ram.find(name));
         let block = name.escape_ascii().to_string();
-        found.ok_or(
-            Error::NoSuchPage {
-                offset,
-                block,
-                page_offset,
-            }
-            .into(),
-        )
+        found.ok_or(Error::NoSuchPage { offset, block, page_offset }.into())
     }
 
     /// The page a frame's first word names; `ahead` is how far past `self.offset` the frame is.
     fn page_of(&self, block: BlockIndex, word: u64, ahead: usize) -> Result<PageIndex, Error> {
         let page_offset = word & !RAM_FLAGS;
         let page = PageIndex::from_byte_offset(page_offset);
-        page.filter(|page| self.ram.contains(block, *page))
-            .ok_or_else(|| Error::NoSuchPage {
-                offset: self.offset + ahead as u64,
-                block: self
-                    .ram
-                    .get(block)
-                    .map(|b| b.id().to_string())
-                    .unwrap_or_default(),
-                page_offset,
-            })
+        page.filter(|page| self.ram.contains(block, *page)).ok_or_else(|| Error::NoSuchPage {
+            offset: self.offset + ahead as u64,
+            block: self.ram.get(block).map(|b| b.id().to_string()).unwrap_or_default(),
+            page_offset,
+        })
     }
 
     fn footer(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Stop> {
@@ -492,12 +421,7 @@ impl Decoder {
             .into()),
             _ => {
                 let what = "section type";
-                Err(Error::Unexpected {
-                    offset,
-                    what,
-                    value: mark.into(),
-                }
-                .into())
+                Err(Error::Unexpected { offset, what, value: mark.into() }.into())
             }
         }
     }
@@ -522,25 +446,14 @@ impl<E> From<Error> for Halt<E> {
 }
 
 /// One block's name and length, and the bytes left to describe after it.
-pub(crate) fn described_block(
-    cursor: &mut Cursor<'_>,
-    left_bytes: u64,
-) -> Result<(RamBlock, u64), Stop> {
+pub(crate) fn described_block(cursor: &mut Cursor<'_>, left_bytes: u64) -> Result<(RamBlock, u64), Stop> {
     let offset = cursor.offset();
     let id = BlockId::parse(cursor.counted()?, offset)?;
     let (offset, length) = (cursor.offset(), cursor.be64()?);
     let what = "RAM block length";
-    let wrong = Error::Unexpected {
-        offset,
-        what,
-        value: length,
-    };
-    let left = left_bytes
-        .checked_sub(length)
-        .ok_or_else(|| wrong.clone())?;
-    let pages = PageCount::from_bytes(length)
-        .filter(|p| p.get() > 0)
-        .ok_or(wrong)?;
+    let wrong = Error::Unexpected { offset, what, value: length };
+    let left = left_bytes.checked_sub(length).ok_or_else(|| wrong.clone())?;
+    let pages = PageCount::from_bytes(length).filter(|p| p.get() > 0).ok_or(wrong)?;
     Ok((RamBlock::new(id, pages), left))
 }
 
@@ -548,12 +461,7 @@ pub(crate) fn described_block(
 pub(crate) fn ram_section(cursor: &mut Cursor<'_>) -> Result<u32, Stop> {
     let (offset, mark) = (cursor.offset(), cursor.u8()?);
     if mark != SECTION_START && mark != SECTION_FULL {
-        return Err(Error::Unexpected {
-            offset,
-            what: "section type",
-            value: mark.into(),
-        }
-        .into());
+        return Err(Error::Unexpected { offset, what: "section type", value: mark.into() }.into());
     }
     let id = cursor.be32()?;
     let name = cursor.counted()?;
@@ -561,21 +469,13 @@ pub(crate) fn ram_section(cursor: &mut Cursor<'_>) -> Result<u32, Stop> {
     if mark == SECTION_FULL || name != RAM_SECTION_NAME {
         return Err(Error::Unsupported {
             offset,
-            what: format!(
-                "section {:?} before the memory",
-                name.escape_ascii().to_string()
-            ),
+            what: format!("section {:?} before the memory", name.escape_ascii().to_string()),
             why: "its length is unknown (virtio-mem and the like save early)",
         }
         .into());
     }
     if version != RAM_SECTION_VERSION {
-        return Err(Error::UnsupportedVersion {
-            offset,
-            format: "memory section",
-            version,
-        }
-        .into());
+        return Err(Error::UnsupportedVersion { offset, format: "memory section", version }.into());
     }
     Ok(id)
 }
@@ -585,12 +485,7 @@ pub(crate) fn footer(cursor: &mut Cursor<'_>, section_id: u32) -> Result<(), Sto
     let (offset, mark, id) = (cursor.offset(), cursor.u8()?, cursor.be32()?);
     if mark != SECTION_FOOTER || id != section_id {
         let value = u64::from(mark) << 32 | u64::from(id);
-        return Err(Error::Unexpected {
-            offset,
-            what: "section footer",
-            value,
-        }
-        .into());
+        return Err(Error::Unexpected { offset, what: "section footer", value }.into());
     }
     Ok(())
 }

@@ -6,8 +6,8 @@ use crate::config::Configuration;
 use crate::ram::RamLayout;
 use crate::units::{BlockIndex, Page, PageIndex};
 use crate::wire::{
-    MAGIC, RAM_CONTINUE, RAM_EOS, RAM_MEM_SIZE, RAM_PAGE, RAM_SECTION_NAME, RAM_SECTION_VERSION,
-    RAM_ZERO, SECTION_END, SECTION_FOOTER, SECTION_PART, SECTION_START, VERSION,
+    MAGIC, RAM_CONTINUE, RAM_EOS, RAM_MEM_SIZE, RAM_PAGE, RAM_SECTION_NAME, RAM_SECTION_VERSION, RAM_ZERO, SECTION_END,
+    SECTION_FOOTER, SECTION_PART, SECTION_START, VERSION,
 };
 
 /// Appends magic, version and configuration.

@@ -59,45 +59,28 @@ impl HotList {
     /// [`Error::Truncated`], [`Error::Checksum`], [`Error::NoSuchPage`].
     pub fn parse(bytes: &[u8], ram: &RamLayout) -> Result<Self, Error> {
         let format = "a list of hot pages";
-        let short = Error::Truncated {
-            offset: bytes.len() as u64,
-            what: format,
-        };
-        let (magic, rest) = bytes
-            .split_first_chunk::<8>()
-            .ok_or_else(|| short.clone())?;
+        let short = Error::Truncated { offset: bytes.len() as u64, what: format };
+        let (magic, rest) = bytes.split_first_chunk::<8>().ok_or_else(|| short.clone())?;
         if *magic != MAGIC {
             return Err(Error::BadMagic { offset: 0, format });
         }
         let (version, rest) = rest.split_first_chunk::<4>().ok_or_else(|| short.clone())?;
         let version = u32::from_le_bytes(*version);
         if version != VERSION {
-            return Err(Error::UnsupportedVersion {
-                offset: 8,
-                format,
-                version,
-            });
+            return Err(Error::UnsupportedVersion { offset: 8, format, version });
         }
         let (count, rest) = rest.split_first_chunk::<4>().ok_or_else(|| short.clone())?;
         let count = u32::from_le_bytes(*count) as usize;
         if count > MAX_RUNS {
             let (what, value, limit) = ("hot page count", count as u64, MAX_RUNS as u64);
-            return Err(Error::OverLimit {
-                offset: 12,
-                what,
-                value,
-                limit,
-            });
+            return Err(Error::OverLimit { offset: 12, what, value, limit });
         }
         if rest.len() != count * RUN_BYTES + DIGEST_BYTES {
             return Err(short);
         }
         let (covered, digest) = bytes.split_at(bytes.len() - DIGEST_BYTES);
         if blake3::hash(covered).as_bytes() != digest {
-            return Err(Error::Checksum {
-                offset: 0,
-                what: format,
-            });
+            return Err(Error::Checksum { offset: 0, what: format });
         }
         let (runs, _) = rest.as_chunks::<RUN_BYTES>();
         let runs = runs
@@ -105,38 +88,22 @@ impl HotList {
             .take(count)
             .enumerate()
             .map(|(n, run)| parse_run(run, ram, (HEADER_BYTES + n * RUN_BYTES) as u64));
-        Ok(Self {
-            runs: runs.collect::<Result<_, _>>()?,
-        })
+        Ok(Self { runs: runs.collect::<Result<_, _>>()? })
     }
 }
 
 fn parse_run(run: &[u8; RUN_BYTES], ram: &RamLayout, offset: u64) -> Result<PageRun, Error> {
-    let field = |at: usize| {
-        run.iter()
-            .skip(at)
-            .take(4)
-            .rev()
-            .fold(0, |v, b| v << 8 | u64::from(*b))
-    };
+    let field = |at: usize| run.iter().skip(at).take(4).rev().fold(0, |v, b| v << 8 | u64::from(*b));
     let (block, count, first) = (field(0), field(4), field(12) << 32 | field(8));
     let found = || {
         let block = BlockIndex::new(usize::try_from(block).ok()?)?;
         let first = PageIndex::new(first)?;
         let last = first.checked_add(count.checked_sub(1)?)?;
         let count = PageCount::new(count)?;
-        ram.contains(block, last).then_some(PageRun {
-            block,
-            first,
-            count,
-        })
+        ram.contains(block, last).then_some(PageRun { block, first, count })
     };
     let (block, page_offset) = (block.to_string(), first.saturating_mul(4096));
-    found().ok_or(Error::NoSuchPage {
-        offset,
-        block,
-        page_offset,
-    })
+    found().ok_or(Error::NoSuchPage { offset, block, page_offset })
 }
 
 /// Collects wanted pages into a [`HotList`], by whole extents, each once.
@@ -155,25 +122,15 @@ impl HotRecorder {
     pub fn new(ram: &RamLayout) -> Self {
         let extents = |count: PageCount| PageCount::new(count.extents()).unwrap_or(count);
         let pages: Vec<_> = ram.blocks().iter().map(|block| block.pages()).collect();
-        let recorded = pages
-            .iter()
-            .map(|count| PageBitmap::new(extents(*count)))
-            .collect();
-        Self {
-            recorded,
-            pages,
-            runs: Vec::new(),
-        }
+        let recorded = pages.iter().map(|count| PageBitmap::new(extents(*count))).collect();
+        Self { recorded, pages, runs: Vec::new() }
     }
 
     /// Notes that a page was wanted. Nothing happens when its extent is known already, when there
     /// is no such page, or when the list is full.
     pub fn record(&mut self, block: BlockIndex, page: PageIndex) {
         let extent = page.extent();
-        let (Some(recorded), Some(pages)) = (
-            self.recorded.get_mut(block.get()),
-            self.pages.get(block.get()),
-        ) else {
+        let (Some(recorded), Some(pages)) = (self.recorded.get_mut(block.get()), self.pages.get(block.get())) else {
             return;
         };
         let Some(bit) = PageIndex::new(extent.get()).filter(|_| pages.contains(page)) else {
@@ -197,11 +154,7 @@ impl HotRecorder {
         {
             last.count = longer;
         } else if !full {
-            self.runs.push(PageRun {
-                block,
-                first,
-                count,
-            });
+            self.runs.push(PageRun { block, first, count });
         }
     }
 
@@ -237,15 +190,7 @@ mod tests {
 
     #[test]
     fn keeps_the_order_and_no_extent_twice() {
-        let list = recorded(&[
-            (0, 500),
-            (0, 7),
-            (0, 16),
-            (0, 501),
-            (1, 2),
-            (0, 999),
-            (1, 3),
-        ]);
+        let list = recorded(&[(0, 500), (0, 7), (0, 16), (0, 501), (1, 2), (0, 999), (1, 3)]);
         let seen = |run: &PageRun| (run.block.get(), run.first.get(), run.count.get());
         let runs: Vec<_> = list.runs().iter().map(seen).collect();
         assert_eq!(runs, [(0, 496, 16), (0, 0, 32), (1, 0, 3), (0, 992, 8)]);
@@ -263,9 +208,6 @@ mod tests {
             assert!(HotList::parse(&bytes[..at], &ram()).is_err(), "cut at {at}");
         }
         let smaller = RamLayout::default();
-        assert!(matches!(
-            HotList::parse(&bytes, &smaller),
-            Err(Error::NoSuchPage { .. })
-        ));
+        assert!(matches!(HotList::parse(&bytes, &smaller), Err(Error::NoSuchPage { .. })));
     }
 }

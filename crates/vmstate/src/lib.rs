@@ -31,9 +31,7 @@ pub mod units;
 pub mod wire;
 
 pub use error::Error;
-pub use units::{
-    BlockIndex, EXTENT_SIZE, ExtentIndex, PAGE_SIZE, PAGES_PER_EXTENT, Page, PageCount, PageIndex,
-};
+pub use units::{BlockIndex, EXTENT_SIZE, ExtentIndex, PAGE_SIZE, PAGES_PER_EXTENT, Page, PageCount, PageIndex};
 
 /// Upper bounds on what a stream or file may claim. Far above what QEMU produces, low enough that
 /// what is allocated because an input says so stays in proportion to the guest it claims to be.

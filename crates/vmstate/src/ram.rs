@@ -82,22 +82,13 @@ impl RamLayout {
     /// # Errors
     /// [`Error::TooManyBlocks`], [`Error::TooMuchRam`], [`Error::DuplicateBlock`].
     pub fn push(&mut self, block: RamBlock, offset: u64) -> Result<BlockIndex, Error> {
-        let index = BlockIndex::new(self.blocks.len()).ok_or(Error::TooManyBlocks {
-            offset,
-            limit: MAX_BLOCKS,
-        })?;
+        let index = BlockIndex::new(self.blocks.len()).ok_or(Error::TooManyBlocks { offset, limit: MAX_BLOCKS })?;
         let total = self.total_bytes + block.pages.bytes();
         if total > MAX_RAM_BYTES {
-            return Err(Error::TooMuchRam {
-                offset,
-                limit_bytes: MAX_RAM_BYTES,
-            });
+            return Err(Error::TooMuchRam { offset, limit_bytes: MAX_RAM_BYTES });
         }
         if self.find(block.id.as_str()).is_some() {
-            return Err(Error::DuplicateBlock {
-                offset,
-                block: block.id.to_string(),
-            });
+            return Err(Error::DuplicateBlock { offset, block: block.id.to_string() });
         }
         self.extents_before.push(self.total_extents);
         self.total_extents += block.pages.extents();
@@ -113,10 +104,7 @@ impl RamLayout {
 
     /// The blocks with their indexes.
     pub fn iter(&self) -> impl Iterator<Item = (BlockIndex, &RamBlock)> {
-        self.blocks
-            .iter()
-            .enumerate()
-            .filter_map(|(n, b)| Some((BlockIndex::new(n)?, b)))
+        self.blocks.iter().enumerate().filter_map(|(n, b)| Some((BlockIndex::new(n)?, b)))
     }
 
     /// The block at that index, if there is one.
@@ -132,9 +120,7 @@ impl RamLayout {
 
     /// The largest block: the guest's main memory, and the one worth loading lazily.
     pub fn largest(&self) -> Option<BlockIndex> {
-        self.iter()
-            .max_by_key(|(_, b)| b.pages())
-            .map(|(index, _)| index)
+        self.iter().max_by_key(|(_, b)| b.pages()).map(|(index, _)| index)
     }
 
     /// Bytes of all blocks.
@@ -151,12 +137,7 @@ impl RamLayout {
     /// in the table of sums. `None` when there is no such block or extent.
     pub fn extent_ordinal(&self, block: BlockIndex, extent: ExtentIndex) -> Option<u64> {
         let pages = self.get(block)?.pages();
-        let before: u64 = self
-            .blocks
-            .get(..block.get())?
-            .iter()
-            .map(|b| b.pages.extents())
-            .sum();
+        let before: u64 = self.blocks.get(..block.get())?.iter().map(|b| b.pages.extents()).sum();
         (extent.get() < pages.extents()).then_some(before + extent.get())
     }
 

@@ -74,12 +74,7 @@ impl TailScanner {
         let (what, limit) = ("device state", MAX_DEVICE_STATE_BYTES);
         let value = self.seen.saturating_add(bytes.len() as u64);
         if value > limit {
-            return Err(Error::OverLimit {
-                offset,
-                what,
-                value,
-                limit,
-            });
+            return Err(Error::OverLimit { offset, what, value, limit });
         }
         for &byte in bytes {
             self.seen += 1;
@@ -106,17 +101,9 @@ impl TailScanner {
         }
         if self.candidates.len() == MAX_CANDIDATES {
             let (what, limit) = ("descriptions in device state", MAX_CANDIDATES as u64);
-            return Err(Error::OverLimit {
-                offset,
-                what,
-                value: limit + 1,
-                limit,
-            });
+            return Err(Error::OverLimit { offset, what, value: limit + 1, limit });
         }
-        self.candidates.push(TailEnd {
-            sections_bytes,
-            vmdesc_bytes,
-        });
+        self.candidates.push(TailEnd { sections_bytes, vmdesc_bytes });
         Ok(())
     }
 
@@ -128,10 +115,7 @@ impl TailScanner {
         let whole = |c: &&TailEnd| c.total_bytes() == self.seen;
         let closed = self.window & 0xff == u64::from(b'}');
         let found = self.candidates.iter().find(whole).filter(|_| closed);
-        found.copied().ok_or(Error::Truncated {
-            offset,
-            what: "device state",
-        })
+        found.copied().ok_or(Error::Truncated { offset, what: "device state" })
     }
 }
 
@@ -154,10 +138,7 @@ mod tests {
         assert_eq!(end.sections_bytes(), tail.len() as u64 - 10);
         assert_eq!(end.vmdesc_bytes(), 4);
         for cut in 0..tail.len() {
-            assert!(
-                matches!(scan(&tail[..cut]), Err(Error::Truncated { .. })),
-                "cut at {cut}"
-            );
+            assert!(matches!(scan(&tail[..cut]), Err(Error::Truncated { .. })), "cut at {cut}");
         }
         let mut longer = tail.to_vec();
         longer.push(b'}');

@@ -61,9 +61,7 @@ impl Machine {
         let mut memory = Vec::new();
         let mut random = seed.wrapping_mul(2).wrapping_add(1);
         let mut next = move || {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(seed | 1);
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(seed | 1);
             random >> 33
         };
         for (name, pages) in blocks {
@@ -73,11 +71,7 @@ impl Machine {
             let mut bytes = vec![0; *pages as usize * PAGE_SIZE];
             let mut zero = false;
             for page in bytes.chunks_exact_mut(PAGE_SIZE) {
-                zero = if next() % 8 == 0 {
-                    next() % 3 == 0
-                } else {
-                    zero
-                };
+                zero = if next() % 8 == 0 { next() % 3 == 0 } else { zero };
                 if !zero {
                     page.iter_mut().for_each(|byte| *byte = next() as u8);
                 }
@@ -85,16 +79,8 @@ impl Machine {
             memory.push(bytes);
         }
         let configuration = Configuration::new("pc-q35-10.0").expect("a name");
-        let header = Header {
-            configuration,
-            section_id: SECTION_ID,
-            ram,
-        };
-        Self {
-            header,
-            memory,
-            devices: device_state(seed as u8),
-        }
+        let header = Header { configuration, section_id: SECTION_ID, ram };
+        Self { header, memory, devices: device_state(seed as u8) }
     }
 
     /// All pages in the order in which an undisturbed QEMU sends them.
@@ -102,9 +88,7 @@ impl Machine {
         let blocks = self.header.ram.iter();
         let pages = |(block, described): (BlockIndex, &RamBlock)| {
             let numbers = 0..described.pages().get();
-            numbers
-                .filter_map(PageIndex::new)
-                .map(move |page| (block, page))
+            numbers.filter_map(PageIndex::new).map(move |page| (block, page))
         };
         blocks.flat_map(pages).collect()
     }

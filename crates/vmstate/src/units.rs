@@ -51,20 +51,12 @@ impl PageIndex {
 
     /// `None` beyond the largest memory ([`MAX_RAM_BYTES`]).
     pub const fn new(index: u64) -> Option<Self> {
-        if index < MAX_PAGES {
-            Some(Self(index))
-        } else {
-            None
-        }
+        if index < MAX_PAGES { Some(Self(index)) } else { None }
     }
 
     /// The page that starts at this offset of its block; `None` unless aligned and in bounds.
     pub const fn from_byte_offset(offset: u64) -> Option<Self> {
-        if offset.is_multiple_of(PAGE_SIZE as u64) {
-            Self::new(offset / PAGE_SIZE as u64)
-        } else {
-            None
-        }
+        if offset.is_multiple_of(PAGE_SIZE as u64) { Self::new(offset / PAGE_SIZE as u64) } else { None }
     }
 
     /// The number.
@@ -118,20 +110,12 @@ impl PageCount {
 
     /// `None` beyond the largest memory.
     pub const fn new(count: u64) -> Option<Self> {
-        if count <= MAX_PAGES {
-            Some(Self(count))
-        } else {
-            None
-        }
+        if count <= MAX_PAGES { Some(Self(count)) } else { None }
     }
 
     /// Pages of that many bytes; `None` unless it is a multiple of the page size and in bounds.
     pub const fn from_bytes(bytes: u64) -> Option<Self> {
-        if bytes.is_multiple_of(PAGE_SIZE as u64) {
-            Self::new(bytes / PAGE_SIZE as u64)
-        } else {
-            None
-        }
+        if bytes.is_multiple_of(PAGE_SIZE as u64) { Self::new(bytes / PAGE_SIZE as u64) } else { None }
     }
 
     /// The number.
@@ -157,11 +141,7 @@ impl PageCount {
     /// Pages in that extent of a block of this many pages: 16, fewer in the last, 0 beyond.
     pub const fn pages_in_extent(self, extent: ExtentIndex) -> usize {
         let left = self.0.saturating_sub(extent.first_page().0);
-        if left < PAGES_PER_EXTENT as u64 {
-            left as usize
-        } else {
-            PAGES_PER_EXTENT
-        }
+        if left < PAGES_PER_EXTENT as u64 { left as usize } else { PAGES_PER_EXTENT }
     }
 }
 
@@ -172,11 +152,7 @@ pub struct ExtentIndex(u64);
 impl ExtentIndex {
     /// `None` beyond the largest memory.
     pub const fn new(index: u64) -> Option<Self> {
-        if index < MAX_PAGES / PAGES_PER_EXTENT as u64 {
-            Some(Self(index))
-        } else {
-            None
-        }
+        if index < MAX_PAGES / PAGES_PER_EXTENT as u64 { Some(Self(index)) } else { None }
     }
 
     /// The number.

@@ -68,10 +68,7 @@ pub fn command_name(command: u16) -> &'static str {
         "RECV_BITMAP",
         "SWITCHOVER_START",
     ];
-    NAMES
-        .get(usize::from(command))
-        .copied()
-        .unwrap_or("unknown")
+    NAMES.get(usize::from(command)).copied().unwrap_or("unknown")
 }
 
 /// The input so far does not hold the whole unit; this many bytes, counted from the unit's start,
@@ -123,20 +120,14 @@ impl<'a> Cursor<'a> {
 
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], Stop> {
         let end = self.at.saturating_add(count);
-        let found = self
-            .bytes
-            .get(self.at..end)
-            .ok_or(Stop::Need(NeedBytes(end)))?;
+        let found = self.bytes.get(self.at..end).ok_or(Stop::Need(NeedBytes(end)))?;
         self.at = end;
         Ok(found)
     }
 
     pub fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], Stop> {
         let end = self.at.saturating_add(N);
-        let found = self
-            .rest()
-            .first_chunk()
-            .ok_or(Stop::Need(NeedBytes(end)))?;
+        let found = self.rest().first_chunk().ok_or(Stop::Need(NeedBytes(end)))?;
         self.at = end;
         Ok(found)
     }

@@ -100,11 +100,7 @@ impl Board {
     pub fn heartbeat(&self, worst_gap_ms: f64) -> String {
         let uptime_ms = self.started.elapsed().as_millis();
         let pages = self.rewritten.load(Ordering::Relaxed);
-        format!(
-            "T {uptime_ms} gen {pages} seq {} gap_ms {worst_gap_ms:.1} token {}",
-            self.sequences(),
-            self.token
-        )
+        format!("T {uptime_ms} gen {pages} seq {} gap_ms {worst_gap_ms:.1} token {}", self.sequences(), self.token)
     }
 
     /// The verdict line, and room for new complaints. `OK` is said only when all of memory was verified

@@ -37,12 +37,8 @@ impl FromStr for Command {
             ["verify"] => Ok(Self::Verify),
             ["status"] => Ok(Self::Status),
             ["poweroff"] => Ok(Self::PowerOff),
-            ["rate", mib] => {
-                mib.parse().ok().and_then(MemoryRate::from_mib_per_second).map(Self::Rate).ok_or(())
-            }
-            ["diskrate", n] => {
-                n.parse().ok().and_then(WriteRate::from_per_second).map(Self::DiskRate).ok_or(())
-            }
+            ["rate", mib] => mib.parse().ok().and_then(MemoryRate::from_mib_per_second).map(Self::Rate).ok_or(()),
+            ["diskrate", n] => n.parse().ok().and_then(WriteRate::from_per_second).map(Self::DiskRate).ok_or(()),
             _ => Err(()),
         }
     }

@@ -207,10 +207,7 @@ impl Disk {
 
 impl fmt::Debug for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Disk")
-            .field("name", &self.name)
-            .field("last", &self.ledger.last())
-            .finish_non_exhaustive()
+        f.debug_struct("Disk").field("name", &self.name).field("last", &self.ledger.last()).finish_non_exhaustive()
     }
 }
 

@@ -146,8 +146,7 @@ impl Ledger {
         }
         let found = stamp.sequence;
         let acknowledged = self.acknowledged.get(slot.0 as usize).copied().unwrap_or(Sequence::BLANK);
-        let made =
-            self.pending.filter(|write| write.slot == slot).map_or(acknowledged, |write| write.sequence);
+        let made = self.pending.filter(|write| write.slot == slot).map_or(acknowledged, |write| write.sequence);
         if found < acknowledged {
             return Err(SlotFault::Lost { slot, found, acknowledged });
         }
@@ -173,9 +172,7 @@ pub fn newest(blocks: impl IntoIterator<Item = Block>) -> Option<Stamp> {
 /// Whether disks that an earlier session left behind can be of one instant: of one session, none ahead of
 /// the disk before it. All that can be said without that session's memory.
 pub fn in_order(newest_of_each: &[Stamp]) -> bool {
-    newest_of_each
-        .windows(2)
-        .all(|pair| matches!(pair, [a, b] if a.token == b.token && b.sequence <= a.sequence))
+    newest_of_each.windows(2).all(|pair| matches!(pair, [a, b] if a.token == b.token && b.sequence <= a.sequence))
 }
 
 #[cfg(test)]
@@ -284,10 +281,8 @@ mod tests {
         let (ledger, mut platter) = busy();
         platter.0.swap(0, 1);
         assert_eq!(platter.faults(&ledger).len(), 2);
-        for other in [
-            Ledger::blank(Token::from_raw(1), DiskIndex(1), SLOTS),
-            Ledger::blank(TOKEN, DiskIndex(0), SLOTS),
-        ] {
+        for other in [Ledger::blank(Token::from_raw(1), DiskIndex(1), SLOTS), Ledger::blank(TOKEN, DiskIndex(0), SLOTS)]
+        {
             let verdict = ledger.judge(SlotIndex(0), &other.blank_block(SlotIndex(0)), None);
             assert!(matches!(verdict, Err(SlotFault::Misplaced { .. })));
         }

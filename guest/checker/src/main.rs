@@ -59,9 +59,7 @@ use crate::workers::{MemorySpeed, Order};
 
 fn main() {
     if std::process::id() != 1 {
-        eprintln!(
-            "keyframe-checker runs only as the first process of a test guest: it overwrites the disks it finds"
-        );
+        eprintln!("keyframe-checker runs only as the first process of a test guest: it overwrites the disks it finds");
         std::process::exit(2);
     }
     let outcome = run();
@@ -136,12 +134,7 @@ fn prepare_disks(board: &Board, names: Vec<String>, token: Token) -> Result<Vec<
 
 type Body = Box<dyn FnOnce(&Board, &Receiver<Order>) + Send>;
 
-fn start_workers(
-    board: &Arc<Board>,
-    params: &CheckParams,
-    memory: Memory,
-    disks: Vec<Disk>,
-) -> Vec<Sender<Order>> {
+fn start_workers(board: &Arc<Board>, params: &CheckParams, memory: Memory, disks: Vec<Disk>) -> Vec<Sender<Order>> {
     let mut orders = Vec::new();
     let mut start = |body: Body| {
         let (sender, receiver) = mpsc::channel();

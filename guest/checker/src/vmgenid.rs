@@ -77,8 +77,7 @@ impl Window {
             return Err(io::Error::other("the GUID lies askew"));
         }
         // SAFETY: a new mapping at an address of the kernel's choosing; nothing of ours is replaced.
-        let mapped =
-            unsafe { mmap(ptr::null_mut(), PAGE_BYTES, ProtFlags::READ, MapFlags::SHARED, &memory, page)? };
+        let mapped = unsafe { mmap(ptr::null_mut(), PAGE_BYTES, ProtFlags::READ, MapFlags::SHARED, &memory, page)? };
         // SAFETY: `within` plus the GUID's size is inside the page just mapped, as checked above.
         Ok(Self { guid: unsafe { mapped.cast::<u8>().add(within).cast::<u64>() } })
     }
@@ -130,8 +129,7 @@ mod tests {
 
     #[test]
     fn a_guid_is_printed_as_people_write_it() {
-        let bytes =
-            [0x33, 0x22, 0x11, 0x00, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff];
+        let bytes = [0x33, 0x22, 0x11, 0x00, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff];
         assert_eq!(Guid(bytes).to_string(), "00112233-4455-6677-8899-aabbccddeeff");
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use keyframe_engine::create::{self, CreateRequest};
-use keyframe_engine::lifecycle::{self, MachineReport, MachineSummary, StopHow};
+use keyframe_engine::lifecycle::{self, Listed, MachineReport, MachineSummary, StopHow};
 use keyframe_engine::machine::State;
 use keyframe_engine::{Context, Error};
 use keyframe_hypervisor::DirectKernel;
@@ -96,14 +96,14 @@ fn list(ctx: &Context<'_>, output: &Output) -> Result<u8, Error> {
     let mut unreadable = false;
     for entry in &entries {
         match entry {
-            Ok(machine) => {
+            Listed::Machine(machine) => {
                 rows.push(row(machine));
                 documents.push(json!(machine));
             }
-            Err((name, error)) => {
+            Listed::Unreadable { name, reason } => {
                 unreadable = true;
-                rows.push(vec![name.to_string(), format!("unreadable: {error}")]);
-                documents.push(json!({"name": name, "state": "unreadable", "error": error.to_string()}));
+                rows.push(vec![name.to_string(), format!("unreadable: {reason}")]);
+                documents.push(json!({"name": name, "state": "unreadable", "error": reason}));
             }
         }
     }

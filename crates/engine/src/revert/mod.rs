@@ -97,6 +97,10 @@ pub fn revert(ctx: &Context<'_>, request: &RevertRequest) -> Result<RevertReport
     let source = Source::prepare(&machine.dir, manifest, request.strategy)?;
     source.verify(ctx)?;
     let present = Present::of(&machine, request, &source);
+    if let (false, Some(instance)) = (request.discard, present.instance()) {
+        // What is still on its way belongs to the present that is kept.
+        pages::wait(ctx, instance)?;
+    }
     let early = if present.needs_keeping_first(request) { Some(keep_first(ctx, &mut machine, &source)?) } else { None };
     let mut reverting = Reverting::plan(ctx, &machine, request, source, present, begun)?;
     let mut report = reverting.carry_out(&mut machine)?;
@@ -217,13 +221,19 @@ impl<'a> Reverting<'a> {
                 Ok(report)
             }
             Err(error) => match undo::back_to_present(self.ctx, machine, &self.journal) {
-                Ok(()) => Err(error),
+                Ok(()) => {
+                    guard.dismiss();
+                    Err(error)
+                }
                 Err(undo) => Err(Error::UndoFailed { source: Box::new(error), undo: Box::new(undo) }),
             },
         }
     }
 
     fn through(&mut self, machine: &mut Machine) -> Result<RevertReport, Error> {
+        if self.stays_off() {
+            return self.without_process(machine);
+        }
         let (mut started, stopped) = self.loaded(machine)?;
         self.ctx.check()?;
         machine.head = self.journal.after.clone();
@@ -243,18 +253,49 @@ impl<'a> Reverting<'a> {
         pass(Failpoint::RevertPresentKept);
         undo::finish(self.ctx, machine, &self.journal)?;
         Ok(RevertReport {
-            id: self.source.manifest.id.clone(),
-            name: self.source.manifest.name.clone(),
-            strategy: self.source.strategy,
-            running_ms,
             down_ms,
             hydrated_ms,
             kept: kept.as_ref().map(|kept| kept.id.clone()),
             kept_name: kept.map(|kept| kept.name),
             clock_skew_ms,
-            total_ms: 0.0,
             notes,
+            ..self.report(running_ms)
         })
+    }
+
+    /// A machine that is off now and was off then has no reason to start.
+    fn stays_off(&self) -> bool {
+        self.present == Present::Off
+            && self.source.strategy == Strategy::Cold
+            && self.source.manifest.state == StateAtCut::Stopped
+    }
+
+    /// Only the disks go back.
+    fn without_process(&self, machine: &mut Machine) -> Result<RevertReport, Error> {
+        let after = &self.journal.after;
+        let chains: Vec<_> = after.chains().cloned().collect();
+        layers::create_tops(self.ctx.home, &chains)?;
+        machine.head = after.clone();
+        machine.write_head()?;
+        undo::finish(self.ctx, machine, &self.journal)?;
+        let ms = ms_since(self.begun);
+        Ok(RevertReport { notes: vec!["the machine was off then and stays off".to_owned()], ..self.report(ms) })
+    }
+
+    fn report(&self, running_ms: f64) -> RevertReport {
+        RevertReport {
+            id: self.source.manifest.id.clone(),
+            name: self.source.manifest.name.clone(),
+            strategy: self.source.strategy,
+            running_ms,
+            down_ms: None,
+            hydrated_ms: Some(running_ms),
+            kept: None,
+            kept_name: None,
+            clock_skew_ms: None,
+            total_ms: 0.0,
+            notes: Vec::new(),
+        }
     }
 
     /// Starts the new process while the present stops, and loads the snapshot into it.

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use keyframe_hypervisor::Error as Hypervisor;
 use keyframe_hypervisor::cut::{self, CutReport, Overlay, Strategy};
 use keyframe_hypervisor::stall::Sampler;
 use keyframe_qmp::Client;
@@ -12,12 +13,13 @@ use keyframe_types::Timestamp;
 
 use super::{Freeze, Plan, SnapshotReport, SnapshotRequest, Taken, commit, host_cpu, undo};
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::failpoint::{Failpoint, pass};
 use crate::guard::Guard;
 use crate::guest::{self, Frozen};
 use crate::machine::Machine;
 use crate::memory::{self, Captured};
+use crate::pages;
 use crate::pause::{self, Budget};
 use crate::state::head::{Head, Process};
 use crate::state::journal::{Journal, SnapshotJournal};
@@ -36,6 +38,8 @@ pub(super) fn take(
     state: StateAtCut,
 ) -> Result<SnapshotReport, Error> {
     let process = machine.process().cloned().ok_or(keyframe_hypervisor::Error::NoProcess)?;
+    // QEMU cannot save a machine whose memory is still on its way.
+    pages::wait(ctx, &process.instance)?;
     let mut scope = Scope::decide(ctx, machine, request, &process, state)?;
     Machine::check_layers(ctx.home, machine.head.chains())?;
     let before = machine.head.clone();
@@ -47,7 +51,7 @@ pub(super) fn take(
         freezes: request.freeze != Freeze::No && state == StateAtCut::Running,
     };
     let guard = Guard::post(ctx.home, machine.name())?;
-    sealed::write(&machine.dir.journal(), &Journal::Snapshot(journal.clone()))?;
+    sealed::write(&machine.dir.journal(), &Journal::Snapshot(Box::new(journal.clone())))?;
     pass(Failpoint::SnapshotJournaled);
     let taking = Taking { ctx, request, plan: &plan, journal: &journal, process: &process, state, guard: &guard };
     match taking.carry_out(machine, &mut scope) {
@@ -60,7 +64,10 @@ pub(super) fn take(
             Ok(report)
         }
         Err(error) => match undo::recover(ctx, machine, &journal) {
-            Ok(()) => Err(error),
+            Ok(()) => {
+                guard.dismiss();
+                Err(error)
+            }
             Err(undo) => Err(Error::UndoFailed { source: Box::new(error), undo: Box::new(undo) }),
         },
     }
@@ -211,7 +218,8 @@ impl Taking<'_> {
         overlays: &[Overlay],
         scope: &mut Scope,
     ) -> Result<Taken, Error> {
-        let tids = monitor.call(&QueryCpusFast {})?.iter().filter_map(|cpu| u32::try_from(cpu.thread_id).ok()).collect();
+        let tids =
+            monitor.call(&QueryCpusFast {})?.iter().filter_map(|cpu| u32::try_from(cpu.thread_id).ok()).collect();
         let sampler = Sampler::start(self.process.instance.process.pid, tids);
         let result = self.attempts(machine, monitor, overlays, scope);
         let stall = sampler.finish();
@@ -242,14 +250,18 @@ impl Taking<'_> {
         loop {
             let (strategy, cut) = match self.state {
                 StateAtCut::Running if attempt <= ATTEMPTS => (Strategy::AtQemusStop, Cut::AtQemusStop),
-                StateAtCut::Running if scope.budget.admits_stop_first(self.process) => {
+                StateAtCut::Running if attempt == ATTEMPTS + 1 && scope.budget.admits_stop_first(self.process) => {
                     (Strategy::StopFirst, Cut::StopFirst)
                 }
-                StateAtCut::Running => return Err(Error::NotExact { attempts: ATTEMPTS }),
+                StateAtCut::Running => return Err(Error::NotExact { attempts: attempt - 1 }),
                 StateAtCut::Paused | StateAtCut::Stopped => (Strategy::Still, Cut::Still),
             };
-            if let Some((report, memory, frozen)) = self.attempt(machine, monitor, overlays, strategy, scope)? {
-                return Ok((report, cut, memory, frozen));
+            match self.attempt(machine, monitor, overlays, strategy, scope) {
+                Ok(Some((report, memory, frozen))) => return Ok((report, cut, memory, frozen)),
+                Ok(None) => {}
+                // The kernel may refuse to write-protect memory at a bad moment, and QEMU then gives up without a word.
+                Err(Error::Hypervisor(Hypervisor::Migration { .. })) if attempt < ATTEMPTS => {}
+                Err(error) => return Err(error),
             }
             attempt += 1;
             // The cut is taken back and the layers are made anew: the next one starts from where this one did.
@@ -306,12 +318,7 @@ impl Taking<'_> {
                 give_up.store(true, Ordering::Relaxed);
             }
             let captured: Result<Captured, Error> = capture.join().unwrap_or(Err(Error::Interrupted));
-            // A sink that failed makes QEMU fail as well: the sink's reason is the one to tell.
-            let captured = match (saved, captured) {
-                (Err(saved), Err(captured)) if captured.kind() == crate::error::Kind::Interrupted => Err(saved.into()),
-                (Err(saved), Ok(_)) => Err(saved.into()),
-                (_, captured) => captured,
-            }?;
+            let captured = outcome(saved, captured)?;
             pass(Failpoint::SnapshotCaptured);
             Ok(Some((report, captured.memory, frozen)))
         })
@@ -328,6 +335,19 @@ impl Taking<'_> {
     fn qemu(&self) -> QemuUsed {
         let accelerator = self.process.accelerator;
         QemuUsed { version: self.process.instance.version, accelerator, host_cpu: host_cpu(accelerator) }
+    }
+}
+
+/// Which of two failures is the cause: a sink that fails makes QEMU fail, and QEMU that fails, or is told to stop,
+/// leaves the sink with half a stream.
+fn outcome(saved: Result<(), Hypervisor>, captured: Result<Captured, Error>) -> Result<Captured, Error> {
+    let consequence = |error: &Error| {
+        error.kind() == Kind::Interrupted || matches!(error, Error::Capture(keyframe_memory::Error::Stream(_)))
+    };
+    match (saved, captured) {
+        (Err(saved), Ok(_)) => Err(saved.into()),
+        (Err(saved), Err(captured)) if consequence(&captured) => Err(saved.into()),
+        (_, captured) => captured,
     }
 }
 

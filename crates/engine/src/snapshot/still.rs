@@ -36,7 +36,7 @@ pub(super) fn take(
         was_running: false,
         freezes: false,
     };
-    sealed::write(&machine.dir.journal(), &Journal::Snapshot(journal.clone()))?;
+    sealed::write(&machine.dir.journal(), &Journal::Snapshot(Box::new(journal.clone())))?;
     pass(Failpoint::SnapshotJournaled);
     let report = carry_out(ctx, machine, request, &plan, before, &journal);
     if report.is_err() {

@@ -14,7 +14,7 @@ use crate::state::sealed::Document;
 #[serde(tag = "operation", rename_all = "kebab-case")]
 pub enum Journal {
     /// A snapshot. Committed by its manifest.
-    Snapshot(SnapshotJournal),
+    Snapshot(Box<SnapshotJournal>),
     /// A revert. Committed by the head that names the new process.
     Revert(Box<RevertJournal>),
     /// A fork. Committed by the head that names its process; undone by removing the machine.

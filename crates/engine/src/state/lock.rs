@@ -20,6 +20,8 @@ pub struct Lock {
 
 /// How long a command waits for another that is about to end.
 const PATIENCE: Duration = Duration::from_millis(300);
+/// How long a command waits for others that make or remove machines.
+pub const CREATION_PATIENCE: Duration = Duration::from_secs(60);
 
 impl Lock {
     /// Takes the lock at `path` for `operation`, which others are told when they find it taken.
@@ -27,7 +29,15 @@ impl Lock {
     /// # Errors
     /// [`Error::Busy`] when another command holds it and does not let go within a moment.
     pub fn take(path: &Path, operation: &str) -> Result<Self, Error> {
-        let deadline = Instant::now() + PATIENCE;
+        Self::wait(path, operation, PATIENCE)
+    }
+
+    /// [`Lock::take`] for something that others hold for seconds at most and that is worth waiting for.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when it is still held after `patience`.
+    pub fn wait(path: &Path, operation: &str, patience: Duration) -> Result<Self, Error> {
+        let deadline = Instant::now() + patience;
         loop {
             match Self::attempt(path, operation)? {
                 Some(lock) => return Ok(lock),

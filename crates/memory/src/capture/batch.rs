@@ -49,12 +49,7 @@ impl Batch {
     pub fn new() -> Self {
         let room = vec![0; BATCH_BYTES + ALIGNMENT].into_boxed_slice();
         let start = room.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
-        Self {
-            room,
-            start,
-            used: 0,
-            runs: Vec::new(),
-        }
+        Self { room, start, used: 0, runs: Vec::new() }
     }
 
     pub fn clear(&mut self) {
@@ -85,12 +80,7 @@ impl Batch {
     fn extend(&mut self, kind: Kind, block: BlockIndex, page: PageIndex) {
         match self.runs.last_mut() {
             Some(run) if run.precedes(kind, block, page) => run.count += 1,
-            _ => self.runs.push(Run {
-                kind,
-                block,
-                first: page,
-                count: 1,
-            }),
+            _ => self.runs.push(Run { kind, block, first: page, count: 1 }),
         }
     }
 
@@ -124,10 +114,8 @@ mod tests {
         batch.push_zero(block(1), page(10));
         batch.push_zero(block(1), page(11));
         batch.push(block(1), page(12), &[5; PAGE_SIZE]);
-        let runs: Vec<_> = batch
-            .runs()
-            .map(|(run, bytes)| (run.kind, run.first.get(), run.count, bytes.first().copied()))
-            .collect();
+        let runs: Vec<_> =
+            batch.runs().map(|(run, bytes)| (run.kind, run.first.get(), run.count, bytes.first().copied())).collect();
         let expected = [
             (Kind::Data, 5, 2, Some(1)),
             (Kind::Data, 8, 1, Some(3)),

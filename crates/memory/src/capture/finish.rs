@@ -39,29 +39,14 @@ pub(super) fn finish(
 ) -> Result<CaptureReport, Error> {
     let start = Instant::now();
     write_structure(&received)?;
-    let Received {
-        target,
-        held,
-        hot,
-        repeated,
-    } = received;
-    let Some(Target {
-        files,
-        layout,
-        sums,
-        ..
-    }) = Arc::into_inner(target)
-    else {
+    let Received { target, held, hot, repeated } = received;
+    let Some(Target { files, layout, sums, .. }) = Arc::into_inner(target) else {
         return Err(Error::Cancelled);
     };
     let leftover = sums.finish();
     let extents_reread = leftover.reread.count();
     let image_bytes = layout.devices_offset() + summary.devices.total_bytes();
-    let image = Source {
-        file: reopen(&files)?,
-        path: files.path.clone(),
-        bytes: image_bytes,
-    };
+    let image = Source { file: reopen(&files)?, path: files.path.clone(), bytes: image_bytes };
     complete_table(&image, &files, &layout, leftover)?;
     let header = SumsHeader {
         ram: layout.ram().clone(),
@@ -101,27 +86,15 @@ fn write_structure(received: &Received<'_>) -> Result<(), Error> {
     for (block, bitmap) in target.layout.blocks().iter().zip(&received.held) {
         write(&bitmap.to_bytes(), block.bitmap_offset())?;
     }
-    target
-        .files
-        .cached
-        .sync_all()
-        .map_err(|source| target.write_error(source))
+    target.files.cached.sync_all().map_err(|source| target.write_error(source))
 }
 
 fn reopen(files: &Files) -> Result<File, Error> {
-    files
-        .cached
-        .try_clone()
-        .map_err(Error::io("reopen", &files.path))
+    files.cached.try_clone().map_err(Error::io("reopen", &files.path))
 }
 
 /// Sums of extents that were not complete, or whose pages came again.
-fn complete_table(
-    image: &Source,
-    files: &Files,
-    layout: &MappedLayout,
-    leftover: Leftover,
-) -> Result<(), Error> {
+fn complete_table(image: &Source, files: &Files, layout: &MappedLayout, leftover: Leftover) -> Result<(), Error> {
     let mut buf = ExtentBuf::new();
     let put = |ordinal: u64, sum: Sum| {
         let offset = SumsHeader::sum_offset(layout.ram(), ordinal);
@@ -142,9 +115,7 @@ fn complete_table(
             image.read_at(bytes, offset)?;
             put(bit.get(), blake3::hash(bytes))?;
         }
-        next = bit
-            .checked_add(1)
-            .and_then(|from| leftover.reread.next(from, true));
+        next = bit.checked_add(1).and_then(|from| leftover.reread.next(from, true));
     }
     Ok(())
 }
@@ -170,19 +141,11 @@ fn fill_table(files: &Files, layout: &MappedLayout) -> Result<Sum, Error> {
         let extents = described.pages().extents();
         for first in (0..extents).step_by(TABLE_CHUNK_SUMS as usize) {
             let count = TABLE_CHUNK_SUMS.min(extents - first);
-            let Some(ordinal) =
-                ExtentIndex::new(first).and_then(|first| ram.extent_ordinal(block, first))
-            else {
+            let Some(ordinal) = ExtentIndex::new(first).and_then(|first| ram.extent_ordinal(block, first)) else {
                 break;
             };
-            let (offset, mut sums) = (
-                SumsHeader::sum_offset(ram, ordinal),
-                vec![0; count as usize * SUM_BYTES],
-            );
-            files
-                .sums
-                .read_exact_at(&mut sums, offset)
-                .map_err(Error::io("read", path))?;
+            let (offset, mut sums) = (SumsHeader::sum_offset(ram, ordinal), vec![0; count as usize * SUM_BYTES]);
+            files.sums.read_exact_at(&mut sums, offset).map_err(Error::io("read", path))?;
             let mut changed = false;
             for (extent, sum) in (first..).zip(sums.as_chunks_mut::<SUM_BYTES>().0) {
                 if *sum == [0; SUM_BYTES]
@@ -194,10 +157,7 @@ fn fill_table(files: &Files, layout: &MappedLayout) -> Result<Sum, Error> {
                 }
             }
             if changed {
-                files
-                    .sums
-                    .write_all_at(&sums, offset)
-                    .map_err(Error::io("write", path))?;
+                files.sums.write_all_at(&sums, offset).map_err(Error::io("write", path))?;
             }
             hasher.update(&sums);
         }
@@ -207,7 +167,6 @@ fn fill_table(files: &Files, layout: &MappedLayout) -> Result<Sum, Error> {
 
 fn write_hot(hot: &HotList, path: &Path) -> Result<(), Error> {
     let mut file = File::create_new(path).map_err(Error::io("create", path))?;
-    file.write_all(&hot.to_bytes())
-        .map_err(Error::io("write", path))?;
+    file.write_all(&hot.to_bytes()).map_err(Error::io("write", path))?;
     file.sync_all().map_err(Error::io("sync", path))
 }

@@ -57,18 +57,8 @@ pub(super) struct Received<'p> {
 }
 
 impl<'p> Intake<'p> {
-    pub fn new(
-        files: Files,
-        queue: &'p Queue<'p>,
-        progress: &'p CaptureProgress,
-        cancel: &'p AtomicBool,
-    ) -> Self {
-        Self {
-            queue,
-            progress,
-            cancel,
-            phase: Phase::Waiting(files),
-        }
+    pub fn new(files: Files, queue: &'p Queue<'p>, progress: &'p CaptureProgress, cancel: &'p AtomicBool) -> Self {
+        Self { queue, progress, cancel, phase: Phase::Waiting(files) }
     }
 
     /// Hands over the last batch.
@@ -79,8 +69,7 @@ impl<'p> Intake<'p> {
         let Phase::Running(running) = self.phase else {
             return Err(no_header());
         };
-        self.queue
-            .submit(running.batch, Arc::clone(&running.target));
+        self.queue.submit(running.batch, Arc::clone(&running.target));
         Ok(Received {
             target: running.target,
             held: running.held,
@@ -96,35 +85,18 @@ impl<'p> Intake<'p> {
         let layout = MappedLayout::for_stream(header);
         let sized = files.cached.set_len(layout.ram_end());
         sized.map_err(Error::io("size", &files.path))?;
-        let none = || {
-            header
-                .ram
-                .blocks()
-                .iter()
-                .map(|b| PageBitmap::new(b.pages()))
-                .collect()
-        };
-        self.progress
-            .ram_bytes
-            .store(header.ram.total_bytes(), Ordering::Relaxed);
+        let none = || header.ram.blocks().iter().map(|b| PageBitmap::new(b.pages())).collect();
+        self.progress.ram_bytes.store(header.ram.total_bytes(), Ordering::Relaxed);
         let devices_at = layout.devices_offset();
         let sums = SumTable::new(&header.ram);
-        let target = Target {
-            files,
-            layout,
-            sums,
-            progress: self.progress,
-        };
+        let target = Target { files, layout, sums, progress: self.progress };
         self.phase = Phase::Running(Running {
             target: Arc::new(target),
             batch: self.queue.take_free(self.cancel)?,
             seen: none(),
             held: none(),
             under_way: None,
-            order: Order {
-                recorder: HotRecorder::new(&header.ram),
-                last: None,
-            },
+            order: Order { recorder: HotRecorder::new(&header.ram), last: None },
             repeated: 0,
             devices_at,
         });
@@ -132,26 +104,17 @@ impl<'p> Intake<'p> {
     }
 
     /// A page, or `None` for zeroes.
-    fn arrived(
-        &mut self,
-        (block, page): (BlockIndex, PageIndex),
-        bytes: Option<&Page>,
-    ) -> Result<(), Error> {
+    fn arrived(&mut self, (block, page): (BlockIndex, PageIndex), bytes: Option<&Page>) -> Result<(), Error> {
         let Phase::Running(running) = &mut self.phase else {
             return Err(no_header());
         };
         running.order.note(&running.seen, (block, page));
         let seen = insert(&mut running.seen, block, page);
-        let held = running
-            .held
-            .get(block.get())
-            .is_some_and(|held| held.get(page));
+        let held = running.held.get(block.get()).is_some_and(|held| held.get(page));
         if seen && (held || bytes.is_some()) {
             self.again((block, page))?;
         } else if !seen {
-            self.progress
-                .seen_bytes
-                .fetch_add(PAGE_SIZE as u64, Ordering::Relaxed);
+            self.progress.seen_bytes.fetch_add(PAGE_SIZE as u64, Ordering::Relaxed);
         }
         let Phase::Running(running) = &mut self.phase else {
             return Err(no_header());
@@ -255,12 +218,11 @@ impl Order {
     /// block's first. Anything else is a jump: a guest waits for that page.
     fn note(&mut self, seen: &[PageBitmap], (block, page): (BlockIndex, PageIndex)) {
         let next_in = |block: BlockIndex, from: Option<PageIndex>| {
-            seen.get(block.get())
-                .and_then(|pages| pages.next(from?, false))
+            seen.get(block.get()).and_then(|pages| pages.next(from?, false))
         };
-        let expected = self.last.and_then(|(last_block, last)| {
-            next_in(last_block, last.checked_add(1)).map(|next| (last_block, next))
-        });
+        let expected = self
+            .last
+            .and_then(|(last_block, last)| next_in(last_block, last.checked_add(1)).map(|next| (last_block, next)));
         let scanned = match expected {
             Some(expected) => expected == (block, page),
             None => next_in(block, Some(PageIndex::FIRST)) == Some(page),
@@ -273,20 +235,13 @@ impl Order {
 }
 
 fn insert(bitmaps: &mut [PageBitmap], block: BlockIndex, page: PageIndex) -> bool {
-    bitmaps
-        .get_mut(block.get())
-        .is_some_and(|bitmap| bitmap.insert(page))
+    bitmaps.get_mut(block.get()).is_some_and(|bitmap| bitmap.insert(page))
 }
 
 fn remove(bitmaps: &mut [PageBitmap], block: BlockIndex, page: PageIndex) -> bool {
-    bitmaps
-        .get_mut(block.get())
-        .is_some_and(|bitmap| bitmap.remove(page))
+    bitmaps.get_mut(block.get()).is_some_and(|bitmap| bitmap.remove(page))
 }
 
 fn no_header() -> Error {
-    Error::Stream(vmstate::Error::Truncated {
-        offset: 0,
-        what: "stream header",
-    })
+    Error::Stream(vmstate::Error::Truncated { offset: 0, what: "stream header" })
 }

@@ -64,11 +64,7 @@ impl ImagePaths {
     /// The usual names in a snapshot's directory.
     pub fn in_dir(dir: &Path) -> Self {
         let at = |name| dir.join(name);
-        Self {
-            mapped: at("memory.mapped"),
-            sums: at("memory.b3"),
-            hot: at("memory.hot"),
-        }
+        Self { mapped: at("memory.mapped"), sums: at("memory.b3"), hot: at("memory.hot") }
     }
 }
 
@@ -85,11 +81,7 @@ pub struct CaptureOptions {
 
 impl Default for CaptureOptions {
     fn default() -> Self {
-        Self {
-            buffer_bytes: 24 << 20,
-            writers: 2,
-            writer_nice: 5,
-        }
+        Self { buffer_bytes: 24 << 20, writers: 2, writer_nice: 5 }
     }
 }
 

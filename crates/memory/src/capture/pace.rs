@@ -50,23 +50,12 @@ pub(super) struct Pace {
 impl Pace {
     /// For an input that holds so many bytes while nobody reads.
     pub fn new(pipe_bytes: usize) -> Self {
-        Self {
-            pipe_bytes,
-            nap: LONGEST_NAP,
-            read_since_nap: 0,
-            written: 0,
-            disk_rate: 0.0,
-            owed: 0.0,
-        }
+        Self { pipe_bytes, nap: LONGEST_NAP, read_since_nap: 0, written: 0, disk_rate: 0.0, owed: 0.0 }
     }
 
     /// Most bytes to read next.
     pub fn read_bytes(room: Room) -> usize {
-        if brakes(room) {
-            BRAKED_READ_BYTES
-        } else {
-            MAX_READ_BYTES
-        }
+        if brakes(room) { BRAKED_READ_BYTES } else { MAX_READ_BYTES }
     }
 
     /// There was nothing to read: how long to sleep.
@@ -82,13 +71,7 @@ impl Pace {
 
     /// So many bytes were read, and the disk has taken `written` in all: how long to sleep before
     /// reading on. `since_last` is the time since this was last asked.
-    pub fn brake(
-        &mut self,
-        read: usize,
-        written: u64,
-        room: Room,
-        since_last: Duration,
-    ) -> Option<Duration> {
+    pub fn brake(&mut self, read: usize, written: u64, room: Room, since_last: Duration) -> Option<Duration> {
         self.read_since_nap += read;
         self.note_disk(written, since_last);
         if !brakes(room) {
@@ -124,17 +107,11 @@ mod tests {
     #[test]
     fn naps_shrink_when_the_pipe_fills_and_grow_when_little_comes() {
         let mut pace = Pace::new(MIB);
-        let full = Room {
-            free: 24 * MIB,
-            total: 24 * MIB,
-        };
+        let full = Room { free: 24 * MIB, total: 24 * MIB };
         assert_eq!(pace.nap(), LONGEST_NAP);
         let mut naps = Vec::new();
         for read in [MIB, MIB, MIB / 4, MIB / 16] {
-            assert!(
-                pace.brake(read, 0, full, Duration::from_millis(1))
-                    .is_none()
-            );
+            assert!(pace.brake(read, 0, full, Duration::from_millis(1)).is_none());
             naps.push(pace.nap().as_micros());
         }
         assert_eq!(naps, [500, 250, 250, 500]);
@@ -165,30 +142,19 @@ mod tests {
             }
         }
         assert!(at >= Duration::from_millis(500), "buffer gone after {at:?}");
-        assert!(
-            rates.iter().all(|rate| *rate > 3e6),
-            "stopped dead: {rates:?}"
-        );
-        assert!(
-            rates.windows(2).all(|pair| pair[1] < pair[0] * 1.2),
-            "not smooth: {rates:?}"
-        );
+        assert!(rates.iter().all(|rate| *rate > 3e6), "stopped dead: {rates:?}");
+        assert!(rates.windows(2).all(|pair| pair[1] < pair[0] * 1.2), "not smooth: {rates:?}");
     }
 
     #[test]
     fn a_slow_but_steady_disk_is_kept_busy() {
         let mut pace = Pace::new(MIB);
-        let room = Room {
-            free: 6 * MIB,
-            total: 24 * MIB,
-        };
+        let room = Room { free: 6 * MIB, total: 24 * MIB };
         let step = Duration::from_millis(1);
         for n in 1..200 {
             pace.brake(0, n * 100_000, room, step);
         }
-        let pause = pace
-            .brake(32 << 10, 200 * 100_000, room, Duration::ZERO)
-            .unwrap_or_default();
+        let pause = pace.brake(32 << 10, 200 * 100_000, room, Duration::ZERO).unwrap_or_default();
         let rate = (32 << 10) as f64 / pause.as_secs_f64();
         assert!(rate > 100e6, "{rate} is below what the disk takes");
     }

@@ -53,12 +53,7 @@ impl<'p> Queue<'p> {
             closed: false,
             error: None,
         };
-        Self {
-            batches: count,
-            state: Mutex::new(state),
-            filled: Condvar::new(),
-            freed: Condvar::new(),
-        }
+        Self { batches: count, state: Mutex::new(state), filled: Condvar::new(), freed: Condvar::new() }
     }
 
     /// A free batch, empty; waits for one.
@@ -75,19 +70,13 @@ impl<'p> Queue<'p> {
     /// # Errors
     /// A writer's failure, or [`Error::Cancelled`].
     pub fn drain(&self, cancel: &AtomicBool) -> Result<(), Error> {
-        self.wait(cancel, |state| {
-            state.ready.is_empty() && state.with_writers == 0
-        })
-        .map(drop)
+        self.wait(cancel, |state| state.ready.is_empty() && state.with_writers == 0).map(drop)
     }
 
     /// How much room there is.
     pub fn room(&self) -> Room {
         let free = self.lock().free.len() * BATCH_BYTES;
-        Room {
-            free,
-            total: self.batches * BATCH_BYTES,
-        }
+        Room { free, total: self.batches * BATCH_BYTES }
     }
 
     /// Hands a batch to the writers.
@@ -134,20 +123,13 @@ impl<'p> Queue<'p> {
 
     fn next(&self) -> Option<Job<'p>> {
         let idle = |state: &mut State<'p>| state.ready.is_empty() && !state.closed;
-        let mut state = self
-            .filled
-            .wait_while(self.lock(), idle)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.filled.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
         let job = state.ready.pop_front()?;
         state.with_writers += 1;
         Some(job)
     }
 
-    fn wait(
-        &self,
-        cancel: &AtomicBool,
-        done: impl Fn(&State<'p>) -> bool,
-    ) -> Result<MutexGuard<'_, State<'p>>, Error> {
+    fn wait(&self, cancel: &AtomicBool, done: impl Fn(&State<'p>) -> bool) -> Result<MutexGuard<'_, State<'p>>, Error> {
         let mut state = self.lock();
         loop {
             if let Some(error) = state.error.take() {

@@ -36,12 +36,7 @@ pub(super) struct Leftover {
 impl SumTable {
     pub fn new(ram: &RamLayout) -> Self {
         let reread = PageBitmap::one_for_each_extent(ram);
-        Self {
-            state: Mutex::new(State {
-                open: HashMap::new(),
-                reread,
-            }),
-        }
+        Self { state: Mutex::new(State { open: HashMap::new(), reread }) }
     }
 
     /// Takes values of pages of one extent; returns its sum when that completes it.
@@ -57,9 +52,7 @@ impl SumTable {
             return None;
         }
         let partial = open.entry(ordinal).or_default();
-        let inserted = values
-            .iter()
-            .map(|(place, value)| partial.insert(*place, *value));
+        let inserted = values.iter().map(|(place, value)| partial.insert(*place, *value));
         let sum = inserted.last().flatten()?;
         open.remove(&ordinal);
         Some(sum)
@@ -76,13 +69,7 @@ impl SumTable {
 
     /// Ends it.
     pub fn finish(self) -> Leftover {
-        let state = self
-            .state
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        Leftover {
-            open: state.open,
-            reread: state.reread,
-        }
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Leftover { open: state.open, reread: state.reread }
     }
 }

@@ -36,28 +36,14 @@ impl Files {
     /// Creates both files; neither may exist.
     pub fn create(paths: &ImagePaths) -> Result<Self, Error> {
         let create = |path: &Path| {
-            let opened = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(path);
+            let opened = OpenOptions::new().read(true).write(true).create_new(true).open(path);
             opened.map_err(Error::io("create", path))
         };
         let (cached, sums) = (create(&paths.mapped)?, create(&paths.sums)?);
         let flags = OFlags::DIRECT.bits().cast_signed();
-        let direct = OpenOptions::new()
-            .write(true)
-            .custom_flags(flags)
-            .open(&paths.mapped);
+        let direct = OpenOptions::new().write(true).custom_flags(flags).open(&paths.mapped);
         let (path, sums_path) = (paths.mapped.clone(), paths.sums.clone());
-        Ok(Self {
-            path,
-            cached,
-            direct,
-            refused: OnceLock::new(),
-            sums,
-            sums_path,
-        })
+        Ok(Self { path, cached, direct, refused: OnceLock::new(), sums, sums_path })
     }
 
     /// Writes pages. A file system that refuses direct I/O gets them through the page cache.
@@ -109,9 +95,7 @@ impl Target<'_> {
                     let offset = block.pages_offset() + run.first.byte_offset();
                     let written = self.files.write_pages(bytes, offset);
                     written.map_err(|source| self.write_error(source))?;
-                    self.progress
-                        .written_bytes
-                        .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    self.progress.written_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 }
             }
         }
@@ -123,9 +107,7 @@ impl Target<'_> {
         let mut whole: Option<(u64, Vec<u8>)> = None;
         for part in parts(run, pages) {
             let from = (part.first.get() - run.first.get()) as usize * PAGE_SIZE;
-            let part_bytes = bytes
-                .get(from..from + part.count * PAGE_SIZE)
-                .unwrap_or_default();
+            let part_bytes = bytes.get(from..from + part.count * PAGE_SIZE).unwrap_or_default();
             if part.is_whole {
                 let Some(ordinal) = self.ordinal(run, &part) else {
                     continue;
@@ -136,9 +118,7 @@ impl Target<'_> {
                 self.flush(&mut whole)?;
                 let (pages_of, _) = part_bytes.as_chunks::<PAGE_SIZE>();
                 self.partial(run, pages, &part, |place, n| {
-                    pages_of
-                        .get(n)
-                        .map_or_else(|| place.zero_value(), |page| place.value(page))
+                    pages_of.get(n).map_or_else(|| place.zero_value(), |page| place.value(page))
                 })?;
             }
         }
@@ -176,23 +156,16 @@ impl Target<'_> {
     }
 
     fn ordinal(&self, run: Run, part: &Part) -> Option<u64> {
-        self.layout
-            .ram()
-            .extent_ordinal(run.block, part.first.extent())
+        self.layout.ram().extent_ordinal(run.block, part.first.extent())
     }
 
     fn flush(&self, whole: &mut Option<(u64, Vec<u8>)>) -> Result<(), Error> {
-        whole
-            .take()
-            .map_or(Ok(()), |(ordinal, sums)| self.write_sums(ordinal, &sums))
+        whole.take().map_or(Ok(()), |(ordinal, sums)| self.write_sums(ordinal, &sums))
     }
 
     fn write_sums(&self, first_ordinal: u64, sums: &[u8]) -> Result<(), Error> {
         let offset = SumsHeader::sum_offset(self.layout.ram(), first_ordinal);
-        self.files
-            .sums
-            .write_all_at(sums, offset)
-            .map_err(|source| self.write_error(source))
+        self.files.sums.write_all_at(sums, offset).map_err(|source| self.write_error(source))
     }
 
     /// A full disk is worth its own message: how much there is and how much may still come.
@@ -200,24 +173,13 @@ impl Target<'_> {
         let path = self.files.path.clone();
         let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
         if !full.contains(&source.kind()) {
-            return Error::Io {
-                action: "write",
-                path,
-                source,
-            };
+            return Error::Io { action: "write", path, source };
         }
         let written_bytes = self.progress.written_bytes.load(Ordering::Relaxed);
         let seen_bytes = self.progress.seen_bytes.load(Ordering::Relaxed);
-        let free_bytes =
-            fstatvfs(&self.files.cached).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+        let free_bytes = fstatvfs(&self.files.cached).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
         let missing_bytes = self.layout.ram().total_bytes().saturating_sub(seen_bytes);
-        Error::NoSpace {
-            path,
-            written_bytes,
-            missing_bytes,
-            free_bytes,
-            source,
-        }
+        Error::NoSpace { path, written_bytes, missing_bytes, free_bytes, source }
     }
 }
 
@@ -234,16 +196,10 @@ fn parts(run: Run, pages: PageCount) -> impl Iterator<Item = Part> {
     std::iter::from_fn(move || {
         let first = at.filter(|_| left > 0)?;
         let in_extent = pages.pages_in_extent(first.extent());
-        let count = in_extent
-            .saturating_sub(first.within_extent())
-            .min(left as usize);
+        let count = in_extent.saturating_sub(first.within_extent()).min(left as usize);
         left -= count as u64;
         at = first.checked_add(count as u64).filter(|_| count > 0);
-        Some(Part {
-            first,
-            count,
-            is_whole: count == in_extent,
-        })
+        Some(Part { first, count, is_whole: count == in_extent })
     })
 }
 
@@ -256,18 +212,11 @@ mod tests {
     fn a_run_is_cut_at_extents() {
         let page = |n| PageIndex::new(n).expect("small");
         let block = BlockIndex::new(0).expect("small");
-        let run = Run {
-            kind: Kind::Data,
-            block,
-            first: page(14),
-            count: 24,
-        };
+        let run = Run { kind: Kind::Data, block, first: page(14), count: 24 };
         let cut = |pages| {
             let pages = PageCount::new(pages).expect("small");
             let parts = parts(run, pages);
-            parts
-                .map(|part| (part.first.get(), part.count, part.is_whole))
-                .collect::<Vec<_>>()
+            parts.map(|part| (part.first.get(), part.count, part.is_whole)).collect::<Vec<_>>()
         };
         assert_eq!(cut(100), [(14, 2, false), (16, 16, true), (32, 6, false)]);
         assert_eq!(cut(38), [(14, 2, false), (16, 16, true), (32, 6, true)]);

@@ -12,10 +12,7 @@ pub struct Place {
 impl Place {
     pub fn new() -> Self {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-        Self {
-            paths: ImagePaths::in_dir(dir.path()),
-            _dir: dir,
-        }
+        Self { paths: ImagePaths::in_dir(dir.path()), _dir: dir }
     }
 
     pub fn open(&self) -> Result<MemoryImage, Error> {

@@ -42,37 +42,16 @@ impl Qemu {
             ),
         };
         let child = Command::new("qemu-system-x86_64")
-            .args([
-                "-M",
-                "q35,accel=tcg,memory-backend=ram0",
-                "-m",
-                &format!("{RAM_MIB}M"),
-            ])
-            .args([
-                "-display",
-                "none",
-                "-nodefaults",
-                "-device",
-                "VGA",
-                "-object",
-                &backend,
-            ])
-            .args([
-                "-qmp",
-                &format!("unix:{},server=on,wait=off", socket.display()),
-            ])
+            .args(["-M", "q35,accel=tcg,memory-backend=ram0", "-m", &format!("{RAM_MIB}M")])
+            .args(["-display", "none", "-nodefaults", "-device", "VGA", "-object", &backend])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())])
             .args(extra)
             .stdin(Stdio::null())
             .spawn()
             .expect("these tests need qemu-system-x86_64 10 on PATH");
         let stream = connect(&socket);
         let read = BufReader::new(stream.try_clone().expect("a second handle"));
-        let mut qemu = Self {
-            child,
-            write: stream,
-            read,
-            dir: dir.to_owned(),
-        };
+        let mut qemu = Self { child, write: stream, read, dir: dir.to_owned() };
         qemu.line();
         qemu.ask(r#"{"execute":"qmp_capabilities"}"#);
         qemu
@@ -104,16 +83,9 @@ impl Qemu {
     /// Switches migration capabilities, all others off.
     pub fn capabilities(&mut self, on: &[&str]) {
         let all = ["background-snapshot", "mapped-ram", "events"];
-        let states = all.map(|name| {
-            format!(
-                r#"{{"capability":"{name}","state":{}}}"#,
-                on.contains(&name)
-            )
-        });
+        let states = all.map(|name| format!(r#"{{"capability":"{name}","state":{}}}"#, on.contains(&name)));
         let list = states.join(",");
-        self.ask(&format!(
-            r#"{{"execute":"migrate-set-capabilities","arguments":{{"capabilities":[{list}]}}}}"#
-        ));
+        self.ask(&format!(r#"{{"execute":"migrate-set-capabilities","arguments":{{"capabilities":[{list}]}}}}"#));
     }
 
     /// Starts a migration; waits out the previous one's end.
@@ -141,10 +113,7 @@ impl Qemu {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds = [fd.as_fd()];
-        assert!(
-            control.push(SendAncillaryMessage::ScmRights(&fds)),
-            "room for one"
-        );
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)), "room for one");
         let command = r#"{"execute":"getfd","arguments":{"fdname":"out"}}"#;
         let bytes = [IoSlice::new(command.as_bytes()), IoSlice::new(b"\n")];
         sendmsg(&self.write, &bytes, &mut control, SendFlags::empty()).expect("sent");
@@ -161,10 +130,7 @@ impl Qemu {
             if reply.contains(text) {
                 return;
             }
-            assert!(
-                !reply.contains(r#""failed""#) && Instant::now() < deadline,
-                "{reply}"
-            );
+            assert!(!reply.contains(r#""failed""#) && Instant::now() < deadline, "{reply}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -185,18 +151,14 @@ impl Qemu {
     /// The processor's registers, as text.
     pub fn registers(&mut self) -> String {
         let line = r#"{"command-line":"info registers"}"#;
-        self.ask(&format!(
-            r#"{{"execute":"human-monitor-command","arguments":{line}}}"#
-        ))
+        self.ask(&format!(r#"{{"execute":"human-monitor-command","arguments":{line}}}"#))
     }
 
     /// Loads a migration into a machine started with `-incoming defer -S`.
     pub fn load(&mut self, path: &Path) {
         self.capabilities(&["mapped-ram"]);
         let uri = format!("file:{}", path.display());
-        self.ask(&format!(
-            r#"{{"execute":"migrate-incoming","arguments":{{"uri":"{uri}"}}}}"#
-        ));
+        self.ask(&format!(r#"{{"execute":"migrate-incoming","arguments":{{"uri":"{uri}"}}}}"#));
         self.wait("query-migrate", r#""status": "completed""#);
     }
 }

@@ -61,8 +61,7 @@ impl Decoder {
     pub fn next_answer(&mut self) -> Result<Option<Answer>> {
         let Some(line) = self.lines.next_line()? else { return Ok(None) };
         let offset = line.offset;
-        let wire: Wire =
-            serde_json::from_slice(line.bytes).map_err(|source| Error::Malformed { offset, source })?;
+        let wire: Wire = serde_json::from_slice(line.bytes).map_err(|source| Error::Malformed { offset, source })?;
         match wire {
             Wire { value: Some(value), .. } => Ok(Some(Ok(Body::from_raw(value)))),
             Wire { error: Some(error), .. } => Ok(Some(Err(error))),

@@ -276,13 +276,11 @@ mod tests {
 
     #[test]
     fn output_is_decoded() {
-        let text = r#"{"exited": true, "exitcode": 3, "out-data": "aGVsbG8K", "err-data": "AP8=", "err-truncated": true}"#;
+        let text =
+            r#"{"exited": true, "exitcode": 3, "out-data": "aGVsbG8K", "err-data": "AP8=", "err-truncated": true}"#;
         let status: Exited = serde_json::from_str(text).unwrap();
         assert_eq!((status.exit_code, status.out_data.bytes()), (Some(3), &b"hello\n"[..]));
-        assert_eq!(
-            (status.err_data.bytes(), status.out_truncated, status.err_truncated),
-            (&[0, 255][..], false, true)
-        );
+        assert_eq!((status.err_data.bytes(), status.out_truncated, status.err_truncated), (&[0, 255][..], false, true));
     }
 
     #[test]
@@ -302,10 +300,7 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);
         let clock = ClockNs::from_system(now).unwrap();
         assert_eq!(clock.to_system(), Some(now));
-        assert_eq!(
-            serde_json::to_string(&SetTime { time: Some(clock) }).unwrap(),
-            "{\"time\":1700000000123456789}"
-        );
+        assert_eq!(serde_json::to_string(&SetTime { time: Some(clock) }).unwrap(), "{\"time\":1700000000123456789}");
         assert_eq!(serde_json::to_string(&SetTime { time: None }).unwrap(), "{}");
         assert_eq!(ClockNs(-1).to_system(), None);
         assert_eq!(ClockNs(i64::MAX).ahead_of_ns(ClockNs(-5)), i64::MAX);

@@ -29,9 +29,8 @@ pub mod codec;
 mod commands;
 
 pub use commands::{
-    Address, AgentCommand, AgentInfo, Captured, ClockNs, CommandInfo, Exec, ExecStatus, Exited, Frozen,
-    FsfreezeFreeze, FsfreezeStatus, FsfreezeThaw, GetTime, Info, Interface, NetworkGetInterfaces, Ping,
-    SetTime, Started,
+    Address, AgentCommand, AgentInfo, Captured, ClockNs, CommandInfo, Exec, ExecStatus, Exited, Frozen, FsfreezeFreeze,
+    FsfreezeStatus, FsfreezeThaw, GetTime, Info, Interface, NetworkGetInterfaces, Ping, SetTime, Started,
 };
 
 use codec::{Answer, Decoder, LINE_LIMIT_BYTES, SENTINEL};
@@ -83,12 +82,7 @@ impl Agent {
     ///
     /// # Errors
     /// As [`Agent::call`].
-    pub fn execute<A: Serialize + ?Sized>(
-        &mut self,
-        command: &str,
-        arguments: &A,
-        timeout: Duration,
-    ) -> Result<Body> {
+    pub fn execute<A: Serialize + ?Sized>(&mut self, command: &str, arguments: &A, timeout: Duration) -> Result<Body> {
         let start = Instant::now();
         let deadline = start + timeout;
         let line = encode(Lane::InBand, command, arguments, None)?;

@@ -233,11 +233,7 @@ impl MigrationUri {
         if known.iter().any(|scheme| uri.starts_with(scheme)) {
             return Ok(Self(uri));
         }
-        Err(Error::BadName {
-            kind: "migration URI",
-            name: uri,
-            rule: "starts with a scheme such as unix: or file:",
-        })
+        Err(Error::BadName { kind: "migration URI", name: uri, rule: "starts with a scheme such as unix: or file:" })
     }
 }
 

@@ -19,9 +19,7 @@ impl Sink for Rebuilt {
 
     fn header(&mut self, header: &Header) -> Result<(), Error> {
         let blocks = header.ram.blocks().iter();
-        self.memory = blocks
-            .map(|block| vec![0xee; block.pages().bytes() as usize])
-            .collect();
+        self.memory = blocks.map(|block| vec![0xee; block.pages().bytes() as usize]).collect();
         assert!(self.header.replace(header.clone()).is_none(), "one header");
         Ok(())
     }
@@ -83,12 +81,7 @@ fn every_truncation_is_noticed() {
 fn of_repeated_pages_the_later_holds() {
     let before = Machine::new(&BLOCKS, 8);
     let mut after = before.clone();
-    for (n, place) in before
-        .places()
-        .into_iter()
-        .enumerate()
-        .filter(|(n, _)| n % 3 == 0)
-    {
+    for (n, place) in before.places().into_iter().enumerate().filter(|(n, _)| n % 3 == 0) {
         after.fill_page(place, (n % 2) as u8);
     }
     let (rebuilt, _) = decode(&after.precopy_stream(&before), 999).expect("complete");
@@ -105,15 +98,9 @@ fn what_cannot_be_captured_is_named() {
 
     let ping = refused(&with(start, &[8, 0, 2, 0, 4, 0, 0, 0, 1]));
     assert!(ping.contains("command PING"), "{ping}");
-    let early = refused(&with(
-        start,
-        b"\x04\0\0\0\x07\x0avirtio-mem\0\0\0\0\0\0\0\x01",
-    ));
+    let early = refused(&with(start, b"\x04\0\0\0\x07\x0avirtio-mem\0\0\0\0\0\0\0\x01"));
     assert!(early.contains("virtio-mem"), "{early}");
-    let second = refused(&with(
-        head.len(),
-        b"\x01\0\0\0\x09\x04vfio\0\0\0\0\0\0\0\x01",
-    ));
+    let second = refused(&with(head.len(), b"\x01\0\0\0\x09\x04vfio\0\0\0\0\0\0\0\x01"));
     assert!(second.contains("second section"), "{second}");
     let other = refused(&with(head.len(), b"\x02\0\0\0\x09"));
     assert!(other.contains("section 9"), "{other}");
@@ -141,22 +128,10 @@ fn pages_that_do_not_exist_are_refused() {
         bad.push(0);
         decode(&bad, 5).err().expect("refused")
     };
-    assert!(matches!(
-        frame(0x2000 | RAM_ZERO, b"pc.ram"),
-        Error::NoSuchPage { .. }
-    ));
-    assert!(matches!(
-        frame(!0xfff | RAM_ZERO, b"pc.ram"),
-        Error::NoSuchPage { .. }
-    ));
-    assert!(matches!(
-        frame(RAM_ZERO, b"pc.rom"),
-        Error::NoSuchPage { .. }
-    ));
-    assert!(matches!(
-        frame(RAM_ZERO | RAM_CONTINUE, b"pc.ram"),
-        Error::NoSuchPage { .. }
-    ));
+    assert!(matches!(frame(0x2000 | RAM_ZERO, b"pc.ram"), Error::NoSuchPage { .. }));
+    assert!(matches!(frame(!0xfff | RAM_ZERO, b"pc.ram"), Error::NoSuchPage { .. }));
+    assert!(matches!(frame(RAM_ZERO, b"pc.rom"), Error::NoSuchPage { .. }));
+    assert!(matches!(frame(RAM_ZERO | RAM_CONTINUE, b"pc.ram"), Error::NoSuchPage { .. }));
     assert!(matches!(frame(0x40, b"pc.ram"), Error::Unexpected { .. }));
     assert!(matches!(frame(0, b"pc.ram"), Error::Unexpected { .. }));
 }

@@ -36,10 +36,7 @@ pub struct PageBitmap {
 impl PageBitmap {
     /// All clear. Takes one byte of memory for each eight pages.
     pub fn new(pages: PageCount) -> Self {
-        Self {
-            words: vec![0; pages.get().div_ceil(64) as usize],
-            pages,
-        }
+        Self { words: vec![0; pages.get().div_ceil(64) as usize], pages }
     }
 
     /// All clear, with one bit for each extent of a machine's memory, by ordinal
@@ -59,21 +56,14 @@ impl PageBitmap {
         let mut bitmap = Self::new(pages);
         if chunks.len() < bitmap.words.len() {
             let offset = offset.saturating_add(bytes.len() as u64);
-            return Err(Error::Truncated {
-                offset,
-                what: "page bitmap",
-            });
+            return Err(Error::Truncated { offset, what: "page bitmap" });
         }
         for (word, chunk) in bitmap.words.iter_mut().zip(chunks) {
             *word = u64::from_le_bytes(*chunk);
         }
         match bitmap.words.last() {
             Some(&last) if !pages.get().is_multiple_of(64) && last >> (pages.get() % 64) != 0 => {
-                Err(Error::Unexpected {
-                    offset,
-                    what: "last word of a page bitmap",
-                    value: last,
-                })
+                Err(Error::Unexpected { offset, what: "last word of a page bitmap", value: last })
             }
             _ => Ok(bitmap),
         }
@@ -81,10 +71,7 @@ impl PageBitmap {
 
     /// The file's bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.words
-            .iter()
-            .flat_map(|word| word.to_le_bytes())
-            .collect()
+        self.words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
     /// The bitmap of a block whose page places hold data in the given stretches of the file: the
@@ -111,11 +98,7 @@ impl PageBitmap {
 
     /// Whether the page's bit is set; `false` beyond the block.
     pub fn get(&self, page: PageIndex) -> bool {
-        let word = self
-            .words
-            .get((page.get() / 64) as usize)
-            .copied()
-            .unwrap_or(0);
+        let word = self.words.get((page.get() / 64) as usize).copied().unwrap_or(0);
         word >> (page.get() % 64) & 1 == 1
     }
 
@@ -144,10 +127,7 @@ impl PageBitmap {
 
     /// Bits set.
     pub fn count(&self) -> u64 {
-        self.words
-            .iter()
-            .map(|word| u64::from(word.count_ones()))
-            .sum()
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
     /// The bits of an extent's pages, the first in bit 0; 0 beyond the block.
@@ -197,18 +177,12 @@ impl PageBitmap {
 
     fn word_of(&mut self, page: PageIndex) -> Option<(&mut u64, u64)> {
         let has = self.pages.contains(page);
-        let word = self
-            .words
-            .get_mut((page.get() / 64) as usize)
-            .filter(|_| has)?;
+        let word = self.words.get_mut((page.get() / 64) as usize).filter(|_| has)?;
         Some((word, 1 << (page.get() % 64)))
     }
 }
 
-const _: () = assert!(
-    64 % PAGES_PER_EXTENT == 0,
-    "an extent's bits lie in one word"
-);
+const _: () = assert!(64 % PAGES_PER_EXTENT == 0, "an extent's bits lie in one word");
 
 #[cfg(test)]
 mod tests {
@@ -233,10 +207,7 @@ mod tests {
         assert_eq!(runs, [(3, 67), (130, 1), (190, 10)]);
         assert_eq!(bitmap.count(), 78);
         assert!(bitmap.remove(page(3)) && !bitmap.get(page(3)) && bitmap.get(page(4)));
-        assert_eq!(
-            bitmap.extent(ExtentIndex::new(4).expect("small")),
-            0b11_1111
-        );
+        assert_eq!(bitmap.extent(ExtentIndex::new(4).expect("small")), 0b11_1111);
         assert!(!bitmap.insert(page(200)), "beyond the block");
         assert_eq!(bitmap.count(), 77);
     }
@@ -261,18 +232,9 @@ mod tests {
         };
         let base = 1 << 20;
         let data = [
-            DataExtent {
-                start: 0,
-                end: base + 1,
-            },
-            DataExtent {
-                start: base + 4096 * 70 - 1,
-                end: base + 4096 * 199,
-            },
-            DataExtent {
-                start: base + 4096 * 299,
-                end: u64::MAX,
-            },
+            DataExtent { start: 0, end: base + 1 },
+            DataExtent { start: base + 4096 * 70 - 1, end: base + 4096 * 199 },
+            DataExtent { start: base + 4096 * 299, end: u64::MAX },
         ];
         let bitmap = PageBitmap::from_data_extents(&block, &data);
         let runs: Vec<_> = bitmap.runs().map(|(p, n)| (p.get(), n.get())).collect();

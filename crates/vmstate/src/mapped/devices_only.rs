@@ -42,10 +42,7 @@ impl DevicesOnly {
         mapped: BlockIndex,
         bitmap: impl Fn(BlockIndex) -> Option<&'a PageBitmap>,
     ) -> Self {
-        let mut plan = Planner {
-            pieces: Vec::new(),
-            at: 0,
-        };
+        let mut plan = Planner { pieces: Vec::new(), at: 0 };
         for (index, _) in file.layout().ram().iter() {
             let Some(block) = file.layout().get(index) else {
                 continue;
@@ -65,9 +62,7 @@ impl DevicesOnly {
             plan.hole_to(block.pages_end());
         }
         plan.copy_to(file.file_bytes());
-        Self {
-            pieces: plan.pieces,
-        }
+        Self { pieces: plan.pieces }
     }
 
     /// The pieces, in file order.

@@ -95,13 +95,8 @@ impl MappedLayout {
             at = placed.pages_end();
             blocks.push(placed);
         }
-        let mut layout = Self {
-            configuration,
-            section_id: header.section_id,
-            ram: header.ram.clone(),
-            blocks,
-            devices_offset: 0,
-        };
+        let mut layout =
+            Self { configuration, section_id: header.section_id, ram: header.ram.clone(), blocks, devices_offset: 0 };
         layout.devices_offset = at + layout.ram_end_bytes().len() as u64;
         layout
     }
@@ -138,9 +133,7 @@ impl MappedLayout {
 
     /// Where the last block's pages end, and the end of the memory's section is written.
     pub fn ram_end(&self) -> u64 {
-        self.blocks
-            .last()
-            .map_or_else(|| self.head_bytes().len() as u64, MappedBlock::pages_end)
+        self.blocks.last().map_or_else(|| self.head_bytes().len() as u64, MappedBlock::pages_end)
     }
 
     /// Everything but bitmaps, pages and devices: (offset, bytes) in file order.
@@ -160,10 +153,7 @@ impl MappedLayout {
     /// [`Error::Truncated`] when the file ends before its device state begins.
     pub fn non_page_ranges(&self, file_bytes: u64) -> Result<Vec<(u64, u64)>, Error> {
         if file_bytes < self.devices_offset {
-            return Err(Error::Truncated {
-                offset: file_bytes,
-                what: "mapped-ram file",
-            });
+            return Err(Error::Truncated { offset: file_bytes, what: "mapped-ram file" });
         }
         let mut ranges = Vec::with_capacity(self.blocks.len() + 1);
         let mut at = 0;
@@ -192,11 +182,7 @@ impl MappedLayout {
 /// A block's name, length and mapped-ram header.
 fn described(placed: &MappedBlock) -> Vec<u8> {
     let mut out = Vec::new();
-    block_description(
-        &mut out,
-        placed.block.id().as_str(),
-        placed.block.pages().bytes(),
-    );
+    block_description(&mut out, placed.block.id().as_str(), placed.block.pages().bytes());
     out.extend(HEADER_VERSION.to_be_bytes());
     out.extend((PAGE_SIZE as u64).to_be_bytes());
     out.extend(placed.bitmap_offset.to_be_bytes());

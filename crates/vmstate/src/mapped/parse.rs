@@ -8,8 +8,8 @@ use crate::ram::RamLayout;
 use crate::tail::{TailEnd, TailScanner};
 use crate::units::{BlockIndex, PAGE_SIZE};
 use crate::wire::{
-    COMMAND, Cursor, EOF, MAGIC, NeedBytes, RAM_EOS, RAM_FLAGS, RAM_MEM_SIZE, SECTION_END,
-    SECTION_FULL, SECTION_PART, SUBSECTION, Stop, VERSION,
+    COMMAND, Cursor, EOF, MAGIC, NeedBytes, RAM_EOS, RAM_FLAGS, RAM_MEM_SIZE, SECTION_END, SECTION_FULL, SECTION_PART,
+    SUBSECTION, Stop, VERSION,
 };
 
 use super::bitmap::PageBitmap;
@@ -40,10 +40,7 @@ impl ReadAt for &[u8] {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         let found = self.get(start..).and_then(|rest| rest.get(..buf.len()));
-        buf.copy_from_slice(found.ok_or(Error::Truncated {
-            offset,
-            what: "file",
-        })?);
+        buf.copy_from_slice(found.ok_or(Error::Truncated { offset, what: "file" })?);
         Ok(())
     }
 }
@@ -77,25 +74,13 @@ impl MappedFile {
     ///
     /// # Errors
     /// [`Error`] for bits beyond the block, or the source's own.
-    pub fn read_bitmap<R: ReadAt>(
-        &self,
-        source: &R,
-        block: BlockIndex,
-    ) -> Result<PageBitmap, R::Error> {
+    pub fn read_bitmap<R: ReadAt>(&self, source: &R, block: BlockIndex) -> Result<PageBitmap, R::Error> {
         let Some(placed) = self.layout.get(block) else {
-            return Err(Error::Truncated {
-                offset: 0,
-                what: "list of blocks",
-            }
-            .into());
+            return Err(Error::Truncated { offset: 0, what: "list of blocks" }.into());
         };
         let mut bytes = vec![0; placed.bitmap_bytes() as usize];
         source.read_exact_at(&mut bytes, placed.bitmap_offset())?;
-        Ok(PageBitmap::from_bytes(
-            placed.block().pages(),
-            &bytes,
-            placed.bitmap_offset(),
-        )?)
+        Ok(PageBitmap::from_bytes(placed.block().pages(), &bytes, placed.bitmap_offset())?)
     }
 }
 
@@ -112,18 +97,8 @@ pub fn parse<R: ReadAt>(source: &R) -> Result<MappedFile, R::Error> {
     skip_empty_sections(&mut reader, section_id)?;
     let devices_offset = reader.at;
     let devices = scan_devices(source, devices_offset)?;
-    let layout = MappedLayout {
-        configuration,
-        section_id,
-        ram,
-        blocks,
-        devices_offset,
-    };
-    Ok(MappedFile {
-        layout,
-        devices,
-        file_bytes: source.byte_len(),
-    })
+    let layout = MappedLayout { configuration, section_id, ram, blocks, devices_offset };
+    Ok(MappedFile { layout, devices, file_bytes: source.byte_len() })
 }
 
 /// Reads the file forward, one small unit at a time.
@@ -138,10 +113,7 @@ impl<R: ReadAt> Reader<'_, R> {
     const FIRST_LOOK: usize = 512;
     const LARGEST_UNIT: usize = 16 << 10;
 
-    fn unit<T>(
-        &mut self,
-        read: impl Fn(&mut Cursor<'_>) -> Result<T, Stop>,
-    ) -> Result<T, R::Error> {
+    fn unit<T>(&mut self, read: impl Fn(&mut Cursor<'_>) -> Result<T, Stop>) -> Result<T, R::Error> {
         let left = self.source.byte_len().saturating_sub(self.at);
         let mut wanted = Self::FIRST_LOOK;
         loop {
@@ -157,11 +129,7 @@ impl<R: ReadAt> Reader<'_, R> {
                 Err(Stop::Need(NeedBytes(count))) => {
                     if count as u64 > left || count > Self::LARGEST_UNIT {
                         let offset = self.source.byte_len();
-                        return Err(Error::Truncated {
-                            offset,
-                            what: "mapped-ram file",
-                        }
-                        .into());
+                        return Err(Error::Truncated { offset, what: "mapped-ram file" }.into());
                     }
                     wanted = count.max(wanted);
                 }
@@ -179,12 +147,7 @@ fn head<R: ReadAt>(reader: &mut Reader<'_, R>) -> Result<(Configuration, u32, u6
         }
         let version = cursor.be32()?;
         if version != VERSION {
-            return Err(Error::UnsupportedVersion {
-                offset,
-                format,
-                version,
-            }
-            .into());
+            return Err(Error::UnsupportedVersion { offset, format, version }.into());
         }
         Configuration::decode_start(cursor)
     })?;
@@ -198,24 +161,14 @@ fn head<R: ReadAt>(reader: &mut Reader<'_, R>) -> Result<(Configuration, u32, u6
     if !configuration.mapped_ram() {
         let what = "a stream as a mapped-ram file".to_owned();
         let why = "its configuration lacks the capability mapped-ram";
-        return Err(Error::Unsupported {
-            offset: reader.at,
-            what,
-            why,
-        }
-        .into());
+        return Err(Error::Unsupported { offset: reader.at, what, why }.into());
     }
     let (section_id, total_bytes) = reader.unit(|cursor| {
         let section_id = ram_section(cursor)?;
         let (offset, word) = (cursor.offset(), cursor.be64()?);
         if word & RAM_FLAGS != RAM_MEM_SIZE {
             let what = "flags of the first memory frame";
-            return Err(Error::Unexpected {
-                offset,
-                what,
-                value: word,
-            }
-            .into());
+            return Err(Error::Unexpected { offset, what, value: word }.into());
         }
         Ok((section_id, word & !RAM_FLAGS))
     })?;
@@ -229,10 +182,7 @@ fn peek<R: ReadAt>(reader: &mut Reader<'_, R>) -> Result<u8, R::Error> {
     Ok(mark)
 }
 
-fn blocks<R: ReadAt>(
-    reader: &mut Reader<'_, R>,
-    total_bytes: u64,
-) -> Result<(RamLayout, Vec<MappedBlock>), R::Error> {
+fn blocks<R: ReadAt>(reader: &mut Reader<'_, R>, total_bytes: u64) -> Result<(RamLayout, Vec<MappedBlock>), R::Error> {
     let (mut ram, mut placed, mut left_bytes) = (RamLayout::default(), Vec::new(), total_bytes);
     while left_bytes > 0 && placed.len() <= MAX_BLOCKS {
         let description_offset = reader.at;
@@ -243,24 +193,13 @@ fn blocks<R: ReadAt>(
         ram.push(block.block().clone(), description_offset)?;
         let file_bytes = reader.source.byte_len();
         let bitmap_end = block.bitmap_offset().checked_add(block.bitmap_bytes());
-        let pages_end = block
-            .pages_offset()
-            .checked_add(block.block().pages().bytes());
-        let ordered = block.bitmap_offset() >= reader.at
-            && bitmap_end.is_some_and(|end| end <= block.pages_offset());
+        let pages_end = block.pages_offset().checked_add(block.block().pages().bytes());
+        let ordered = block.bitmap_offset() >= reader.at && bitmap_end.is_some_and(|end| end <= block.pages_offset());
         if !ordered {
-            return Err(Error::Overlap {
-                offset: reader.at,
-                what: "bitmap or pages",
-            }
-            .into());
+            return Err(Error::Overlap { offset: reader.at, what: "bitmap or pages" }.into());
         }
         let Some(end) = pages_end.filter(|end| *end <= file_bytes) else {
-            return Err(Error::Truncated {
-                offset: file_bytes,
-                what: "mapped-ram file",
-            }
-            .into());
+            return Err(Error::Truncated { offset: file_bytes, what: "mapped-ram file" }.into());
         };
         reader.at = end;
         left_bytes = left;
@@ -276,60 +215,32 @@ fn block_header(
 ) -> Result<MappedBlock, Stop> {
     let (offset, version) = (cursor.offset(), cursor.be32()?);
     if version != HEADER_VERSION {
-        return Err(Error::UnsupportedVersion {
-            offset,
-            format: "mapped-ram",
-            version,
-        }
-        .into());
+        return Err(Error::UnsupportedVersion { offset, format: "mapped-ram", version }.into());
     }
     let (offset, value) = (cursor.offset(), cursor.be64()?);
     if value != PAGE_SIZE as u64 {
-        return Err(Error::Unexpected {
-            offset,
-            what: "page size",
-            value,
-        }
-        .into());
+        return Err(Error::Unexpected { offset, what: "page size", value }.into());
     }
     let bitmap_offset = cursor.be64()?;
     let (offset, pages_offset) = (cursor.offset(), cursor.be64()?);
     if !pages_offset.is_multiple_of(PAGE_SIZE as u64) {
         let what = "unaligned offset of pages";
-        return Err(Error::Unexpected {
-            offset,
-            what,
-            value: pages_offset,
-        }
-        .into());
+        return Err(Error::Unexpected { offset, what, value: pages_offset }.into());
     }
-    Ok(MappedBlock {
-        block,
-        description_offset,
-        bitmap_offset,
-        pages_offset,
-    })
+    Ok(MappedBlock { block, description_offset, bitmap_offset, pages_offset })
 }
 
 /// A section of memory without pages: end mark and footer.
 fn section_end(cursor: &mut Cursor<'_>, section_id: u32) -> Result<(), Stop> {
     let (offset, value) = (cursor.offset(), cursor.be64()?);
     if value != RAM_EOS {
-        return Err(Error::Unexpected {
-            offset,
-            what: "memory frame",
-            value,
-        }
-        .into());
+        return Err(Error::Unexpected { offset, what: "memory frame", value }.into());
     }
     footer(cursor, section_id)
 }
 
 /// QEMU writes its PART and END sections, and a command, between memory and devices.
-fn skip_empty_sections<R: ReadAt>(
-    reader: &mut Reader<'_, R>,
-    section_id: u32,
-) -> Result<(), R::Error> {
+fn skip_empty_sections<R: ReadAt>(reader: &mut Reader<'_, R>, section_id: u32) -> Result<(), R::Error> {
     for _ in 0..MAX_EMPTY_SECTIONS {
         let (offset, mark) = (reader.at, peek(reader)?);
         match mark {
@@ -338,12 +249,7 @@ fn skip_empty_sections<R: ReadAt>(
                 let (offset, value) = (cursor.offset(), cursor.be32()?);
                 if value != section_id {
                     let (what, value) = ("section number", value.into());
-                    return Err(Error::Unexpected {
-                        offset,
-                        what,
-                        value,
-                    }
-                    .into());
+                    return Err(Error::Unexpected { offset, what, value }.into());
                 }
                 section_end(cursor, section_id)
             })?,
@@ -351,23 +257,12 @@ fn skip_empty_sections<R: ReadAt>(
             SECTION_FULL | EOF => return Ok(()),
             _ => {
                 let (what, value) = ("section type", mark.into());
-                return Err(Error::Unexpected {
-                    offset,
-                    what,
-                    value,
-                }
-                .into());
+                return Err(Error::Unexpected { offset, what, value }.into());
             }
         }
     }
     let (what, limit) = ("empty sections", MAX_EMPTY_SECTIONS.into());
-    Err(Error::OverLimit {
-        offset: reader.at,
-        what,
-        value: limit + 1,
-        limit,
-    }
-    .into())
+    Err(Error::OverLimit { offset: reader.at, what, value: limit + 1, limit }.into())
 }
 
 fn scan_devices<R: ReadAt>(source: &R, from: u64) -> Result<TailEnd, R::Error> {

@@ -53,10 +53,7 @@ fn empty_sections_are_skipped() {
     }
     bytes.splice(devices_at..devices_at, between.iter().copied());
     let file = parse(&bytes.as_slice()).expect("a file");
-    assert_eq!(
-        file.layout().devices_offset() as usize,
-        devices_at + between.len()
-    );
+    assert_eq!(file.layout().devices_offset() as usize, devices_at + between.len());
     assert_eq!(file.devices().total_bytes(), machine.devices.len() as u64);
 }
 
@@ -67,10 +64,7 @@ fn every_truncation_is_noticed() {
     let head_and_tail = (0..200).chain((1 << 20) - 5..(1 << 20) + 5);
     for length in head_and_tail.chain(bytes.len() - 400..bytes.len()) {
         let error = parse(&&bytes[..length]).expect_err("cut short");
-        assert!(
-            matches!(error, Error::Truncated { .. }),
-            "{length}: {error}"
-        );
+        assert!(matches!(error, Error::Truncated { .. }), "{length}: {error}");
     }
 }
 
@@ -81,27 +75,17 @@ fn devices_only_has_everything_but_the_mapped_block() {
     let source = bytes.as_slice();
     let file = parse(&source).expect("a file");
     let mapped = file.layout().ram().find("pc.ram").expect("there");
-    let bitmaps: Vec<_> = file
-        .layout()
-        .ram()
-        .iter()
-        .map(|(block, _)| file.read_bitmap(&source, block).expect("a bitmap"))
-        .collect();
+    let bitmaps: Vec<_> =
+        file.layout().ram().iter().map(|(block, _)| file.read_bitmap(&source, block).expect("a bitmap")).collect();
     let plan = DevicesOnly::plan(&file, mapped, |block| bitmaps.get(block.get()));
     let mut built = Vec::new();
     for piece in plan.pieces() {
         match *piece {
-            Piece::Copy {
-                offset,
-                bytes: count,
-            } => {
+            Piece::Copy { offset, bytes: count } => {
                 assert_eq!(offset, built.len() as u64, "no gap");
                 built.extend(&bytes[offset as usize..(offset + count) as usize]);
             }
-            Piece::Hole {
-                offset,
-                bytes: count,
-            } => {
+            Piece::Hole { offset, bytes: count } => {
                 assert_eq!(offset, built.len() as u64, "no gap");
                 built.resize(built.len() + count as usize, 0);
             }

@@ -34,11 +34,7 @@ pub struct SumsHeader {
 impl SumsHeader {
     /// Bytes of the header for that memory; the table begins there.
     pub fn header_bytes(ram: &RamLayout) -> u64 {
-        let names: usize = ram
-            .blocks()
-            .iter()
-            .map(|b| 1 + b.id().as_str().len() + 8)
-            .sum();
+        let names: usize = ram.blocks().iter().map(|b| 1 + b.id().as_str().len() + 8).sum();
         (FIXED_BYTES + names + SUM_BYTES) as u64
     }
 
@@ -90,28 +86,17 @@ impl SumsHeader {
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let mut fields = Fields { bytes, at: 0 };
         if *fields.array::<8>()? != MAGIC {
-            return Err(Error::BadMagic {
-                offset: 0,
-                format: FORMAT,
-            });
+            return Err(Error::BadMagic { offset: 0, format: FORMAT });
         }
         let version = fields.le32()?;
         if version != VERSION {
-            return Err(Error::UnsupportedVersion {
-                offset: 8,
-                format: FORMAT,
-                version,
-            });
+            return Err(Error::UnsupportedVersion { offset: 8, format: FORMAT, version });
         }
         let (extent_bytes, header_bytes) = (fields.le32()?, fields.le32()?);
         check_digest(bytes, header_bytes as usize)?;
         if extent_bytes as usize != EXTENT_SIZE {
             let (what, value) = ("extent size", extent_bytes.into());
-            return Err(Error::Unexpected {
-                offset: 12,
-                what,
-                value,
-            });
+            return Err(Error::Unexpected { offset: 12, what, value });
         }
         let count = fields.le32()?;
         let (extents, image_bytes) = (fields.le64()?, fields.le64()?);
@@ -121,18 +106,9 @@ impl SumsHeader {
             let offset = fields.at as u64;
             ram.push(fields.block()?, offset)?;
         }
-        let header = Self {
-            ram,
-            image_bytes,
-            non_page,
-            table,
-        };
-        if header.ram.total_extents() != extents
-            || Self::header_bytes(&header.ram) != u64::from(header_bytes)
-        {
-            return Err(Error::Mismatch {
-                what: "header and list of blocks of the memory sums",
-            });
+        let header = Self { ram, image_bytes, non_page, table };
+        if header.ram.total_extents() != extents || Self::header_bytes(&header.ram) != u64::from(header_bytes) {
+            return Err(Error::Mismatch { what: "header and list of blocks of the memory sums" });
         }
         Ok(header)
     }
@@ -141,23 +117,13 @@ impl SumsHeader {
 fn check_digest(bytes: &[u8], header_bytes: usize) -> Result<(), Error> {
     if !(FIXED_BYTES + SUM_BYTES..=MAX_BYTES).contains(&header_bytes) {
         let (what, value) = ("header length", header_bytes as u64);
-        return Err(Error::Unexpected {
-            offset: 16,
-            what,
-            value,
-        });
+        return Err(Error::Unexpected { offset: 16, what, value });
     }
-    let short = Error::Truncated {
-        offset: bytes.len() as u64,
-        what: FORMAT,
-    };
+    let short = Error::Truncated { offset: bytes.len() as u64, what: FORMAT };
     let header = bytes.get(..header_bytes).ok_or(short)?;
     let (covered, digest) = header.split_at(header_bytes - SUM_BYTES);
     if blake3::hash(covered).as_bytes() != digest {
-        return Err(Error::Checksum {
-            offset: 0,
-            what: FORMAT,
-        });
+        return Err(Error::Checksum { offset: 0, what: FORMAT });
     }
     Ok(())
 }
@@ -170,20 +136,14 @@ struct Fields<'a> {
 impl<'a> Fields<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], Error> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
-        let short = Error::Truncated {
-            offset: self.bytes.len() as u64,
-            what: FORMAT,
-        };
+        let short = Error::Truncated { offset: self.bytes.len() as u64, what: FORMAT };
         let found = rest.get(..count).ok_or(short)?;
         self.at += count;
         Ok(found)
     }
 
     fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], Error> {
-        let short = Error::Truncated {
-            offset: self.bytes.len() as u64,
-            what: FORMAT,
-        };
+        let short = Error::Truncated { offset: self.bytes.len() as u64, what: FORMAT };
         self.take(N)?.first_chunk().ok_or(short)
     }
 
@@ -203,14 +163,8 @@ impl<'a> Fields<'a> {
         let (offset, count) = (self.at as u64, self.array::<1>()?[0]);
         let id = BlockId::parse(self.take(usize::from(count))?, offset)?;
         let (offset, value) = (self.at as u64, self.le64()?);
-        let wrong = Error::Unexpected {
-            offset,
-            what: "RAM block length",
-            value,
-        };
-        let pages = PageCount::from_bytes(value)
-            .filter(|p| p.get() > 0)
-            .ok_or(wrong)?;
+        let wrong = Error::Unexpected { offset, what: "RAM block length", value };
+        let pages = PageCount::from_bytes(value).filter(|p| p.get() > 0).ok_or(wrong)?;
         Ok(RamBlock::new(id, pages))
     }
 }
@@ -223,16 +177,10 @@ mod tests {
         let mut ram = RamLayout::default();
         for (name, pages) in [("pc.ram", 1000), ("/rom@etc/acpi/tables", 3)] {
             let id = BlockId::parse(name.as_bytes(), 0).expect("name");
-            ram.push(RamBlock::new(id, PageCount::new(pages).expect("small")), 0)
-                .expect("fits");
+            ram.push(RamBlock::new(id, PageCount::new(pages).expect("small")), 0).expect("fits");
         }
         let (non_page, table) = (blake3::hash(b"head and tail"), blake3::hash(b"table"));
-        SumsHeader {
-            ram,
-            image_bytes: 5 << 20,
-            non_page,
-            table,
-        }
+        SumsHeader { ram, image_bytes: 5 << 20, non_page, table }
     }
 
     #[test]
@@ -251,10 +199,7 @@ mod tests {
     #[test]
     fn a_file_never_finished_has_no_magic() {
         let unfinished = vec![0; bytes_of(&header())];
-        assert!(matches!(
-            SumsHeader::parse(&unfinished),
-            Err(Error::BadMagic { .. })
-        ));
+        assert!(matches!(SumsHeader::parse(&unfinished), Err(Error::BadMagic { .. })));
     }
 
     fn bytes_of(header: &SumsHeader) -> usize {

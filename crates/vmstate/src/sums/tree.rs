@@ -3,9 +3,7 @@
 use std::sync::LazyLock;
 
 use blake3::Hasher;
-use blake3::hazmat::{
-    ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
-};
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 
 use super::Sum;
 use crate::units::{EXTENT_SIZE, PAGE_SIZE, PAGES_PER_EXTENT, Page, PageCount, PageIndex};
@@ -38,13 +36,7 @@ impl PagePlace {
     /// The value of a page of zeroes here.
     pub fn zero_value(self) -> PageValue {
         static ZERO: LazyLock<[PageValue; PAGES_PER_EXTENT]> = LazyLock::new(|| {
-            std::array::from_fn(|within| {
-                PagePlace {
-                    within,
-                    pages: PAGES_PER_EXTENT,
-                }
-                .value(&[0; PAGE_SIZE])
-            })
+            std::array::from_fn(|within| PagePlace { within, pages: PAGES_PER_EXTENT }.value(&[0; PAGE_SIZE]))
         });
         match ZERO.get(self.within) {
             Some(value) if self.pages > 1 => *value,
@@ -67,10 +59,7 @@ pub struct PartialExtent {
 
 impl Default for PartialExtent {
     fn default() -> Self {
-        Self {
-            known: 0,
-            values: [[0; 32]; PAGES_PER_EXTENT],
-        }
+        Self { known: 0, values: [[0; 32]; PAGES_PER_EXTENT] }
     }
 }
 
@@ -134,11 +123,7 @@ fn subtree(values: &[ChainingValue]) -> ChainingValue {
 /// The sum of an extent of that many pages, all zeroes.
 pub fn zero_extent_sum(pages: usize) -> Sum {
     static WHOLE: LazyLock<Sum> = LazyLock::new(|| blake3::hash(&[0; EXTENT_SIZE]));
-    if pages == PAGES_PER_EXTENT {
-        *WHOLE
-    } else {
-        PartialExtent::new().finish(pages)
-    }
+    if pages == PAGES_PER_EXTENT { *WHOLE } else { PartialExtent::new().finish(pages) }
 }
 
 #[cfg(test)]
@@ -147,15 +132,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn content(pages: usize, seed: u8, zero: u16) -> Vec<u8> {
-        let byte = |n: usize| {
-            (n as u8)
-                .wrapping_mul(31)
-                .wrapping_add((n >> 9) as u8 ^ seed)
-        };
+        let byte = |n: usize| (n as u8).wrapping_mul(31).wrapping_add((n >> 9) as u8 ^ seed);
         let kept = |n: &usize| zero >> (n / PAGE_SIZE) & 1 == 0;
-        (0..pages * PAGE_SIZE)
-            .map(|n| if kept(&n) { byte(n) } else { 0 })
-            .collect()
+        (0..pages * PAGE_SIZE).map(|n| if kept(&n) { byte(n) } else { 0 }).collect()
     }
 
     #[test]

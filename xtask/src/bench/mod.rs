@@ -1,0 +1,35 @@
+//! `cargo xtask bench`: Keyframe measured beside what QEMU does on its own, in one run on one machine.
+//!
+//! Everything happens in one directory under the target directory, which is removed at the end with every process
+//! that belongs to it. What a run that was killed left behind is cleared away by the next one.
+
+mod figures;
+mod fork;
+mod guest;
+mod keyframe;
+mod peak;
+mod qemu;
+mod report;
+mod samples;
+mod snapshot;
+mod table;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// What to measure.
+#[derive(Subcommand)]
+pub enum Bench {
+    /// Snapshot, revert and fork, against QEMU's own snapshots, live migration to a file, and QEMU's floor.
+    Snapshot(snapshot::Options),
+}
+
+/// Measures.
+///
+/// # Errors
+/// When something cannot be measured; a target that is missed is a result and not an error.
+pub fn bench(bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Snapshot(options) => snapshot::run(options),
+    }
+}
