@@ -42,6 +42,10 @@ pub fn fuzz(options: &Options) -> Result<()> {
         say::step(format_args!("Fuzzing {target} for {} s", options.seconds));
         let mut fuzzer = cargo_fuzz(nightly);
         fuzzer.args(["run", target]);
+        // The first directory takes what is found, the second is only read.
+        let (corpus, seeds) = (dir.join("corpus").join(target), dir.join("seeds").join(target));
+        std::fs::create_dir_all(&corpus).with_context(|| format!("cannot create {}", corpus.display()))?;
+        fuzzer.arg(corpus).args(seeds.is_dir().then_some(seeds));
         if !nightly {
             fuzzer.args(["--sanitizer", "none"]);
         }

@@ -336,7 +336,9 @@ fn a_destination_that_dies_early_is_told_from_one_that_can_be_resumed() {
     assert_eq!(error.stage(), Stage::Opening);
     let nobody = tempfile::tempdir().unwrap();
     let error = serve(&pages, &nobody.path().join("none"), &HotList::default(), &Unobserved).expect_err("nobody");
-    assert!(matches!(error, PageServerError::Connect { .. }) && error.stage() == Stage::Opening);
+    assert!(matches!(error, PageServerError::Connect { stage: Stage::Opening, .. }), "{error:?}");
+    let error = resume(&pages, &nobody.path().join("none"), &HotList::default(), &Unobserved).expect_err("nobody");
+    assert!(matches!(error, PageServerError::Connect { stage: Stage::Serving, .. }), "{error:?}");
 }
 
 #[test]

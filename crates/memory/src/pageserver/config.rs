@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use keyframe_vmstate::hot::HotList;
 use serde::{Deserialize, Serialize};
 
-use super::{ImagePages, Notice, Observer, PageServerError, PageSource, ServeReport, resume, serve};
+use super::{ImagePages, Notice, Observer, PageServerError, PageSource, ServeReport, Stage, resume, serve};
 
 /// Whether a destination is fresh or paused half-way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,8 +38,12 @@ pub struct ServerConfig {
 /// # Errors
 /// [`PageServerError::Image`] and whatever [`serve`] or [`resume`] finds.
 pub fn run(config: &ServerConfig, observer: &dyn Observer) -> Result<ServeReport, PageServerError> {
+    let stage = match config.errand {
+        Errand::Serve => Stage::Opening,
+        Errand::Resume => Stage::Serving,
+    };
     let pages = ImagePages::open(&config.image, &config.sums);
-    let pages = pages.map_err(|source| PageServerError::Image { source })?;
+    let pages = pages.map_err(|source| PageServerError::Image { stage, source })?;
     let hot = read_hot(config, &pages, observer);
     match config.errand {
         Errand::Serve => serve(&pages, &config.socket, &hot, observer),

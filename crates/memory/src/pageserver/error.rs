@@ -35,6 +35,8 @@ pub enum PageServerError {
     /// Nobody listens on the socket.
     #[error("{socket}: QEMU does not listen for pages there")]
     Connect {
+        /// How far the revert had come.
+        stage: Stage,
         /// The socket's path.
         socket: PathBuf,
         /// What the system said.
@@ -89,12 +91,16 @@ pub enum PageServerError {
     /// The snapshot's memory cannot be opened.
     #[error("the snapshot's memory cannot be opened")]
     Image {
+        /// How far the revert had come.
+        stage: Stage,
         /// Why not.
         source: Error,
     },
     /// A thread, an event or a buffer could not be had.
     #[error("the page server could not be set up")]
     Setup {
+        /// How far the revert had come.
+        stage: Stage,
         /// What the system said.
         source: io::Error,
     },
@@ -105,13 +111,15 @@ impl PageServerError {
     #[must_use]
     pub const fn stage(&self) -> Stage {
         match self {
-            Self::Connect { .. } | Self::Setup { .. } | Self::Image { .. } => Stage::Opening,
-            Self::Socket { stage, .. }
+            Self::Connect { stage, .. }
+            | Self::Socket { stage, .. }
             | Self::Lost { stage }
             | Self::Silent { stage, .. }
             | Self::GivenUp { stage, .. }
             | Self::Protocol { stage, .. }
-            | Self::Page { stage, .. } => *stage,
+            | Self::Page { stage, .. }
+            | Self::Image { stage, .. }
+            | Self::Setup { stage, .. } => *stage,
         }
     }
 }

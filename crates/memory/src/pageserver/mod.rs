@@ -64,16 +64,15 @@ pub fn serve(
     hot: &HotList,
     observer: &dyn Observer,
 ) -> Result<ServeReport, PageServerError> {
-    let started = Instant::now();
-    let finished = ExtentSet::empty(pages.ram());
+    let round = Round::new(pages, hot, observer, Stage::Opening);
     let lazy = opening::lazy_blocks(pages.ram());
     // The eager blocks are not the reader's business.
-    all_extents(pages.ram()).filter(|at| !lazy.contains(&at.block)).for_each(|at| finished.insert(at));
-    converse(pages, hot, observer, started, &finished, || {
-        let stream = opening::connect(socket)?;
-        opening::prepare(&stream)?;
+    all_extents(pages.ram()).filter(|at| !lazy.contains(&at.block)).for_each(|at| round.finished.insert(at));
+    round.converse(|| {
+        let stream = opening::connect(socket, Stage::Opening)?;
+        opening::prepare(&stream, Stage::Opening)?;
         let (source, bytes_sent) = opening::open(&stream, pages, &lazy)?;
-        let after_us = micros(started.elapsed());
+        let after_us = micros(round.started.elapsed());
         observer.notice(Notice::PackageSent { after_us });
         let figures = ServeFigures { bytes_sent, package_us: after_us, ..ServeFigures::default() };
         Ok((stream, source, figures))
@@ -91,41 +90,55 @@ pub fn resume(
     hot: &HotList,
     observer: &dyn Observer,
 ) -> Result<ServeReport, PageServerError> {
-    let started = Instant::now();
-    let finished = ExtentSet::empty(pages.ram());
-    let stream = opening::connect(socket)?;
-    opening::prepare(&stream)?;
+    let round = Round::new(pages, hot, observer, Stage::Serving);
+    let stream = opening::connect(socket, Stage::Serving)?;
+    opening::prepare(&stream, Stage::Serving)?;
     let source = opening::resume(&stream, pages.ram())?;
-    mark_received(pages, &source, &finished);
-    observer.notice(Notice::Resumed { after_us: micros(started.elapsed()) });
-    converse(pages, hot, observer, started, &finished, || Ok((stream, source, ServeFigures::default())))
+    mark_received(pages, &source, &round.finished);
+    observer.notice(Notice::Resumed { after_us: micros(round.started.elapsed()) });
+    round.converse(|| Ok((stream, source, ServeFigures::default())))
 }
 
-/// Runs the reader beside the conversation. It starts first, so that the hot extents are ready when `open`
-/// comes back.
-fn converse(
-    pages: &dyn PageSource,
-    hot: &HotList,
-    observer: &dyn Observer,
+/// One server's work on one connection.
+struct Round<'a> {
+    pages: &'a dyn PageSource,
+    hot: &'a HotList,
+    observer: &'a dyn Observer,
     started: Instant,
-    finished: &ExtentSet,
-    open: impl FnOnce() -> Result<(UnixStream, Source, ServeFigures), PageServerError>,
-) -> Result<ServeReport, PageServerError> {
-    let set_up = |source| PageServerError::Setup { source };
-    let ring = Ring::new().map_err(set_up)?;
-    let pages_held = count_held(pages);
-    std::thread::scope(|threads| {
-        let reader = std::thread::Builder::new().name("page-reader".to_owned());
-        reader.spawn_scoped(threads, || reader::run(pages, &ring, finished, hot)).map_err(set_up)?;
-        let served = open().and_then(|(socket, source, figures)| {
-            let socket = &socket;
-            let ring = &ring;
-            let parts = Parts { socket, pages, ring, finished, observer, started, hot, pages_held };
-            Wire::new(parts, source, figures).run()
-        });
-        ring.stop();
-        served.map(|(figures, learned)| ServeReport { figures, learned })
-    })
+    /// Extents that need not be read for the background any more.
+    finished: ExtentSet,
+    /// How far the revert had come before.
+    stage: Stage,
+}
+
+impl<'a> Round<'a> {
+    fn new(pages: &'a dyn PageSource, hot: &'a HotList, observer: &'a dyn Observer, stage: Stage) -> Self {
+        let finished = ExtentSet::empty(pages.ram());
+        Self { pages, hot, observer, started: Instant::now(), finished, stage }
+    }
+
+    /// Runs the reader beside the conversation. It starts first, so that the hot extents are ready when `open`
+    /// comes back.
+    fn converse(
+        &self,
+        open: impl FnOnce() -> Result<(UnixStream, Source, ServeFigures), PageServerError>,
+    ) -> Result<ServeReport, PageServerError> {
+        let Self { pages, hot, observer, started, ref finished, stage } = *self;
+        let set_up = |source| PageServerError::Setup { stage, source };
+        let ring = Ring::new().map_err(set_up)?;
+        let pages_held = count_held(pages);
+        std::thread::scope(|threads| {
+            let reader = std::thread::Builder::new().name("page-reader".to_owned());
+            reader.spawn_scoped(threads, || reader::run(pages, &ring, finished, hot)).map_err(set_up)?;
+            let served = open().and_then(|(socket, source, figures)| {
+                let (socket, ring) = (&socket, &ring);
+                let parts = Parts { socket, pages, ring, finished, observer, started, hot, pages_held };
+                Wire::new(parts, source, figures).run()
+            });
+            ring.stop();
+            served.map(|(figures, learned)| ServeReport { figures, learned })
+        })
+    }
 }
 
 /// Every extent of the machine's memory, in order.

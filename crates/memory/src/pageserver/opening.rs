@@ -33,13 +33,13 @@ const EAGER_BYTES: u64 = 1 << 20;
 const WRITE_BYTES: usize = 1 << 20;
 
 /// Connects to QEMU's socket, waiting a little for it to appear.
-pub(super) fn connect(socket: &Path) -> Result<UnixStream, PageServerError> {
+pub(super) fn connect(socket: &Path, stage: Stage) -> Result<UnixStream, PageServerError> {
     let give_up = Instant::now() + CONNECT_WITHIN;
     loop {
         match UnixStream::connect(socket) {
             Ok(stream) => return Ok(stream),
             Err(source) if Instant::now() >= give_up => {
-                return Err(PageServerError::Connect { socket: socket.to_owned(), source });
+                return Err(PageServerError::Connect { stage, socket: socket.to_owned(), source });
             }
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
@@ -47,8 +47,8 @@ pub(super) fn connect(socket: &Path) -> Result<UnixStream, PageServerError> {
 }
 
 /// Limits how long the first words may take and how much may be under way.
-pub(super) fn prepare(stream: &UnixStream) -> Result<(), PageServerError> {
-    let set_up = |source| PageServerError::Setup { source };
+pub(super) fn prepare(stream: &UnixStream, stage: Stage) -> Result<(), PageServerError> {
+    let set_up = |source| PageServerError::Setup { stage, source };
     stream.set_read_timeout(Some(PATIENCE)).map_err(set_up)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(set_up)?;
     sockopt::set_socket_send_buffer_size(stream, SEND_BUFFER_BYTES).map_err(|error| set_up(error.into()))
@@ -115,7 +115,10 @@ pub(super) fn resume(mut stream: &UnixStream, ram: &Arc<RamLayout>) -> Result<So
             Err(error) => return Err(failed(error, stage)),
         };
         match resume.receive(bytes.get(..count).unwrap_or_default(), &mut out).map_err(protocol)? {
-            Resumed::Waiting(waiting) => resume = waiting,
+            Resumed::Waiting(waiting) => match waiting.shut() {
+                Some(code) => return Err(PageServerError::GivenUp { stage, code }),
+                None => resume = waiting,
+            },
             Resumed::Done(source) => return Ok(source),
         }
     }

@@ -331,7 +331,7 @@ impl<'a> Wire<'a> {
         let count = if self.out.is_empty() { 2 } else { 1 };
         match poll(fds.get_mut(..count).unwrap_or_default(), None) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(PageServerError::Setup { source: error.into() }),
+            Err(error) => Err(PageServerError::Setup { stage: self.stage, source: error.into() }),
         }
     }
 

@@ -23,6 +23,8 @@ const PING_OPEN: u32 = 1;
 const PING_DEVICES: u32 = 3;
 /// What the destination answers to a resume. Source: QEMU migration/migration.h, `MIGRATION_RESUME_ACK_VALUE`.
 const RESUME_CONSENT: u32 = 1;
+/// What is out of place when a bitmap or a consent comes unasked.
+const STRAY: &str = "an answer of a recovery that is not under way";
 
 /// A stream from its start to the package. Feed it all pages of the eager blocks, then [`Opening::package`].
 #[derive(Debug)]
@@ -162,16 +164,15 @@ impl Source {
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), PostcopyError> {
         let mut stray = None;
         let Self { return_path, requests, devices_loaded, shut, .. } = self;
-        return_path.feed(bytes, |Located { offset, message }| match message {
+        let fed = return_path.feed(bytes, |Located { offset, message }| match message {
             Message::Request(run) => requests.push_back(run),
             Message::Pong(value) => *devices_loaded |= value == PING_DEVICES,
             Message::Shut { error } => *shut = Some(error),
             Message::Received { .. } | Message::ResumeAck(_) => stray = stray.or(Some(offset)),
             Message::SwitchoverAck => {}
-        })?;
-        stray.map_or(Ok(()), |offset| {
-            Err(PostcopyError::OutOfPlace { offset, what: "an answer of a recovery that nobody began" })
-        })
+        });
+        // A stray message came before whatever else is wrong with these bytes.
+        stray.map_or(fed, |offset| Err(PostcopyError::OutOfPlace { offset, what: STRAY }))
     }
 
     /// The oldest request not yet handed out.
@@ -250,17 +251,27 @@ impl Resume {
     /// [`PostcopyError::ResumeRefused`].
     pub fn receive(mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<Resumed, PostcopyError> {
         let mut messages = Vec::new();
-        self.source.return_path.feed(bytes, |located| messages.push(located))?;
+        let fed = self.source.return_path.feed(bytes, |located| messages.push(located));
         for Located { offset, message } in messages {
             self.take(offset, message, out)?;
         }
+        fed?;
         if self.acknowledged { Ok(Resumed::Done(self.source)) } else { Ok(Resumed::Waiting(self)) }
     }
 
+    /// Set when the destination gave up instead of answering; 0 would be success, which this cannot be.
+    #[must_use]
+    pub const fn shut(&self) -> Option<u32> {
+        self.source.shut
+    }
+
     fn take(&mut self, offset: u64, message: Message, out: &mut Vec<u8>) -> Result<(), PostcopyError> {
+        let stray = PostcopyError::OutOfPlace { offset, what: STRAY };
         match message {
+            Message::Received { .. } if self.acknowledged => Err(stray),
             Message::Received { block, pages } => self.take_bitmap(offset, block, pages, out),
-            Message::ResumeAck(RESUME_CONSENT) if self.all_known() => {
+            Message::ResumeAck(_) if self.acknowledged || !self.all_known() => Err(stray),
+            Message::ResumeAck(RESUME_CONSENT) => {
                 self.acknowledged = true;
                 // Only a destination whose devices are loaded can be resumed.
                 self.source.devices_loaded = true;

@@ -187,13 +187,30 @@ fn a_second_server_goes_on_where_the_first_died() {
 }
 
 #[test]
+fn a_destination_that_does_not_consent_is_not_served() {
+    let (_, there) = running();
+    let (resume, mut there) = resuming(there);
+    let mut out = Vec::new();
+    let Ok(Resumed::Waiting(resume)) = resume.receive(&there.take_replies(), &mut out) else {
+        panic!("resumed without consent")
+    };
+    let refused = resume.receive(b"\0\x06\0\x04\0\0\0\x02", &mut out);
+    assert!(matches!(refused, Err(PostcopyError::ResumeRefused { value: 2, .. })));
+    let Ok(Resumed::Waiting(resume)) = Resume::start(layout(), &mut out).receive(b"\0\x01\0\x04\0\0\0\x09", &mut out)
+    else {
+        panic!("resumed without consent")
+    };
+    assert_eq!(resume.shut(), Some(9));
+}
+
+#[test]
 fn answers_that_nobody_asked_for_are_refused() {
     let (mut source, _) = running();
     let ack = b"\0\x06\0\x04\0\0\0\x01";
     assert!(matches!(source.receive(ack), Err(PostcopyError::OutOfPlace { .. })));
     let mut out = Vec::new();
     let early = Resume::start(layout(), &mut out).receive(ack, &mut out);
-    assert!(matches!(early, Err(PostcopyError::ResumeRefused { value: 1, .. })));
+    assert!(matches!(early, Err(PostcopyError::OutOfPlace { offset: 0, .. })));
     let request = b"\0\x03\0\x11\0\0\0\0\0\0\0\0\0\0\x10\0\x04ram0";
     let early = Resume::start(layout(), &mut out).receive(request, &mut out);
     assert!(matches!(early, Err(PostcopyError::OutOfPlace { offset: 0, .. })));
