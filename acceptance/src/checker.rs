@@ -16,6 +16,13 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
+    /// Whether the guest was at an earlier point when it spoke than at `other`, by its clock or by its work. A QEMU
+    /// that takes its own process back (`snapshot-load`) without KVM does not take the time-stamp counter back.
+    /// Source: `cpu_get_ticks_locked` in QEMU's system/cpu-timers.c.
+    pub fn is_before(&self, other: &Self) -> bool {
+        self.uptime_ms < other.uptime_ms || self.pages_rewritten < other.pages_rewritten
+    }
+
     /// Reads a line; nothing when it is another line, or one that the kernel wrote into.
     pub fn parse(line: &str) -> Option<Self> {
         let words: Vec<_> = line.split_whitespace().collect();
@@ -47,6 +54,9 @@ mod tests {
     fn a_heartbeat_is_read() {
         let beat = Heartbeat::parse("T 1030 gen 204 seq 1,0 gap_ms 8.4 token c95ed56e92f3a96b\r").unwrap();
         assert_eq!((beat.uptime_ms, beat.pages_rewritten, &beat.sequences[..]), (1030, 204, &[1, 0][..]));
+        let (younger, busier) =
+            (Heartbeat { uptime_ms: 1029, ..beat.clone() }, Heartbeat { pages_rewritten: 205, ..beat.clone() });
+        assert!(younger.is_before(&beat) && beat.is_before(&busier) && !busier.is_before(&beat));
         assert!((beat.gap_ms - 8.4).abs() < 1e-9);
         assert_eq!(beat.token, "c95ed56e92f3a96b");
     }

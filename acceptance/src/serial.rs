@@ -107,8 +107,8 @@ impl SerialLog {
         })
     }
 
-    /// Waits for the first heartbeat after a mark that is earlier, by the guest's clock, than `before`: the guest was
-    /// taken back. Gives it, and the mark of its line. Heartbeats of before, written after the mark, are passed over.
+    /// Waits for the first heartbeat after a mark that [is before](Heartbeat::is_before) `before`: the guest was taken
+    /// back. Gives it, and the mark of its line. Heartbeats of before, written after the mark, are passed over.
     ///
     /// # Errors
     /// [`Error::Silent`] after `within`.
@@ -133,7 +133,7 @@ impl SerialLog {
         let mut at = mark.0;
         for line in bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
             match Heartbeat::parse(&String::from_utf8_lossy(line)) {
-                Some(beat) if beat.uptime_ms < before.uptime_ms => return Some((Mark(at), beat)),
+                Some(beat) if beat.is_before(before) => return Some((Mark(at), beat)),
                 _ => at += line.len() as u64,
             }
         }
