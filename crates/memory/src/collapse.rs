@@ -216,7 +216,9 @@ fn memory_area(line: &str) -> Option<(u64, u64)> {
     let mut fields = line.split_ascii_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
     let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
-    let writable = fields.next()?.starts_with("rw");
+    // Translated code of software emulation is executable, and often just as large.
+    let access = fields.next()?;
+    let writable = access.starts_with("rw") && !access.contains('x');
     let name = fields.nth(3).unwrap_or("");
     let anonymous = name.is_empty() || name.starts_with("[anon") || name.starts_with("/memfd:");
     (start < end && writable && anonymous).then_some((start, end))
@@ -228,6 +230,7 @@ mod tests {
 
     const MAPS: &str = "\
 55d4a3a00000-55d4a3e00000 r--p 00000000 fd:00 1234 /usr/bin/qemu-system-x86_64
+7effe0000000-7effe4000000 rwxp 00000000 00:00 0
 7f0000000000-7f0004000000 rw-p 00000000 00:00 0
 7f0010000000-7f0018000000 rw-p 00000000 00:00 0
 7f0018000000-7f0030000000 rw-p 00000000 00:00 0
@@ -239,7 +242,7 @@ mod tests {
     #[test]
     fn the_smallest_that_is_large_enough_is_found() {
         let find = |mib: u64| smallest_mapping(MAPS, mib << 20);
-        assert_eq!(find(64), Some((0x7f00_0000_0000, 0x7f00_0400_0000)));
+        assert_eq!(find(64), Some((0x7f00_0000_0000, 0x7f00_0400_0000)), "not translated code");
         assert_eq!(find(65), Some((0x7f00_1000_0000, 0x7f00_3000_0000)), "two halves are one");
         assert_eq!(find(512), find(65));
         assert_eq!(find(2048), Some((0x7f01_0000_0000, 0x7f01_8000_0000)), "memfd");
