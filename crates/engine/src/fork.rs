@@ -181,10 +181,10 @@ impl Fork {
         let chains: Vec<_> = head.chains().cloned().collect();
         layers::create_tops(ctx.home, &chains)?;
         sealed::write(&dir.head(), &head)?;
-        pass(Failpoint::ForkPrepared);
+        pass(Failpoint::ForkPrepared)?;
         let definition = own_definition(&manifest.definition, request, name);
         write_definition(&dir.definition(), &definition)?;
-        pass(Failpoint::ForkDefined);
+        pass(Failpoint::ForkDefined)?;
         Ok(Self { machine: Machine { dir, definition, head }, lock, starting: None, unfinished })
     }
 
@@ -199,8 +199,8 @@ impl Fork {
         let starting = self.starting.take().ok_or(keyframe_hypervisor::Error::NoProcess)?;
         let mut started = starting.ready()?;
         source.load(ctx, &mut started)?;
-        pass(Failpoint::ForkLoaded);
-        self.machine.head.process = Some(source.process(ctx, &started));
+        pass(Failpoint::ForkLoaded)?;
+        self.machine.head.process = Some(source.process(ctx, &started, &self.machine.definition));
         self.machine.write_head()?;
         // From here on it is a machine like any other.
         self.unfinished.0 = None;

@@ -11,6 +11,7 @@ use keyframe_qcow2::units::VirtualSize;
 use keyframe_qcow2::{Backing, CreateOptions, Format};
 use keyframe_types::{LayerId, VmName};
 
+use crate::context::Context;
 use crate::error::{Error, IoContext as _};
 use crate::snapshots;
 use crate::state::head::{Chain, Fingerprint, Head, Layer};
@@ -65,7 +66,11 @@ fn create_top(home: &Home, chain: &Chain) -> Result<(), Error> {
     let layer_error = |source| Error::Layer { path: path.clone(), source };
     let backing = Backing::new(stored, qcow2_format(below.format)).map_err(layer_error)?;
     let size = VirtualSize::new(top.virtual_bytes).map_err(layer_error)?;
-    keyframe_qcow2::create_overlay(&path, &backing, size, &CreateOptions::default()).map_err(layer_error)?;
+    // Under a name of its own until it is whole: a layer that cannot be read is then never one that was being made.
+    let unfinished = path.with_extension("tmp");
+    durable::remove_file(&unfinished)?;
+    keyframe_qcow2::create_overlay(&unfinished, &backing, size, &CreateOptions::default()).map_err(layer_error)?;
+    std::fs::rename(&unfinished, &path).or_io("rename", &unfinished)?;
     durable::sync_dir(dir)
 }
 
@@ -177,6 +182,14 @@ pub fn runs_from(home: &Home, name: &VmName, image: &Path) -> Result<bool, Error
     let head: Option<Head> = sealed::read(&home.vm(name).head())?;
     let process = head.and_then(|head| head.process).filter(|process| process.instance.is_alive());
     Ok(process.and_then(|process| process.mapped).is_some_and(|mapped| home.absolute(&mapped) == image))
+}
+
+/// [`drop_unused`] at the end of an operation that has succeeded: a file that cannot be removed now is no reason to
+/// call it a failure, and the next operation tries again.
+pub fn drop_unused_if_possible(ctx: &Context<'_>, dir: &VmDir) {
+    if let Err(error) = drop_unused(ctx.home, dir) {
+        ctx.progress.note(&format!("layers that nothing needs any more stay for now: {error}"));
+    }
 }
 
 /// Removes layers in a machine's directory that nothing stands on any more. While some document cannot be read,
