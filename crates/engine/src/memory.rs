@@ -28,6 +28,12 @@ pub(crate) struct Captured {
     pub(crate) memory: Memory,
 }
 
+/// What a capture reads from, and QEMU's end of it.
+pub(crate) fn channel() -> Result<(OwnedFd, OwnedFd), Error> {
+    let (qemus, ours) = capture::channel().map_err(Error::Capture)?;
+    Ok((ours, qemus))
+}
+
 /// Reads a machine's state from `input` and writes its image into `dir`, durably. Ends when QEMU has sent
 /// everything, or when `give_up` is set.
 pub(crate) fn capture(

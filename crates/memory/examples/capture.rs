@@ -1,5 +1,5 @@
 //! Captures one migration by hand, for measuring:
-//! `capture SOCKET DIR [BUFFER_MIB [WRITERS [NICE]]]`, then tell QEMU `migrate unix:SOCKET`;
+//! `capture SOCKET DIR [BUFFER_MIB [WRITERS]]`, then tell QEMU `migrate unix:SOCKET`;
 //! or with `-` for the socket and the pipe as standard input.
 
 use std::os::fd::AsFd;
@@ -20,9 +20,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     if let Some(writers) = rest.get(1) {
         options.writers = writers.parse()?;
-    }
-    if let Some(nice) = rest.get(2) {
-        options.writer_nice = nice.parse()?;
     }
     let input = if socket == "-" {
         std::io::stdin().as_fd().try_clone_to_owned()?

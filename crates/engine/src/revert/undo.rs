@@ -12,7 +12,6 @@
 //! The process ends before the manifest because what it writes last, on closing its disks, is part of them.
 
 use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -181,15 +180,13 @@ fn save_parked(ctx: &Context<'_>, machine: &Machine, process: &Process, plan: &P
     let dir = machine.dir.snapshot(&plan.id);
     durable::remove_dir(dir.root())?;
     durable::create_private_dir(dir.root())?;
-    let pair = UnixStream::pair();
-    let (ours, qemus) =
-        pair.map_err(|source| Error::Io { action: "make a pair of", path: "sockets".into(), source })?;
+    let (ours, qemus) = memory::channel()?;
     let mut monitor = process.instance.monitor(keyframe_hypervisor::Monitor::Engine)?;
     let prepared = cut::prepare(&mut monitor, &[], qemus.as_fd())?;
     drop(qemus);
     let never = AtomicBool::new(false);
     std::thread::scope(|threads| {
-        let capture = threads.spawn(|| memory::capture(ctx, ours.into(), &dir, &never));
+        let capture = threads.spawn(|| memory::capture(ctx, ours, &dir, &never));
         let saved = prepared.cut(CutStrategy::Still, &never).and_then(|streaming| streaming.finish(&never));
         let captured = capture.join().unwrap_or(Err(Error::Interrupted));
         saved?;

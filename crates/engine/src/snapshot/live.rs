@@ -1,6 +1,6 @@
 //! A snapshot of a machine that has a process: running or paused, with memory or without.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -309,7 +309,7 @@ impl Taking<'_> {
         let dir = machine.dir.snapshot(&self.plan.id);
         durable::remove_dir(dir.root())?;
         durable::create_private_dir(dir.root())?;
-        let (ours, qemus) = socket_pair()?;
+        let (ours, qemus) = memory::channel()?;
         let prepared = cut::prepare(monitor, overlays, qemus.as_fd())?;
         drop(qemus);
         let give_up = AtomicBool::new(false);
@@ -381,14 +381,4 @@ fn outcome(saved: Result<(), Hypervisor>, captured: Result<Captured, Error>) -> 
         (Err(saved), Err(captured)) if consequence(&captured) => Err(saved.into()),
         (_, captured) => captured,
     }
-}
-
-/// A connected pair of sockets: one end for QEMU, one for the sink.
-fn socket_pair() -> Result<(OwnedFd, OwnedFd), Error> {
-    let (ours, qemus) = std::os::unix::net::UnixStream::pair().map_err(|source| Error::Io {
-        action: "make a pair of",
-        path: "sockets".into(),
-        source,
-    })?;
-    Ok((ours.into(), qemus.into()))
 }

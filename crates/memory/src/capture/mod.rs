@@ -46,7 +46,7 @@ use crate::Error;
 use intake::Intake;
 use pace::{MAX_READ_BYTES, Pace};
 pub use progress::{CaptureProgress, CaptureReport, DirectIo};
-use queue::Queue;
+use queue::{Queue, Turn};
 use target::Files;
 
 /// The three files of a memory image.
@@ -73,15 +73,13 @@ impl ImagePaths {
 pub struct CaptureOptions {
     /// Memory for pages on their way to the disk, in bytes: 4 MiB to 1 GiB, in whole MiB.
     pub buffer_bytes: usize,
-    /// Threads that hash and write: 1 to 16.
+    /// Threads that hash and write when a processor is idle: 1 to 16. One more helps when they do not keep up.
     pub writers: usize,
-    /// Scheduling priority of those threads, as in nice(1); the guest should come first.
-    pub writer_nice: i32,
 }
 
 impl Default for CaptureOptions {
     fn default() -> Self {
-        Self { buffer_bytes: 24 << 20, writers: 2, writer_nice: 5 }
+        Self { buffer_bytes: 24 << 20, writers: 2 }
     }
 }
 
@@ -108,8 +106,9 @@ pub fn capture(
     let (files, queue) = (Files::create(paths)?, Queue::new(options.buffer_bytes));
     let (summary, received) = std::thread::scope(|scope| {
         for _ in 0..options.writers.clamp(1, 16) {
-            scope.spawn(|| queue.work(options.writer_nice));
+            scope.spawn(|| queue.work(Turn::WhenIdle));
         }
+        scope.spawn(|| queue.work(Turn::WhenPressed));
         let mut intake = Intake::new(files, &queue, progress, cancel);
         let summary = receive(&input, &mut intake, (&queue, progress), cancel);
         drop(input);
