@@ -88,7 +88,7 @@ pub enum Internal {
     #[command(name = keyframe_engine::pages::SUPERVISOR, hide = true)]
     Pages { dir: PathBuf },
     #[command(name = keyframe_engine::pages::WORKER, hide = true)]
-    PageWorker { config: PathBuf },
+    PageWorker { dir: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]

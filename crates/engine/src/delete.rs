@@ -69,7 +69,10 @@ fn plan(ctx: &Context<'_>, machine: &Machine, manifest: &Manifest, also: &[Manif
     let image = machine.dir.snapshot(&manifest.id).memory();
     for name in ctx.home.machine_names()? {
         if layers::runs_from(ctx.home, &name, &image)? {
-            return Err(held(format!("machine {name} runs from its memory image; stop that machine first")));
+            return Err(held(format!(
+                "machine {name} runs from its memory image; stop that machine first, or wait \
+                 until all of its memory is there where it is on its way (`keyframe vm show`)"
+            )));
         }
     }
     let bytes_freed = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);

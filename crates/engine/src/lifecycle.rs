@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::context::Context;
 use crate::error::Error;
 use crate::machine::{Launch, Machine, State, kill_strays};
+use crate::pages::HydrationReport;
 use crate::snapshots;
 use crate::state::head::Process;
 
@@ -85,7 +86,7 @@ pub(crate) fn cold_start(ctx: &Context<'_>, machine: &mut Machine, accelerator: 
         start: Start::Cold,
     };
     let mut started = launch.run(ctx.home, &machine.dir, &qemu)?;
-    let process = Process { instance: started.record, accelerator, mapped: None };
+    let process = Process { instance: started.record, accelerator, mapped: None, served: None };
     machine.head.process = Some(process.clone());
     machine.head.clean_shutdown = false;
     // Before its first instruction the process is on record: whoever comes next finds it.
@@ -184,6 +185,8 @@ pub struct MachineSummary {
     pub name: VmName,
     /// What it is doing.
     pub state: State,
+    /// How far its memory has come, while it is not all there.
+    pub hydration: Option<HydrationReport>,
     /// Its process.
     pub pid: Option<u32>,
     /// Its RAM.
@@ -231,6 +234,7 @@ fn summary(ctx: &Context<'_>, name: &VmName) -> Result<MachineSummary, Error> {
     Ok(MachineSummary {
         name: name.clone(),
         state: machine.state(),
+        hydration: machine.hydration(),
         pid: machine.process().map(|process| process.instance.process.pid),
         memory_bytes: machine.definition.memory().bytes(),
         cpus: machine.definition.cpus,
@@ -246,6 +250,8 @@ pub struct MachineReport {
     pub name: VmName,
     /// What it is doing.
     pub state: State,
+    /// How far its memory has come, while it is not all there.
+    pub hydration: Option<HydrationReport>,
     /// What QEMU said last, for a machine that crashed.
     pub last_words: Option<String>,
     /// Its process.
@@ -308,6 +314,7 @@ pub fn show(ctx: &Context<'_>, name: &VmName) -> Result<MachineReport, Error> {
     Ok(MachineReport {
         name: name.clone(),
         state,
+        hydration: machine.hydration(),
         last_words,
         pid: running.map(|process| process.instance.process.pid),
         qmp: running.map(|process| process.instance.qmp_socket()),

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
+use crate::pages::{self, HydrationReport};
 use crate::recover::Patience;
 use crate::state::head::{Chain, Head, Process};
 use crate::state::home::{Home, VmDir};
@@ -89,7 +90,29 @@ impl Machine {
         }
         let lock = Lock::take(&dir.lock(), operation)?;
         crate::recover::recover(ctx, name, Patience::Thorough)?;
-        Ok((lock, Self::open(ctx.home, name)?))
+        let machine = Self::open(ctx.home, name)?;
+        machine.see_to_memory(ctx);
+        Ok((lock, machine))
+    }
+
+    /// Sees to it that a machine whose memory is still on its way has someone who serves it. The caller holds its lock.
+    pub(crate) fn see_to_memory(&self, ctx: &Context<'_>) {
+        if let Some(process) = self.process()
+            && let Err(error) = pages::ensure(ctx, &process.instance)
+        {
+            ctx.progress.note(&format!("nobody may be serving the memory of {}: {error}", self.name()));
+        }
+    }
+
+    /// Whether its memory is on its way and nobody serves it.
+    pub(crate) fn memory_is_orphaned(&self) -> bool {
+        self.process().is_some_and(|process| pages::is_orphaned(&process.instance))
+    }
+
+    /// How far its memory has come; `None` for one that has all of it.
+    #[must_use]
+    pub fn hydration(&self) -> Option<HydrationReport> {
+        HydrationReport::of(&self.process()?.instance)
     }
 
     /// The machine's name.

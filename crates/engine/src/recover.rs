@@ -69,10 +69,14 @@ fn finish_fork(machine: &Machine) -> Result<(), Error> {
 /// what fails here is told by the next command that changes something.
 pub(crate) fn recover_if_idle(ctx: &Context<'_>, name: &VmName) {
     let dir = ctx.home.vm(name);
-    if !snapshot::undo::has_journal(&dir) {
+    let orphaned = || Machine::open(ctx.home, name).is_ok_and(|machine| machine.memory_is_orphaned());
+    if !snapshot::undo::has_journal(&dir) && !orphaned() {
         return;
     }
     if let Ok(Some(_lock)) = Lock::attempt(&dir.lock(), "tidying up behind a killed command") {
         let _ = recover(ctx, name, Patience::Moment);
+        if let Ok(machine) = Machine::open(ctx.home, name) {
+            machine.see_to_memory(ctx);
+        }
     }
 }

@@ -119,7 +119,10 @@ fn list(ctx: &Context<'_>, output: &Output) -> Result<u8, Error> {
 fn row(machine: &MachineSummary) -> Vec<String> {
     vec![
         machine.name.to_string(),
-        machine.state.as_str().to_owned(),
+        match &machine.hydration {
+            Some(hydration) => format!("{} ({})", machine.state.as_str(), hydration.brief()),
+            None => machine.state.as_str().to_owned(),
+        },
         machine.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
         ByteLen::from_bytes(machine.memory_bytes).to_string(),
         machine.cpus.to_string(),
@@ -134,6 +137,9 @@ fn described(report: &MachineReport) -> String {
     let definition = &report.definition;
     add("machine", report.name.to_string());
     add("state", report.state.as_str().to_owned());
+    if let Some(hydration) = &report.hydration {
+        add("memory", hydration.sentence());
+    }
     if report.state == State::Crashed {
         let words = report.last_words.as_deref().filter(|words| !words.is_empty());
         add("", format!("QEMU ended without being told to; it said: {}", words.unwrap_or("nothing")));
