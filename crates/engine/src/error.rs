@@ -67,6 +67,8 @@ pub enum Error {
     LayerTouched { path: PathBuf },
     #[error("{path} is a disk of machine {vm} already")]
     DiskInUse { path: PathBuf, vm: VmName },
+    #[error("{path} would be stood on, and machine {vm} writes to it")]
+    BackingInUse { path: PathBuf, vm: VmName },
     #[error("{path} is not usable as a disk")]
     UnusableDisk { path: PathBuf, source: keyframe_qcow2::Error },
     #[error("cannot write layer {path}")]
@@ -107,6 +109,8 @@ pub enum Error {
     MappedMachine { vm: VmName },
     #[error("the page server stopped before all of the machine's memory was there: {reason}")]
     Hydration { reason: String },
+    #[error("it is paused, and a guest lets go of its card only while it runs: `keyframe vm start` swaps it")]
+    CardOfPaused,
     #[error("{vm} did not shut down within {seconds} s")]
     NoShutdown { vm: VmName, seconds: u64 },
     #[error("interrupted")]
@@ -202,6 +206,9 @@ impl Error {
             }
             Self::NoShutdown { vm, .. } => {
                 format!("`keyframe vm stop {vm} --force` switches it off as a power cut would")
+            }
+            Self::BackingInUse { vm, .. } => {
+                format!("a disk can stand on what nobody writes to: copy it, or fork {vm} from a snapshot")
             }
             Self::DiskInUse { .. } => "a disk belongs to one machine; copy it, or put an overlay on it".to_owned(),
             Self::UndoFailed { undo, .. } => {

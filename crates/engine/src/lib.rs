@@ -34,6 +34,7 @@ pub mod pages;
 pub mod pause;
 mod recover;
 pub mod revert;
+mod settle;
 pub mod snapshot;
 mod snapshots;
 mod space;

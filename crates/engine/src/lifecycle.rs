@@ -7,7 +7,7 @@ use keyframe_hypervisor::host::choose_accelerator;
 use keyframe_hypervisor::launch::{RamBacking, Start};
 use keyframe_hypervisor::{Accelerator, Qemu, QemuVersion, load};
 use keyframe_qmp::EventKind;
-use keyframe_qmp::commands::machine::{Cont, Quit, SystemPowerdown};
+use keyframe_qmp::commands::machine::{Quit, SystemPowerdown};
 use keyframe_types::{SnapshotId, Timestamp, VmName};
 use serde::Serialize;
 
@@ -15,6 +15,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::machine::{Launch, Machine, State, kill_strays};
 use crate::pages::HydrationReport;
+use crate::settle;
 use crate::snapshots;
 use crate::state::head::Process;
 
@@ -39,7 +40,7 @@ pub fn start(ctx: &Context<'_>, name: &VmName) -> Result<StartReport, Error> {
     let begun = Instant::now();
     let (_lock, mut machine) = Machine::lock(ctx, name, &format!("vm start {name}"))?;
     if let Some(process) = machine.process().cloned() {
-        return resume(&machine, &process, begun);
+        return resume(ctx, &machine, &process, begun);
     }
     Machine::check_layers(ctx.home, machine.head.chains())?;
     let accelerator = choose_accelerator(machine.definition.accel)?;
@@ -52,7 +53,7 @@ pub fn start(ctx: &Context<'_>, name: &VmName) -> Result<StartReport, Error> {
     })
 }
 
-fn resume(machine: &Machine, process: &Process, begun: Instant) -> Result<StartReport, Error> {
+fn resume(ctx: &Context<'_>, machine: &Machine, process: &Process, begun: Instant) -> Result<StartReport, Error> {
     let mut monitor = machine.monitor()?;
     if crate::machine::state_of(&mut monitor) == State::Running {
         return Err(Error::WrongState {
@@ -61,7 +62,10 @@ fn resume(machine: &Machine, process: &Process, begun: Instant) -> Result<StartR
             advice: "nothing needs to be done",
         });
     }
-    monitor.call(&Cont {})?;
+    load::run(&mut monitor)?;
+    if let Some(note) = settle::after_resume(machine, &mut monitor) {
+        ctx.progress.note(&note);
+    }
     Ok(StartReport {
         name: machine.name().clone(),
         accelerator: process.accelerator,

@@ -209,8 +209,12 @@ pub fn fork(ctx: &Context<'_>, args: ForkArgs, output: &Output) -> Result<u8, Er
         let _ = writeln!(text, "  {} (pid {}{mac}): runs after {}", machine.name, machine.pid, ms(machine.running_ms));
         notes(&mut text, &machine.notes);
     }
+    if let Some(not_made) = &report.not_made {
+        let names: Vec<&str> = not_made.names.iter().map(VmName::as_str).collect();
+        let _ = writeln!(text, "not made: {}: {}", names.join(", "), not_made.reason);
+    }
     output.result("forked", &report, text);
-    Ok(0)
+    Ok(if report.is_complete() { 0 } else { 3 })
 }
 
 /// `keyframe delete`
