@@ -85,7 +85,7 @@ impl Machine {
     /// [`Error::NoMachine`], [`Error::Busy`], and what tidying up may meet.
     pub fn lock(ctx: &Context<'_>, name: &VmName, operation: &str) -> Result<(Lock, Self), Error> {
         let dir = ctx.home.vm(name);
-        if !dir.definition().is_file() {
+        if !dir.exists()? {
             return Err(Error::NoMachine(name.clone()));
         }
         let lock = Lock::take(&dir.lock(), operation)?;
