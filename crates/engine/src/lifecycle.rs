@@ -13,11 +13,12 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::machine::{Launch, Machine, State, kill_strays};
+use crate::machine::{Ending, Launch, Machine, State, kill_strays};
 use crate::pages::HydrationReport;
 use crate::settle;
 use crate::snapshots;
 use crate::state::head::Process;
+use crate::state::lock::Lock;
 
 /// What starting a machine came to.
 #[derive(Debug, Serialize)]
@@ -189,6 +190,8 @@ pub struct MachineSummary {
     pub name: VmName,
     /// What it is doing.
     pub state: State,
+    /// The command that is at work on it.
+    pub busy: Option<String>,
     /// How far its memory has come, while it is not all there.
     pub hydration: Option<HydrationReport>,
     /// Its process.
@@ -237,7 +240,8 @@ fn summary(ctx: &Context<'_>, name: &VmName) -> Result<MachineSummary, Error> {
     let (manifests, damaged) = snapshots::scan(&machine.dir)?;
     Ok(MachineSummary {
         name: name.clone(),
-        state: machine.state(),
+        state: machine.look(),
+        busy: Lock::holder(&machine.dir.lock()),
         hydration: machine.hydration(),
         pid: machine.process().map(|process| process.instance.process.pid),
         memory_bytes: machine.definition.memory().bytes(),
@@ -254,6 +258,10 @@ pub struct MachineReport {
     pub name: VmName,
     /// What it is doing.
     pub state: State,
+    /// Why it is off, where no command ended it.
+    pub ended: Option<Ending>,
+    /// The command that is at work on it.
+    pub busy: Option<String>,
     /// How far its memory has come, while it is not all there.
     pub hydration: Option<HydrationReport>,
     /// What QEMU said last, for a machine that crashed.
@@ -304,7 +312,7 @@ pub struct DiskReport {
 pub fn show(ctx: &Context<'_>, name: &VmName) -> Result<MachineReport, Error> {
     crate::recover::recover_if_idle(ctx, name);
     let machine = Machine::open(ctx.home, name)?;
-    let state = machine.state();
+    let state = machine.look();
     let running = machine.process();
     let known = machine.head.process.as_ref();
     let last_words = (state == State::Crashed)
@@ -318,6 +326,8 @@ pub fn show(ctx: &Context<'_>, name: &VmName) -> Result<MachineReport, Error> {
     Ok(MachineReport {
         name: name.clone(),
         state,
+        ended: machine.ending(),
+        busy: Lock::holder(&machine.dir.lock()),
         hydration: machine.hydration(),
         last_words,
         pid: running.map(|process| process.instance.process.pid),

@@ -30,9 +30,9 @@ pub enum State {
     Running,
     /// There is a process, and its vCPUs stand still.
     Paused,
-    /// There is no process, as the last command left it.
+    /// There is no process: a command ended it, the guest shut down, or the host was restarted.
     Stopped,
-    /// There is no process, and no command ended it.
+    /// There is no process, and nobody knows why.
     Crashed,
     /// There is a process that does not answer.
     Unresponsive,
@@ -48,6 +48,37 @@ impl State {
             Self::Stopped => "stopped",
             Self::Crashed => "crashed",
             Self::Unresponsive => "unresponsive",
+        }
+    }
+}
+
+/// Why a process that is on record is not there, and no command has ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ending {
+    /// The guest shut down.
+    GuestShutdown,
+    /// The host was restarted.
+    HostRestart,
+    /// QEMU ended, or was killed.
+    Crash,
+}
+
+impl Ending {
+    fn of(process: &Process) -> Self {
+        if process.instance.was_shut_down_by_guest() {
+            Self::GuestShutdown
+        } else if process.instance.process.is_of_an_earlier_boot() {
+            Self::HostRestart
+        } else {
+            Self::Crash
+        }
+    }
+
+    fn state(self) -> State {
+        match self {
+            Self::GuestShutdown | Self::HostRestart => State::Stopped,
+            Self::Crash => State::Crashed,
         }
     }
 }
@@ -90,8 +121,9 @@ impl Machine {
         }
         let lock = Lock::take(&dir.lock(), operation)?;
         crate::recover::recover(ctx, name, Patience::Thorough)?;
-        let machine = Self::open(ctx.home, name)?;
+        let mut machine = Self::open(ctx.home, name)?;
         machine.see_to_memory(ctx);
+        machine.note_shutdown()?;
         Ok((lock, machine))
     }
 
@@ -145,7 +177,7 @@ impl Machine {
     }
 
     fn not_running(&self) -> Error {
-        let state = if self.head.process.is_some() { State::Crashed } else { State::Stopped };
+        let state = self.ending().map_or(State::Stopped, Ending::state);
         Error::WrongState {
             vm: self.name().clone(),
             state: state.as_str().to_owned(),
@@ -156,15 +188,43 @@ impl Machine {
     /// What the machine is doing. Asks QEMU, which takes a millisecond.
     #[must_use]
     pub fn state(&self) -> State {
-        match (&self.head.process, self.process()) {
-            (None, _) => State::Stopped,
-            (Some(_), None) => State::Crashed,
-            (Some(_), Some(process)) => match process.instance.monitor(Monitor::Engine) {
-                Ok(mut monitor) => state_of(&mut monitor),
-                Err(_) if process.instance.is_alive() => State::Unresponsive,
-                Err(_) => State::Crashed,
-            },
+        self.state_seen_by(Monitor::Engine)
+    }
+
+    /// [`Machine::state`] for whoever only looks, without waiting for a command that is at work.
+    #[must_use]
+    pub fn look(&self) -> State {
+        self.state_seen_by(Monitor::Look)
+    }
+
+    fn state_seen_by(&self, which: Monitor) -> State {
+        let gone = || self.ending().map_or(State::Stopped, Ending::state);
+        match self.process().map(|process| (process, process.instance.monitor(which))) {
+            None => gone(),
+            Some((_, Ok(mut monitor))) => state_of(&mut monitor),
+            Some((process, Err(_))) if process.instance.is_alive() => State::Unresponsive,
+            Some((_, Err(_))) => gone(),
         }
+    }
+
+    /// Why the process that is on record is not there; `None` while it is, or when a command ended it.
+    #[must_use]
+    pub fn ending(&self) -> Option<Ending> {
+        self.head.process.as_ref().filter(|process| !process.instance.is_alive()).map(Ending::of)
+    }
+
+    /// Puts on record that the guest has shut down since. The caller holds the machine's lock.
+    fn note_shutdown(&mut self) -> Result<(), Error> {
+        if self.ending() != Some(Ending::GuestShutdown) {
+            return Ok(());
+        }
+        let ended = self.head.process.take();
+        self.head.clean_shutdown = true;
+        self.write_head()?;
+        if let Some(process) = ended {
+            process.instance.clean_up();
+        }
+        Ok(())
     }
 
     /// The disks' chains as QEMU opens them.

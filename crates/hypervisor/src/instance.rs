@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext as _};
 use crate::host::{Qemu, QemuVersion};
-use crate::launch::{LaunchPlan, SocketNumbers, arguments};
+use crate::launch::{LaunchPlan, SHUTDOWN_LOG, SHUTDOWN_TRACE, SocketNumbers, arguments};
 use crate::process::{ProcessId, spawn_detached};
 use crate::{network, socket};
 
@@ -27,6 +27,8 @@ use crate::{network, socket};
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a running QEMU may take to answer.
 pub const MONITOR_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a running QEMU may take to answer someone who only looks.
+const LOOK_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a killed process may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -52,6 +54,8 @@ pub enum Monitor {
     Engine,
     /// For whoever watches over a command.
     Guard,
+    /// For whoever only looks, while a command may be at work; does not wait for long.
+    Look,
 }
 
 impl InstanceRecord {
@@ -90,11 +94,28 @@ impl InstanceRecord {
     /// # Errors
     /// [`Error::Gone`] when the process has ended, [`Error::Qmp`] when it does not answer.
     pub fn monitor(&self, which: Monitor) -> Result<Client, Error> {
-        let name = match which {
-            Monitor::Engine => "engine.sock",
-            Monitor::Guard => "guard.sock",
+        let (name, patience) = match which {
+            Monitor::Engine => ("engine.sock", MONITOR_PATIENCE),
+            Monitor::Guard => ("guard.sock", MONITOR_PATIENCE),
+            Monitor::Look if self.dir.join("look.sock").exists() => ("look.sock", LOOK_PATIENCE),
+            // A machine that an earlier version started has none; its guard has little to say.
+            Monitor::Look => ("guard.sock", LOOK_PATIENCE),
         };
-        connect(&self.dir.join(name), MONITOR_PATIENCE).map_err(|error| self.explain(error))
+        connect(&self.dir.join(name), patience).map_err(|error| self.explain(error))
+    }
+
+    /// Whether the process ended because its guest had shut down: by its own doing, or asked by the power button.
+    #[must_use]
+    pub fn was_shut_down_by_guest(&self) -> bool {
+        // Source: ShutdownCause in qapi/run-state.json; `guest-shutdown` is its seventh.
+        const GUEST_SHUTDOWN: &str = "reason=6";
+        let asked = log_tail(&self.dir.join(SHUTDOWN_LOG));
+        !self.is_alive()
+            && asked
+                .lines()
+                .next_back()
+                .and_then(|line| line.strip_prefix(SHUTDOWN_TRACE))
+                .is_some_and(|reason| reason.trim() == GUEST_SHUTDOWN)
     }
 
     /// Says that the process has ended, if that is why something failed.
@@ -163,6 +184,7 @@ struct Listeners {
     qmp: UnixListener,
     engine: UnixListener,
     guard: UnixListener,
+    look: UnixListener,
     agent: UnixListener,
     console: UnixListener,
     tap: Option<OwnedFd>,
@@ -178,6 +200,7 @@ impl Listeners {
             qmp: listen("qmp.sock")?,
             engine: listen("engine.sock")?,
             guard: listen("guard.sock")?,
+            look: listen("look.sock")?,
             agent: listen("agent.sock")?,
             console: listen("console.sock")?,
             tap,
@@ -189,6 +212,7 @@ impl Listeners {
             qmp: self.qmp.as_raw_fd(),
             engine: self.engine.as_raw_fd(),
             guard: self.guard.as_raw_fd(),
+            look: self.look.as_raw_fd(),
             agent: self.agent.as_raw_fd(),
             console: self.console.as_raw_fd(),
             tap: self.tap.as_ref().map(|fd| fd.as_raw_fd()),
@@ -218,6 +242,7 @@ pub fn start(qemu: &Qemu, id: InstanceId, dir: &Path, plan: &LaunchPlan<'_>) -> 
         listeners.qmp.as_fd(),
         listeners.engine.as_fd(),
         listeners.guard.as_fd(),
+        listeners.look.as_fd(),
         listeners.agent.as_fd(),
         listeners.console.as_fd(),
     ];
@@ -297,4 +322,33 @@ fn instance_dir_of(pid: u32, run_dir: &Path) -> Option<PathBuf> {
     let log = fs::read_link(format!("/proc/{pid}/fd/2")).ok()?;
     let dir = log.parent()?;
     (dir.parent()? == run_dir).then(|| dir.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_shut_down_is_told_from_a_process_that_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let us = ProcessId::of(std::process::id()).unwrap();
+        let record = InstanceRecord {
+            id: InstanceId::random(),
+            process: ProcessId { start_ticks: us.start_ticks + 1, ..us },
+            dir: dir.path().to_owned(),
+            version: QemuVersion { major: 10, minor: 0, micro: 0 },
+            started: Timestamp::now(),
+        };
+        assert!(!record.was_shut_down_by_guest(), "it said nothing");
+        for (said, by_guest) in [
+            ("qemu_system_shutdown_request reason=6\n", true),
+            ("qemu_system_shutdown_request reason=2\n", false),
+            ("qemu_system_shutdown_request reason=6\nqemu_system_shutdown_request reason=4\n", false),
+            ("qemu_system_shutdown_request reason=60", false),
+            ("\u{fffd}", false),
+        ] {
+            fs::write(dir.path().join(SHUTDOWN_LOG), said).unwrap();
+            assert_eq!(record.was_shut_down_by_guest(), by_guest, "{said:?}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use keyframe_engine::create::{self, CreateRequest};
 use keyframe_engine::lifecycle::{self, Listed, MachineReport, MachineSummary, StopHow};
-use keyframe_engine::machine::State;
+use keyframe_engine::machine::{Ending, State};
 use keyframe_engine::{Context, Error};
 use keyframe_hypervisor::DirectKernel;
 use keyframe_types::{ByteLen, VmName};
@@ -119,9 +119,10 @@ fn list(ctx: &Context<'_>, output: &Output) -> Result<u8, Error> {
 fn row(machine: &MachineSummary) -> Vec<String> {
     vec![
         machine.name.to_string(),
-        match &machine.hydration {
-            Some(hydration) => format!("{} ({})", machine.state.as_str(), hydration.brief()),
-            None => machine.state.as_str().to_owned(),
+        match (&machine.hydration, &machine.busy) {
+            (Some(hydration), _) => format!("{} ({})", machine.state.as_str(), hydration.brief()),
+            (None, Some(_)) => format!("{} (busy)", machine.state.as_str()),
+            (None, None) => machine.state.as_str().to_owned(),
         },
         machine.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
         ByteLen::from_bytes(machine.memory_bytes).to_string(),
@@ -137,6 +138,14 @@ fn described(report: &MachineReport) -> String {
     let definition = &report.definition;
     add("machine", report.name.to_string());
     add("state", report.state.as_str().to_owned());
+    match report.ended {
+        Some(Ending::GuestShutdown) => add("", "the guest has shut down".to_owned()),
+        Some(Ending::HostRestart) => add("", "the host was restarted while it ran".to_owned()),
+        Some(Ending::Crash) | None => {}
+    }
+    if let Some(holder) = &report.busy {
+        add("busy", format!("{holder} is at work on it"));
+    }
     if let Some(hydration) = &report.hydration {
         add("memory", hydration.sentence());
     }
