@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use keyframe_hypervisor::QemuVersion;
+use keyframe_hypervisor::definition::DefinitionError;
 use keyframe_hypervisor::extra_args::RefusedArgument;
 use keyframe_hypervisor::host::HostError;
 use keyframe_types::{ByteLen, DiskId, SnapshotId, VmName};
@@ -79,6 +80,8 @@ pub enum Error {
     BadRequest { what: String },
     #[error(transparent)]
     RefusedArgument(#[from] RefusedArgument),
+    #[error("the machine's definition is not usable: {0}")]
+    UnusableDefinition(#[from] DefinitionError),
     #[error(transparent)]
     Host(#[from] HostError),
     #[error(transparent)]
@@ -204,6 +207,7 @@ impl Error {
                 "say --disk-only, or fork again with `--strategy lazy` or `eager`: such a machine can be snapshotted"
                     .to_owned()
             }
+            Self::UnusableDefinition(_) => "take it out of the machine's machine.toml".to_owned(),
             Self::NoShutdown { vm, .. } => {
                 format!("`keyframe vm stop {vm} --force` switches it off as a power cut would")
             }

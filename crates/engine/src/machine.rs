@@ -312,6 +312,7 @@ impl Launch<'_> {
     /// # Errors
     /// What starting may meet.
     pub fn begin(&self, home: &Home, dir: &VmDir, qemu: &Qemu) -> Result<Starting, Error> {
+        self.definition.check()?;
         let disks: Vec<DiskChain> = self.disks.iter().map(|chain| launch_chain(home, chain)).collect();
         let nvram = self.nvram.map(|chain| launch_chain(home, chain));
         let code = (self.definition.firmware == Firmware::Uefi).then(find_ovmf).transpose()?;
