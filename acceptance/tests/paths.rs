@@ -52,10 +52,12 @@ fn the_present_that_a_revert_kept_can_be_gone_back_to() -> Result<()> {
     for strategy in ["lazy", "eager"] {
         let serial = machine.serial()?;
         let before = serial.next_heartbeat(serial.end(), 20 * SECOND)?;
+        let mark = serial.end();
         let past = ["revert", "worker@past", "--strategy", strategy, "--json"];
         let reverted = home.run(past)?.succeeded()?;
         let kept = reverted.text("kept_name")?.to_owned();
-        assert!(assert_works(&machine)?.is_before(&before), "{strategy}: it is not back");
+        serial.turned_back(mark, &before, 30 * SECOND)?;
+        assert_works(&machine)?;
         machine.revert(&kept, &["--strategy", strategy])?;
         let now = assert_works(&machine)?;
         assert_eq!(now.token, before.token, "{strategy}: another program goes on");
@@ -72,8 +74,10 @@ fn a_machine_that_cannot_stand_beside_itself_is_kept_first_and_brought_back() ->
     machine.snapshot("past")?;
     let serial = machine.serial()?;
     let before = serial.next_heartbeat(serial.end(), 20 * SECOND)?;
+    let mark = serial.end();
     let reverted = home.run(["revert", "worker@past", "--json"])?.succeeded()?;
-    assert!(assert_works(&machine)?.is_before(&before));
+    serial.turned_back(mark, &before, 30 * SECOND)?;
+    assert_works(&machine)?;
     machine.revert(reverted.text("kept_name")?, &[])?;
     let now = assert_works(&machine)?;
     assert!(now.token == before.token && !now.is_before(&before), "{now:?} after {before:?}");
