@@ -15,7 +15,7 @@ use std::time::Duration;
 use keyframe_hypervisor::host::choose_accelerator;
 use keyframe_hypervisor::instance::{Started, Starting};
 use keyframe_hypervisor::launch::{RAM_BLOCK, RamBacking, Start};
-use keyframe_hypervisor::{AccelChoice, Accelerator, MachineDefinition, Qemu, load};
+use keyframe_hypervisor::{AccelChoice, Accelerator, MachineDefinition, Qemu, QemuVersion, load};
 use keyframe_memory::MemoryImage;
 use keyframe_types::ByteLen;
 use serde::Serialize;
@@ -87,13 +87,13 @@ impl Source {
         Ok(Self { manifest, dir, image: Some(image), strategy, accelerator })
     }
 
-    /// Checks the version of the QEMU that was started for it. Device state goes forward between versions of one
+    /// Checks the version of the QEMU that is to run it. Device state goes forward between versions of one
     /// machine type, not back, and not at all where the CPU model is whatever the version knows.
     ///
     /// # Errors
     /// [`Error::OtherQemu`].
-    pub fn check_version(&self, started: &Started) -> Result<(), Error> {
-        let (taken, here) = (self.manifest.qemu.version, started.record.version);
+    pub fn check_version(&self, here: QemuVersion) -> Result<(), Error> {
+        let taken = self.manifest.qemu.version;
         let same_series = (taken.major, taken.minor) == (here.major, here.minor);
         let newer = here > taken && self.accelerator == Accelerator::Kvm;
         if self.strategy == Strategy::Cold || same_series || newer {
@@ -139,6 +139,19 @@ impl Source {
         }
     }
 
+    /// Everything that can be found out without giving up the present: the version of QEMU, and every page.
+    ///
+    /// # Errors
+    /// [`Error::OtherQemu`], [`Error::Memory`].
+    pub fn verify_ahead(&self, ctx: &Context<'_>) -> Result<(), Error> {
+        self.check_version(Qemu::find()?.version()?)?;
+        match (&self.image, self.strategy) {
+            (Some(image), Strategy::Lazy) => memory::verify(ctx, image).map_err(|source| self.unusable(source)),
+            // The others are verified in any case.
+            _ => Ok(()),
+        }
+    }
+
     /// Starts a process for it without waiting.
     ///
     /// # Errors
@@ -152,7 +165,7 @@ impl Source {
     /// # Errors
     /// [`keyframe_hypervisor::Error::Migration`] with QEMU's reason.
     pub fn load(&self, ctx: &Context<'_>, started: &mut Started) -> Result<(), Error> {
-        self.check_version(started)?;
+        self.check_version(started.record.version)?;
         let explain = |error: Error, started: &Started| match error {
             Error::Hypervisor(error) => Error::Hypervisor(started.record.explain(error)),
             other => other,
@@ -200,11 +213,12 @@ pub struct Target<'a> {
 impl Source {
     /// The process as the head remembers it.
     #[must_use]
-    pub fn process(&self, ctx: &Context<'_>, started: &Started) -> Process {
+    pub fn process(&self, ctx: &Context<'_>, started: &Started, definition: &MachineDefinition) -> Process {
         let image_for = |strategy| (self.strategy == strategy).then(|| ctx.home.relative(&self.dir.memory()));
         Process {
             instance: started.record.clone(),
             accelerator: self.accelerator,
+            definition: Some(definition.clone()),
             mapped: image_for(Strategy::Mapped),
             served: image_for(Strategy::Lazy),
         }

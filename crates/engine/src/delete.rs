@@ -82,7 +82,7 @@ fn plan(ctx: &Context<'_>, machine: &Machine, manifest: &Manifest, also: &[Manif
 fn carry_out(ctx: &Context<'_>, machine: &mut Machine, manifest: &Manifest) -> Result<(), Error> {
     let journal = Journal::Delete { id: manifest.id.clone(), parent: manifest.parent.clone() };
     sealed::write(&machine.dir.journal(), &journal)?;
-    pass(Failpoint::DeleteJournaled);
+    pass(Failpoint::DeleteJournaled)?;
     finish(ctx, machine, &manifest.id, manifest.parent.clone())
 }
 
@@ -98,14 +98,14 @@ pub(crate) fn finish(
 ) -> Result<(), Error> {
     let dir = machine.dir.snapshot(id);
     durable::remove_file(&dir.manifest())?;
-    pass(Failpoint::DeleteManifestGone);
+    pass(Failpoint::DeleteManifestGone)?;
     if machine.head.parent.as_ref() == Some(id) {
         machine.head.parent = parent;
         machine.write_head()?;
     }
-    pass(Failpoint::DeleteReparented);
+    pass(Failpoint::DeleteReparented)?;
     durable::remove_dir(dir.root())?;
     layers::drop_unused(ctx.home, &machine.dir)?;
-    pass(Failpoint::DeleteFilesGone);
+    pass(Failpoint::DeleteFilesGone)?;
     durable::remove_file(&machine.dir.journal())
 }

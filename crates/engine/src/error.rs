@@ -118,6 +118,10 @@ pub enum Error {
     NoShutdown { vm: VmName, seconds: u64 },
     #[error("interrupted")]
     Interrupted,
+    #[error("failed on purpose at {name}")]
+    Failpoint { name: &'static str },
+    #[error("{vm} is back at the snapshot and runs, but the revert is not finished")]
+    Unfinished { vm: VmName, source: Box<Error> },
     #[error("{source}")]
     UndoFailed { source: Box<Error>, undo: Box<Error> },
 }
@@ -137,6 +141,7 @@ impl Error {
             Self::Interrupted | Self::Hypervisor(Hypervisor::Cancelled) => Kind::Interrupted,
             Self::Capture(keyframe_memory::Error::Cancelled) => Kind::Interrupted,
             Self::UndoFailed { source, .. } => source.kind(),
+            Self::Unfinished { .. } => Kind::Incomplete,
             _ => Kind::Failed,
         }
     }
@@ -158,6 +163,9 @@ impl Error {
                 "nothing was changed"
             }
             Self::Damaged { .. } => "nothing was changed; other snapshots are not affected",
+            Self::Unfinished { .. } => {
+                "the machine runs; what was the present is safe: its memory as far as it was written, and its disks"
+            }
             Self::UndoFailed { .. } => "every committed snapshot is intact; the machine's disks are complete",
             _ => return None,
         };
@@ -215,6 +223,7 @@ impl Error {
                 format!("a disk can stand on what nobody writes to: copy it, or fork {vm} from a snapshot")
             }
             Self::DiskInUse { .. } => "a disk belongs to one machine; copy it, or put an overlay on it".to_owned(),
+            Self::Unfinished { .. } => "see to the cause; the next command on this machine finishes it".to_owned(),
             Self::UndoFailed { undo, .. } => {
                 format!("the next command on this machine tries again to tidy up ({undo})")
             }

@@ -1,9 +1,12 @@
-//! Places where a test may kill the process, as a power cut or `kill -9` would.
+//! Places where a test may kill the process, as a power cut or `kill -9` would, or make a step fail.
 //!
-//! `KEYFRAME_FAILPOINT=NAME` makes the process kill itself when it comes by. Every step of every operation
+//! `KEYFRAME_FAILPOINT=NAME` makes the process kill itself when it comes by, `KEYFRAME_FAILPOINT=NAME!` makes the step
+//! fail there, as a full disk would. Every step of every operation
 //! that changes something has one, so that a loop over [`Failpoint::ALL`] kills at every step.
 
 use std::sync::OnceLock;
+
+use crate::error::Error;
 
 macro_rules! failpoints {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)+) => {
@@ -59,6 +62,10 @@ failpoints! {
     RevertHeadWritten = "revert-head-written",
     /// The reverted machine runs.
     RevertRunning = "revert-running",
+    /// The present's memory is written, and the journal says so.
+    RevertPresentCaptured = "revert-present-captured",
+    /// The old process has ended; the snapshot that keeps the present is not committed.
+    RevertPresentEnded = "revert-present-ended",
     /// The present is kept as a snapshot.
     RevertPresentKept = "revert-present-kept",
     /// The old process is gone.
@@ -86,16 +93,23 @@ failpoints! {
 /// The variable that names the failpoint.
 pub const VARIABLE: &str = "KEYFRAME_FAILPOINT";
 
-/// Kills the process if this is the failpoint that was asked for.
-pub fn pass(point: Failpoint) {
+/// Kills the process, or fails, if this is the failpoint that was asked for.
+///
+/// # Errors
+/// [`Error::Failpoint`].
+pub fn pass(point: Failpoint) -> Result<(), Error> {
     static ASKED: OnceLock<Option<String>> = OnceLock::new();
-    let asked = ASKED.get_or_init(|| std::env::var(VARIABLE).ok());
-    if asked.as_deref() == Some(point.name()) {
+    let asked = ASKED.get_or_init(|| std::env::var(VARIABLE).ok()).as_deref();
+    if asked.and_then(|asked| asked.strip_suffix('!')) == Some(point.name()) {
+        return Err(Error::Failpoint { name: point.name() });
+    }
+    if asked == Some(point.name()) {
         let us = rustix::process::getpid();
         // Nothing may run behind this, no destructor and no handler: SIGKILL is what a test wants to see.
         let _ = rustix::process::kill_process(us, rustix::process::Signal::KILL);
         std::process::abort();
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -225,10 +225,10 @@ impl Fork {
         let chains: Vec<_> = head.chains().cloned().collect();
         layers::create_tops(ctx.home, &chains)?;
         sealed::write(&dir.head(), &head)?;
-        pass(Failpoint::ForkPrepared);
+        pass(Failpoint::ForkPrepared)?;
         let definition = own_definition(&manifest.definition, request, name);
         write_definition(&dir.definition(), &definition)?;
-        pass(Failpoint::ForkDefined);
+        pass(Failpoint::ForkDefined)?;
         Ok(Self { machine: Machine { dir, definition, head }, lock, starting: None, unfinished })
     }
 
@@ -248,16 +248,16 @@ impl Fork {
             settle::pull_cable(&mut started.monitor)?;
         }
         source.load(ctx, &mut started)?;
-        pass(Failpoint::ForkLoaded);
-        self.machine.head.process = Some(source.process(ctx, &started));
+        pass(Failpoint::ForkLoaded)?;
+        self.machine.head.process = Some(source.process(ctx, &started, &self.machine.definition));
         self.machine.write_head()?;
-        pass(Failpoint::ForkHeadWritten);
+        pass(Failpoint::ForkHeadWritten)?;
         if source.manifest.state == StateAtCut::Running || cold {
             load::run(&mut started.monitor)?;
         }
+        pass(Failpoint::ForkRunning)?;
         // From here on it is a machine; what its guest has yet to be told, the journal says.
         self.unfinished.0 = None;
-        pass(Failpoint::ForkRunning);
         Ok(Awake {
             machine: self.machine,
             lock: self.lock,

@@ -28,6 +28,11 @@ use crate::{guest, recover};
 /// The hidden subcommand that runs a guard.
 pub const SUBCOMMAND: &str = "internal-guard";
 
+/// How long after a failed thaw it is tried again.
+const THAW_AGAIN: Duration = Duration::from_secs(2);
+/// How long thawing is tried after the command has ended.
+const THAW_FOR: Duration = Duration::from_secs(120);
+
 /// A guard on its post.
 #[derive(Debug)]
 pub struct Guard {
@@ -113,6 +118,14 @@ impl Duties {
         }
     }
 
+    /// The one who took them on is gone.
+    fn fall_due(&mut self) {
+        let now = Instant::now();
+        for by in [&mut self.thaw_by, &mut self.resume_by] {
+            *by = by.map(|_| now);
+        }
+    }
+
     fn next(&self) -> Option<Instant> {
         self.thaw_by.into_iter().chain(self.resume_by).min()
     }
@@ -137,8 +150,13 @@ pub fn stand(home: &Home, vm: &VmName) -> Result<(), Error> {
         match lines.recv_timeout(wait) {
             Ok(line) => duties.hear(&line, Instant::now()),
             Err(mpsc::RecvTimeoutError::Timeout) => relieve(home, vm, &mut duties),
-            Err(mpsc::RecvTimeoutError::Disconnected) if duties.done => return Ok(()),
-            Err(mpsc::RecvTimeoutError::Disconnected) => return tidy_up(home, vm),
+            Err(mpsc::RecvTimeoutError::Disconnected) if duties.done => return thaw_at_last(home, vm, &duties),
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                let tidied = tidy_up(home, vm);
+                duties.fall_due();
+                relieve(home, vm, &mut duties);
+                return tidied;
+            }
         }
     }
 }
@@ -148,15 +166,30 @@ fn relieve(home: &Home, vm: &VmName, duties: &mut Duties) {
     let now = Instant::now();
     let Ok(machine) = Machine::open(home, vm) else { return };
     let Some(process) = machine.process() else { return };
-    if duties.thaw_by.take_if(|by| *by <= now).is_some() {
-        // The agent may be what does not answer; then nothing can be done from outside.
-        let _ = guest::thaw(&process.instance);
+    if duties.thaw_by.take_if(|by| *by <= now).is_some() && guest::thaw(&process.instance).is_err() {
+        // A slow agent, or one that talks to the command just now.
+        duties.thaw_by = Some(Instant::now() + THAW_AGAIN);
     }
     if duties.resume_by.take_if(|by| *by <= now).is_some()
         && let Ok(mut monitor) = process.instance.monitor(Monitor::Guard)
     {
         cut::resume_if_paused(&mut monitor);
     }
+}
+
+/// The command is done, and could not make sure that the guest was thawed: goes on trying for a while.
+fn thaw_at_last(home: &Home, vm: &VmName, duties: &Duties) -> Result<(), Error> {
+    if duties.thaw_by.is_none() {
+        return Ok(());
+    }
+    let deadline = Instant::now() + THAW_FOR;
+    while Instant::now() < deadline {
+        match Machine::open(home, vm)?.process() {
+            Some(process) if guest::thaw(&process.instance).is_err() => std::thread::sleep(THAW_AGAIN),
+            _ => break,
+        }
+    }
+    Ok(())
 }
 
 fn tidy_up(home: &Home, vm: &VmName) -> Result<(), Error> {
@@ -179,6 +212,8 @@ mod tests {
         assert_eq!(duties.next(), Some(now + Duration::from_millis(100)));
         duties.hear("resumed", now);
         assert_eq!(duties.next(), Some(now + Duration::from_secs(5)));
+        duties.fall_due();
+        assert!(duties.next().is_some_and(|by| by <= Instant::now()) && duties.resume_by.is_none());
         duties.hear("thawed", now);
         duties.hear("nonsense 7", now);
         assert_eq!((duties.next(), duties.done), (None, false));

@@ -91,15 +91,15 @@ pub fn thaw(instance: &InstanceRecord) -> Result<(), Error> {
     Ok(())
 }
 
-/// Sets the guest's clock to the host's; says how far it was behind.
+/// Sets the guest's clock to the host's; says how far it was behind, in milliseconds, negative when it was ahead.
 ///
 /// # Errors
 /// When the agent does not answer, or refuses.
-pub fn set_clock(instance: &InstanceRecord) -> Result<Duration, Error> {
+pub fn set_clock(instance: &InstanceRecord) -> Result<f64, Error> {
     let mut agent = connect(instance)?;
     let guest = agent.call(&GetTime {}, GREETING_PATIENCE)?;
-    let host = SystemTime::now();
-    let skew = guest.to_system().and_then(|guest| host.duration_since(guest).ok()).unwrap_or_default();
+    let now = ClockNs::from_system(SystemTime::now());
+    let behind_ns = now.map_or(0, |now| now.ahead_of_ns(guest));
     agent.call(&SetTime { time: ClockNs::from_system(SystemTime::now()) }, THAW_PATIENCE)?;
-    Ok(skew)
+    Ok((behind_ns as f64 / 1e3).round() / 1e3)
 }

@@ -11,6 +11,7 @@ use keyframe_qcow2::units::VirtualSize;
 use keyframe_qcow2::{Backing, CreateOptions, Format};
 use keyframe_types::{LayerId, VmName};
 
+use crate::context::Context;
 use crate::error::{Error, IoContext as _};
 use crate::pages;
 use crate::snapshots;
@@ -66,7 +67,11 @@ fn create_top(home: &Home, chain: &Chain) -> Result<(), Error> {
     let layer_error = |source| Error::Layer { path: path.clone(), source };
     let backing = Backing::new(stored, qcow2_format(below.format)).map_err(layer_error)?;
     let size = VirtualSize::new(top.virtual_bytes).map_err(layer_error)?;
-    keyframe_qcow2::create_overlay(&path, &backing, size, &CreateOptions::default()).map_err(layer_error)?;
+    // Under a name of its own until it is whole: a layer that cannot be read is then never one that was being made.
+    let unfinished = path.with_extension("tmp");
+    durable::remove_file(&unfinished)?;
+    keyframe_qcow2::create_overlay(&unfinished, &backing, size, &CreateOptions::default()).map_err(layer_error)?;
+    std::fs::rename(&unfinished, &path).or_io("rename", &unfinished)?;
     durable::sync_dir(dir)
 }
 
@@ -187,6 +192,14 @@ pub fn runs_from(home: &Home, name: &VmName, image: &Path) -> Result<bool, Error
     Ok(process.as_ref().and_then(image_in_use).is_some_and(|used| home.absolute(used) == image))
 }
 
+/// [`drop_unused`] at the end of an operation that has succeeded: a file that cannot be removed now is no reason to
+/// call it a failure, and the next operation tries again.
+pub fn drop_unused_if_possible(ctx: &Context<'_>, dir: &VmDir) {
+    if let Err(error) = drop_unused(ctx.home, dir) {
+        ctx.progress.note(&format!("layers that nothing needs any more stay for now: {error}"));
+    }
+}
+
 /// Removes layers in a machine's directory that nothing stands on any more. While some document cannot be read,
 /// nothing is removed: nobody knows what that document stands on.
 ///
@@ -244,7 +257,7 @@ mod tests {
         };
         let image = PathBuf::from("vms/db/snapshots/s/memory.mapped");
         let served = Some(image.clone());
-        let process = Process { instance, accelerator: Accelerator::Tcg, mapped: None, served };
+        let process = Process { instance, accelerator: Accelerator::Tcg, definition: None, mapped: None, served };
         let head = Head {
             parent: None,
             disks: vec![],

@@ -91,7 +91,8 @@ pub(crate) fn cold_start(ctx: &Context<'_>, machine: &mut Machine, accelerator: 
         start: Start::Cold,
     };
     let mut started = launch.run(ctx.home, &machine.dir, &qemu)?;
-    let process = Process { instance: started.record, accelerator, mapped: None, served: None };
+    let definition = Some(machine.definition.clone());
+    let process = Process { instance: started.record, accelerator, definition, mapped: None, served: None };
     machine.head.process = Some(process.clone());
     machine.head.clean_shutdown = false;
     // Before its first instruction the process is on record: whoever comes next finds it.

@@ -167,6 +167,12 @@ impl Machine {
         self.head.process.as_ref().filter(|process| process.instance.is_alive())
     }
 
+    /// The hardware that runs, or that would be started.
+    #[must_use]
+    pub fn hardware(&self) -> &MachineDefinition {
+        self.process().and_then(|process| process.definition.as_ref()).unwrap_or(&self.definition)
+    }
+
     /// Connects to the running process's engine monitor.
     ///
     /// # Errors

@@ -136,10 +136,15 @@ impl InstanceRecord {
 
     /// Removes what a process that has ended left behind.
     pub fn clean_up(&self) {
-        if log_tail(&self.log()).is_empty() {
-            // Nothing in it is needed any more; what cannot be removed is in nobody's way.
-            let _ = fs::remove_dir_all(&self.dir);
-        }
+        remove_if_silent(&self.dir);
+    }
+}
+
+/// Removes the directory of a process that has ended, unless its log says something.
+fn remove_if_silent(dir: &Path) {
+    if log_tail(&dir.join("qemu.log")).is_empty() {
+        // Nothing in it is needed any more; what cannot be removed is in nobody's way.
+        let _ = fs::remove_dir_all(dir);
     }
 }
 
@@ -299,7 +304,10 @@ impl Starting {
 
 impl Drop for Starting {
     fn drop(&mut self) {
-        self.kill();
+        if self.child.is_some() {
+            self.kill();
+            remove_if_silent(&self.dir);
+        }
     }
 }
 

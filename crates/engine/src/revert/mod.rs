@@ -9,9 +9,10 @@
 //!                                    └ commit┘
 //! ```
 //! Until the commit, any failure lets the present run on. After it, a memory image that turns out to be
-//! damaged while a lazy revert still reads it does the same: the parked process continues. Where two processes
-//! cannot live side by side (a tap interface, arguments that may claim a port, too little memory), the present is
-//! snapshotted and ended first.
+//! damaged while a lazy revert still reads it does the same: the parked process continues. Once the parked process
+//! has ended there is only the way forward: its memory is on disk and in the journal, and whoever comes next goes on.
+//! Where two processes cannot live side by side (a tap interface, arguments that may claim a port, too little
+//! memory), everything that can be checked is, and then the present is stopped, snapshotted and ended first.
 
 pub(crate) mod undo;
 
@@ -33,12 +34,12 @@ use crate::guest;
 use crate::layers;
 use crate::machine::{Machine, State, state_of};
 use crate::pages;
-use crate::snapshot::{self, SnapshotRequest};
+use crate::snapshot::{self, Afterwards, SnapshotRequest};
 use crate::snapshots;
 use crate::state::head::Head;
-use crate::state::journal::{Journal, RevertJournal};
+use crate::state::journal::RevertJournal;
 use crate::state::manifest::StateAtCut;
-use crate::state::sealed;
+use crate::{pause, space};
 
 /// What to go back to, and how.
 #[derive(Debug, Clone)]
@@ -74,7 +75,8 @@ pub struct RevertReport {
     pub kept: Option<SnapshotId>,
     /// The name of that snapshot.
     pub kept_name: Option<SnapshotName>,
-    /// How far the guest's clock was behind, in milliseconds, before it was set; `None` where no agent tells.
+    /// How far the guest's clock was behind, in milliseconds, before it was set, negative when it was ahead; `None`
+    /// where no agent tells.
     pub clock_skew_ms: Option<f64>,
     /// The whole command, in milliseconds.
     pub total_ms: f64,
@@ -101,11 +103,21 @@ pub fn revert(ctx: &Context<'_>, request: &RevertRequest) -> Result<RevertReport
         // What is still on its way belongs to the present that is kept.
         pages::wait(ctx, instance)?;
     }
+    present.check_room(&machine, request)?;
+    if let Present::Exclusive(_) = present {
+        source.verify_ahead(ctx)?;
+    }
+    let was_running = present.instance().is_some() && machine.state() == State::Running;
+    let guard = Guard::post(ctx.home, vm)?;
+    if was_running && present.needs_keeping_first(request) {
+        guard.expect_resume(KEEPING_PATIENCE);
+    }
     let early = if present.needs_keeping_first(request) { Some(keep_first(ctx, &mut machine, &source)?) } else { None };
-    let mut reverting = Reverting::plan(ctx, &machine, request, source, present, begun)?;
-    let mut report = reverting.carry_out(&mut machine)?;
+    let mut reverting = Reverting::plan(ctx, &machine, request, source, present, was_running, begun)?;
+    let mut report = reverting.carry_out(&mut machine, &guard)?;
     if let Some(kept) = early {
         (report.kept, report.kept_name) = (Some(kept.id), Some(kept.name));
+        report.notes.extend(kept.notes);
     }
     report.total_ms = ms_since(begun);
     Ok(report)
@@ -138,6 +150,16 @@ impl Present {
         if alone || unmappable { Self::Exclusive(instance) } else { Self::Parkable(instance) }
     }
 
+    /// Checks that what is going to be kept fits on the disk, before anything stands still.
+    fn check_room(&self, machine: &Machine, request: &RevertRequest) -> Result<(), Error> {
+        match machine.process() {
+            Some(process) if matches!(self, Self::Parkable(_)) && !request.discard => {
+                space::check(machine.dir.root(), pause::resident(process))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the present is snapshotted before anything else.
     fn needs_keeping_first(&self, request: &RevertRequest) -> bool {
         !request.discard && !matches!(self, Self::Parkable(_))
@@ -158,12 +180,16 @@ fn fits_beside(source: &Source) -> bool {
     host::available_memory() > image + room
 }
 
-/// Snapshots the present as an operation of its own.
+/// Snapshots the present as an operation of its own; the guest stands still from then on.
 fn keep_first(ctx: &Context<'_>, machine: &mut Machine, source: &Source) -> Result<snapshot::SnapshotReport, Error> {
     let mapped = machine.process().is_some_and(|process| process.mapped.is_some());
     let request = SnapshotRequest { disk_only: mapped, ..kept_request(machine, source) };
     ctx.progress.step("keeping the present");
-    snapshot::take_locked(ctx, machine, &request, Instant::now())
+    let mut kept = snapshot::take_locked(ctx, machine, &request, Afterwards::StandsStill, Instant::now())?;
+    if mapped {
+        kept.notes.push("the present is kept without its memory, which is mapped from a snapshot's image".to_owned());
+    }
+    Ok(kept)
 }
 
 fn kept_request(machine: &Machine, source: &Source) -> SnapshotRequest {
@@ -187,6 +213,7 @@ impl<'a> Reverting<'a> {
         request: &'a RevertRequest,
         source: Source,
         present: Present,
+        was_running: bool,
         begun: Instant,
     ) -> Result<Self, Error> {
         let manifest = &source.manifest;
@@ -198,7 +225,6 @@ impl<'a> Reverting<'a> {
             clean_shutdown: false,
             origin: machine.head.origin.clone(),
         };
-        let was_running = present.instance().is_some() && machine.state() == State::Running;
         let keeps = matches!(present, Present::Parkable(_)) && !request.discard;
         let journal = RevertJournal {
             target: manifest.id.clone(),
@@ -206,19 +232,26 @@ impl<'a> Reverting<'a> {
             after,
             keep: keeps.then(SnapshotId::random),
             keep_note: kept_request(machine, &source).note,
+            kept_memory: None,
+            had_process: present.instance().is_some(),
             was_running,
+            runs: manifest.state == StateAtCut::Running || source.strategy == Strategy::Cold,
         };
         Ok(Self { ctx, request, source, present, journal, begun })
     }
 
-    fn carry_out(&mut self, machine: &mut Machine) -> Result<RevertReport, Error> {
-        let guard = Guard::post(self.ctx.home, machine.name())?;
-        sealed::write(&machine.dir.journal(), &Journal::Revert(Box::new(self.journal.clone())))?;
-        pass(Failpoint::RevertJournaled);
+    fn carry_out(&mut self, machine: &mut Machine, guard: &Guard) -> Result<RevertReport, Error> {
+        undo::write_journal(machine, &self.journal)?;
+        // From here on the journal tells that the guest is to run again if this fails.
+        guard.resumed();
         match self.through(machine) {
             Ok(report) => {
                 guard.dismiss();
                 Ok(report)
+            }
+            // The guard stays on its post: it tries once more when this command has ended.
+            Err(error) if undo::only_forward(machine, &self.journal) => {
+                Err(Error::Unfinished { vm: machine.name().clone(), source: Box::new(error) })
             }
             Err(error) => match undo::back_to_present(self.ctx, machine, &self.journal) {
                 Ok(()) => {
@@ -231,26 +264,28 @@ impl<'a> Reverting<'a> {
     }
 
     fn through(&mut self, machine: &mut Machine) -> Result<RevertReport, Error> {
+        pass(Failpoint::RevertJournaled)?;
         if self.stays_off() {
             return self.without_process(machine);
         }
         let (mut started, stopped) = self.loaded(machine)?;
         self.ctx.check()?;
         machine.head = self.journal.after.clone();
-        machine.head.process = Some(self.source.process(self.ctx, &started));
+        let definition = at_snapshot(&machine.definition, &self.source.manifest.definition);
+        machine.head.process = Some(self.source.process(self.ctx, &started, &definition));
         machine.write_head()?;
-        pass(Failpoint::RevertHeadWritten);
-        if self.source.manifest.state == StateAtCut::Running || self.source.strategy == Strategy::Cold {
+        pass(Failpoint::RevertHeadWritten)?;
+        if self.journal.runs {
             load::run(&mut started.monitor)?;
         }
         let running_ms = ms_since(self.begun);
         let down_ms = stopped.map(ms_since);
-        pass(Failpoint::RevertRunning);
+        pass(Failpoint::RevertRunning)?;
         let mut notes = Vec::new();
         let clock_skew_ms = self.greet_guest(&mut started, &mut notes);
         let hydrated_ms = self.hydrate(&started.record)?;
-        let kept = undo::keep_present(self.ctx, machine, &self.journal)?;
-        pass(Failpoint::RevertPresentKept);
+        let kept = undo::keep_present(self.ctx, machine, &mut self.journal)?;
+        pass(Failpoint::RevertPresentKept)?;
         undo::finish(self.ctx, machine, &self.journal)?;
         Ok(RevertReport {
             down_ms,
@@ -303,23 +338,23 @@ impl<'a> Reverting<'a> {
         let after = &self.journal.after;
         let chains: Vec<_> = after.chains().cloned().collect();
         layers::create_tops(self.ctx.home, &chains)?;
-        pass(Failpoint::RevertOverlaysCreated);
+        pass(Failpoint::RevertOverlaysCreated)?;
         if let Present::Exclusive(_) = self.present {
             undo::quit(machine)?;
         }
         let definition = at_snapshot(&machine.definition, &self.source.manifest.definition);
         let target = Target { definition: &definition, disks: &after.disks, nvram: after.nvram.as_ref() };
         let starting = self.source.begin(self.ctx, &machine.dir, &target)?;
-        pass(Failpoint::RevertProcessStarted);
+        pass(Failpoint::RevertProcessStarted)?;
         let mut started = starting.ready()?;
-        self.source.check_version(&started)?;
+        self.source.check_version(started.record.version)?;
         let stopped = match &self.present {
             Present::Parkable(_) => Some(park(machine)?),
             Present::Off | Present::Exclusive(_) => None,
         };
-        pass(Failpoint::RevertPresentStopped);
+        pass(Failpoint::RevertPresentStopped)?;
         self.source.load(self.ctx, &mut started)?;
-        pass(Failpoint::RevertLoaded);
+        pass(Failpoint::RevertLoaded)?;
         Ok((started, stopped))
     }
 
@@ -333,13 +368,13 @@ impl<'a> Reverting<'a> {
         if self.source.manifest.frozen
             && let Err(error) = guest::thaw(&started.record)
         {
-            notes.push(format!("the guest's file systems were frozen in the snapshot and are still: {error}"));
+            notes.push(format!("the guest's file systems may be frozen, as they were in the snapshot: {error}"));
         }
         if !guest::has_agent(&mut started.monitor) {
             return None;
         }
         match guest::set_clock(&started.record) {
-            Ok(skew) => Some((skew.as_secs_f64() * 1e6).round() / 1e3),
+            Ok(behind_ms) => Some(behind_ms),
             Err(error) => {
                 notes.push(format!("the guest's clock was not set: {error}"));
                 None
@@ -385,6 +420,9 @@ pub(crate) fn unpark(machine: &Machine) {
         cut::resume_if_paused(&mut monitor);
     }
 }
+
+/// How long a guest may stand still while it is kept as a snapshot and nobody says how that goes.
+const KEEPING_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// How long a process that was told to end may take.
 pub(crate) const QUIT_PATIENCE: Duration = Duration::from_secs(10);

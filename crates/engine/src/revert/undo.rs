@@ -2,6 +2,14 @@
 //!
 //! A revert is committed by the head that names the new process. Yet as long as the present is parked, even
 //! a committed revert can be taken back: that is what happens when its memory image turns out to be damaged.
+//!
+//! Keeping the parked present, in the order that survives a crash at every step:
+//!
+//! ```text
+//!   memory written, synced ─▶ journal says so ─▶ process ends ─▶ layers fingerprinted ─▶ manifest ─▶ journal gone
+//!   └── taken back ────────────────────────────┘└── only forward: manifest made from journal and files ──────┘
+//! ```
+//! The process ends before the manifest because what it writes last, on closing its disks, is part of them.
 
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -25,10 +33,10 @@ use crate::recover::{Patience, Recovered};
 use crate::snapshot::{self, Plan, SnapshotReport, SnapshotRequest, Taken, host_cpu};
 use crate::snapshots;
 use crate::space;
-use crate::state::durable;
 use crate::state::head::{Head, Process};
-use crate::state::journal::RevertJournal;
-use crate::state::manifest::{Consistency, Cut, QemuUsed, StateAtCut};
+use crate::state::journal::{Journal, RevertJournal};
+use crate::state::manifest::{Consistency, Cut, Memory, QemuUsed, StateAtCut};
+use crate::state::{durable, sealed};
 
 use super::{QUIT_PATIENCE, unpark};
 
@@ -39,13 +47,15 @@ pub(crate) fn recover(
     journal: RevertJournal,
     patience: Patience,
 ) -> Result<Recovered, Error> {
-    if !committed(machine, &journal) {
+    let mut journal = journal;
+    // A living present beside a new process that has died goes on.
+    if !committed(machine, &journal) || (machine.process().is_none() && present_alive(&journal)) {
         return back_to_present(ctx, machine, &journal).map(|()| Recovered::Done);
     }
     if let Some(process) = machine.process().cloned() {
         pages::ensure(ctx, &process.instance)?;
         let mut monitor = machine.monitor()?;
-        if state_of(&mut monitor) == State::Paused {
+        if journal.runs && state_of(&mut monitor) == State::Paused {
             load::run(&mut monitor)?;
         }
         drop(monitor);
@@ -59,20 +69,42 @@ pub(crate) fn recover(
             ctx.progress.note(&error.to_string());
         }
     }
-    keep_present(ctx, machine, &journal)?;
-    finish(ctx, machine, &journal).map(|()| Recovered::Done)
+    match keep_present(ctx, machine, &mut journal) {
+        // The present would block every command on the machine; it goes on instead.
+        Err(error @ Error::NoSpace { .. }) if present_alive(&journal) => {
+            ctx.progress.note(&format!("the interrupted revert is taken back, its present cannot be kept: {error}"));
+            back_to_present(ctx, machine, &journal).map(|()| Recovered::Done)
+        }
+        Err(error) => Err(error),
+        Ok(_) => finish(ctx, machine, &journal).map(|()| Recovered::Done),
+    }
 }
 
 /// Ends the parked present and removes what only it needed.
 pub(crate) fn finish(ctx: &Context<'_>, machine: &Machine, journal: &RevertJournal) -> Result<(), Error> {
     end_present(machine, journal)?;
-    pass(Failpoint::RevertOldGone);
-    layers::drop_unused(ctx.home, &machine.dir)?;
+    pass(Failpoint::RevertOldGone)?;
+    layers::drop_unused_if_possible(ctx, &machine.dir);
     durable::remove_file(&machine.dir.journal())
+}
+
+/// Writes the journal durably.
+pub(crate) fn write_journal(machine: &Machine, journal: &RevertJournal) -> Result<(), Error> {
+    sealed::write(&machine.dir.journal(), &Journal::Revert(Box::new(journal.clone())))
 }
 
 fn committed(machine: &Machine, journal: &RevertJournal) -> bool {
     Head { process: None, ..machine.head.clone() } == journal.after
+}
+
+/// Whether the past is all that runs: it is on record, and the process of the present has ended. A machine that was off can
+/// be off again.
+pub(crate) fn only_forward(machine: &Machine, journal: &RevertJournal) -> bool {
+    let on_record: Result<Option<Head>, Error> = sealed::read(&machine.dir.head());
+    let committed = on_record.is_ok_and(|head| {
+        head.is_some_and(|head| Head { process: None, ..head.clone() } == journal.after && head.process.is_some())
+    });
+    journal.had_process && committed && !present_alive(journal)
 }
 
 fn present(journal: &RevertJournal) -> Option<&Process> {
@@ -88,11 +120,17 @@ pub(crate) fn back_to_present(ctx: &Context<'_>, machine: &mut Machine, journal:
     machine.head = journal.before.clone();
     let known: Vec<_> = present(journal).into_iter().map(|process| &process.instance).collect();
     kill_strays(&machine.dir, &known)?;
-    machine.write_head()?;
+    // Nothing that can fail comes before the guest.
     if journal.was_running {
         unpark(machine);
     }
-    if let Some(keep) = &journal.keep {
+    let on_record: Option<Head> = sealed::read(&machine.dir.head())?;
+    if on_record.as_ref() != Some(&machine.head) {
+        machine.write_head()?;
+    }
+    if let Some(keep) = &journal.keep
+        && snapshots::read(&machine.dir, keep)?.is_none()
+    {
         durable::remove_dir(machine.dir.snapshot(keep).root())?;
     }
     let chains: Vec<_> = journal.after.chains().cloned().collect();
@@ -100,38 +138,45 @@ pub(crate) fn back_to_present(ctx: &Context<'_>, machine: &mut Machine, journal:
     durable::remove_file(&machine.dir.journal())
 }
 
-/// Keeps the parked present as a snapshot, if that was planned. One whose process is gone is kept without memory.
+/// Keeps the parked present as a snapshot, if that was planned. One whose process died before its memory was written is
+/// kept without.
 pub(crate) fn keep_present(
     ctx: &Context<'_>,
     machine: &mut Machine,
-    journal: &RevertJournal,
+    journal: &mut RevertJournal,
 ) -> Result<Option<SnapshotReport>, Error> {
-    let Some(id) = &journal.keep else { return Ok(None) };
-    if snapshots::read(&machine.dir, id)?.is_some() {
+    let Some(id) = journal.keep.clone() else { return Ok(None) };
+    if snapshots::read(&machine.dir, &id)?.is_some() {
         return Ok(None);
     }
+    let Some(process) = present(journal).cloned() else { return Ok(None) };
     ctx.progress.step("keeping the present");
     let request = SnapshotRequest { note: journal.keep_note.clone(), ..SnapshotRequest::of(machine.name().clone()) };
-    let plan = Plan { id: id.clone(), ..Plan::new(machine, &request, Instant::now())? };
-    let taken = match present(journal) {
-        Some(process) if process.instance.is_alive() => parked(ctx, machine, journal, process, &plan)?,
-        Some(process) => without_memory(process),
-        None => return Ok(None),
-    };
+    let plan = Plan { id, ..Plan::new(machine, &request, Instant::now())? };
+    if journal.kept_memory.is_none() && process.instance.is_alive() {
+        journal.kept_memory = Some(save_parked(ctx, machine, &process, &plan)?);
+        write_journal(machine, journal)?;
+        pass(Failpoint::RevertPresentCaptured)?;
+    }
+    let mut taken = without_memory(&process);
+    if let Some(memory) = journal.kept_memory.clone() {
+        // The present was running when it was called back; that it stands still is our doing.
+        let state = if journal.was_running { StateAtCut::Running } else { StateAtCut::Paused };
+        taken = Taken { consistency: Consistency::RunningState, state, memory: Some(memory), ..taken };
+    } else {
+        taken.notes.push("the present's process died before its memory was saved: only its disks are kept".to_owned());
+        durable::remove_dir(machine.dir.snapshot(&plan.id).root())?;
+    }
     let mut frozen = Head { process: None, ..journal.before.clone() };
     end_present(machine, journal)?;
+    pass(Failpoint::RevertPresentEnded)?;
     layers::freeze_tops(ctx.home, frozen.chains_mut())?;
-    snapshot::commit(machine, &request, &plan, &frozen, &taken).map(Some)
+    let definition = process.definition.as_ref().unwrap_or(&machine.definition);
+    snapshot::commit(machine, &request, &plan, definition, &frozen, &taken).map(Some)
 }
 
 /// Saves the memory of the parked process, which stands still and stays so.
-fn parked(
-    ctx: &Context<'_>,
-    machine: &Machine,
-    journal: &RevertJournal,
-    process: &Process,
-    plan: &Plan,
-) -> Result<Taken, Error> {
+fn save_parked(ctx: &Context<'_>, machine: &Machine, process: &Process, plan: &Plan) -> Result<Memory, Error> {
     space::check(machine.dir.root(), pause::resident(process))?;
     let dir = machine.dir.snapshot(&plan.id);
     durable::remove_dir(dir.root())?;
@@ -143,17 +188,13 @@ fn parked(
     let prepared = cut::prepare(&mut monitor, &[], qemus.as_fd())?;
     drop(qemus);
     let never = AtomicBool::new(false);
-    let memory = std::thread::scope(|threads| {
+    std::thread::scope(|threads| {
         let capture = threads.spawn(|| memory::capture(ctx, ours.into(), &dir, &never));
         let saved = prepared.cut(CutStrategy::Still, &never).and_then(|streaming| streaming.finish(&never));
         let captured = capture.join().unwrap_or(Err(Error::Interrupted));
         saved?;
         captured.map(|captured| captured.memory)
-    })?;
-    // The present was running when it was called back; that it stands still is our doing.
-    let state = if journal.was_running { StateAtCut::Running } else { StateAtCut::Paused };
-    let memory = Some(memory);
-    Ok(Taken { consistency: Consistency::RunningState, state, memory, ..without_memory(process) })
+    })
 }
 
 fn without_memory(process: &Process) -> Taken {
@@ -166,6 +207,7 @@ fn without_memory(process: &Process) -> Taken {
         pause: Duration::ZERO,
         stall: None,
         frozen: None,
+        may_be_frozen: false,
         memory: None,
         qemu: QemuUsed { version: process.instance.version, accelerator, host_cpu: host_cpu(accelerator) },
         notes: Vec::new(),

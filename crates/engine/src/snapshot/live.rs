@@ -8,10 +8,10 @@ use keyframe_hypervisor::Error as Hypervisor;
 use keyframe_hypervisor::cut::{self, CutReport, Overlay, Strategy};
 use keyframe_hypervisor::stall::Sampler;
 use keyframe_qmp::Client;
-use keyframe_qmp::commands::machine::QueryCpusFast;
+use keyframe_qmp::commands::machine::{QueryCpusFast, Stop};
 use keyframe_types::Timestamp;
 
-use super::{Freeze, Plan, SnapshotReport, SnapshotRequest, Taken, commit, host_cpu, undo};
+use super::{Afterwards, Freeze, Plan, SnapshotReport, SnapshotRequest, Taken, commit, host_cpu, undo};
 use crate::context::Context;
 use crate::error::{Error, Kind};
 use crate::failpoint::{Failpoint, pass};
@@ -36,8 +36,12 @@ pub(super) fn take(
     request: &SnapshotRequest,
     plan: Plan,
     state: StateAtCut,
+    afterwards: Afterwards,
 ) -> Result<SnapshotReport, Error> {
     let process = machine.process().cloned().ok_or(keyframe_hypervisor::Error::NoProcess)?;
+    if request.freeze == Freeze::Must && state != StateAtCut::Running {
+        return Err(Error::FreezeFailed { reason: "the machine is paused".to_owned() });
+    }
     // QEMU cannot save a machine whose memory is still on its way.
     pages::wait(ctx, &process.instance)?;
     let mut scope = Scope::decide(ctx, machine, request, &process, state)?;
@@ -52,13 +56,16 @@ pub(super) fn take(
     };
     let guard = Guard::post(ctx.home, machine.name())?;
     sealed::write(&machine.dir.journal(), &Journal::Snapshot(Box::new(journal.clone())))?;
-    pass(Failpoint::SnapshotJournaled);
-    let taking = Taking { ctx, request, plan: &plan, journal: &journal, process: &process, state, guard: &guard };
+    // Stopped only now: from here on someone lets it run again if this fails.
+    let stops = afterwards == Afterwards::StandsStill;
+    let cut_state = if stops { StateAtCut::Paused } else { state };
+    let taking =
+        Taking { ctx, request, plan: &plan, journal: &journal, process: &process, state, cut_state, guard: &guard };
     match taking.carry_out(machine, &mut scope) {
         Ok(mut report) => {
             guard.dismiss();
-            if scope.memory {
-                report.huge_pages_restored = pause::restore_huge_pages(ctx, &process, &machine.definition);
+            if scope.memory && !stops {
+                report.huge_pages_restored = pause::restore_huge_pages(ctx, &process, machine.hardware());
             }
             report.total_ms = super::ms(plan.begun.elapsed());
             Ok(report)
@@ -99,7 +106,7 @@ impl Scope {
         let resident = pause::resident(process);
         space::check(machine.dir.root(), resident)?;
         if state == StateAtCut::Running
-            && let Err(error) = budget.admit(ctx, process, &machine.definition)
+            && let Err(error) = budget.admit(ctx, process, machine.hardware())
         {
             if !request.or_disk_only {
                 return Err(error);
@@ -117,19 +124,26 @@ struct Taking<'a> {
     plan: &'a Plan,
     journal: &'a SnapshotJournal,
     process: &'a Process,
+    /// What the machine did when it was asked for, which the snapshot says.
     state: StateAtCut,
+    /// What it does at the cut.
+    cut_state: StateAtCut,
     guard: &'a Guard,
 }
 
 impl Taking<'_> {
     fn carry_out(&self, machine: &mut Machine, scope: &mut Scope) -> Result<SnapshotReport, Error> {
+        pass(Failpoint::SnapshotJournaled)?;
+        if self.cut_state != self.state {
+            machine.monitor()?.call(&Stop {})?;
+        }
         let home = self.ctx.home;
         layers::create_tops(home, &self.journal.overlays)?;
-        pass(Failpoint::SnapshotOverlaysCreated);
+        pass(Failpoint::SnapshotOverlaysCreated)?;
         let overlays = layers::cut_overlays(home, &self.journal.overlays)?;
         let mut monitor = machine.monitor()?;
         cut::open_overlays(&mut monitor, &overlays)?;
-        pass(Failpoint::SnapshotOverlaysOpened);
+        pass(Failpoint::SnapshotOverlaysOpened)?;
         let taken = if scope.memory {
             self.with_memory(machine, &mut monitor, &overlays, scope)?
         } else {
@@ -142,22 +156,26 @@ impl Taking<'_> {
         self.ctx.check()?;
         let mut frozen = Head { process: None, ..self.journal.before.clone() };
         layers::freeze_tops(self.ctx.home, frozen.chains_mut())?;
-        let report = commit(machine, self.request, self.plan, &frozen, taken)?;
-        pass(Failpoint::SnapshotCommitted);
+        let report = commit(machine, self.request, self.plan, machine.hardware(), &frozen, taken)?;
+        pass(Failpoint::SnapshotCommitted)?;
         undo::finish(self.ctx, machine, self.journal, &frozen)?;
         durable::remove_file(&machine.dir.journal())?;
         Ok(report)
     }
 
+    fn freezes(&self) -> bool {
+        self.request.freeze != Freeze::No && self.cut_state == StateAtCut::Running
+    }
+
     /// Freezes the guest's file systems if that was asked for.
     fn freeze(&self, notes: &mut Vec<String>) -> Result<Option<Frozen>, Error> {
-        if self.request.freeze == Freeze::No || self.state != StateAtCut::Running {
+        if !self.freezes() {
             return Ok(None);
         }
         self.guard.expect_thaw(guest::FREEZE_WINDOW);
         match guest::freeze(&self.process.instance) {
             Ok(frozen) => {
-                pass(Failpoint::SnapshotFrozen);
+                pass(Failpoint::SnapshotFrozen)?;
                 Ok(Some(frozen))
             }
             Err(error) if self.request.freeze == Freeze::Try => {
@@ -170,16 +188,21 @@ impl Taking<'_> {
 
     /// Thaws, and says how long the file systems were frozen: `None` if they were not, or if the guest thawed
     /// before the cut was made.
-    fn thaw(&self, frozen: Option<Frozen>, notes: &mut Vec<String>) -> Option<Duration> {
-        let thawed = frozen?.thaw();
-        match thawed {
-            Ok(span) => {
+    ///
+    /// # Errors
+    /// [`Error::FreezeFailed`] when a freeze that did not hold is not good enough.
+    fn thaw(&self, frozen: Option<Frozen>, notes: &mut Vec<String>) -> Result<Option<Duration>, Error> {
+        match frozen.map(Frozen::thaw).transpose() {
+            Ok(None) => Ok(None),
+            Ok(Some(span)) => {
                 self.guard.thawed();
-                Some(span)
+                Ok(Some(span))
             }
+            // The guard goes on trying to thaw.
+            Err(error) if self.request.freeze == Freeze::Must => Err(Error::FreezeFailed { reason: error.to_string() }),
             Err(error) => {
                 notes.push(format!("the freeze did not hold until the cut: {error}"));
-                None
+                Ok(None)
             }
         }
     }
@@ -194,7 +217,7 @@ impl Taking<'_> {
         let frozen = self.freeze(&mut scope.notes)?;
         cut::cut_disks(monitor, overlays)?;
         let created = Timestamp::now();
-        let frozen = self.thaw(frozen, &mut scope.notes);
+        let frozen = self.thaw(frozen, &mut scope.notes)?;
         self.head_is_cut(machine)?;
         let consistency = if frozen.is_some() { Consistency::Filesystem } else { Consistency::Crash };
         Ok(Taken {
@@ -205,6 +228,7 @@ impl Taking<'_> {
             pause: Duration::ZERO,
             stall: None,
             frozen,
+            may_be_frozen: self.freezes(),
             memory: None,
             qemu: self.qemu(),
             notes: std::mem::take(&mut scope.notes),
@@ -232,6 +256,7 @@ impl Taking<'_> {
             pause: report.pause,
             stall,
             frozen,
+            may_be_frozen: self.freezes(),
             memory: Some(memory),
             qemu: self.qemu(),
             notes: std::mem::take(&mut scope.notes),
@@ -248,7 +273,7 @@ impl Taking<'_> {
     ) -> Result<(CutReport, Cut, Memory, Option<Duration>), Error> {
         let mut attempt = 1;
         loop {
-            let (strategy, cut) = match self.state {
+            let (strategy, cut) = match self.cut_state {
                 StateAtCut::Running if attempt <= ATTEMPTS => (Strategy::AtQemusStop, Cut::AtQemusStop),
                 StateAtCut::Running if attempt == ATTEMPTS + 1 && scope.budget.admits_stop_first(self.process) => {
                     (Strategy::StopFirst, Cut::StopFirst)
@@ -298,11 +323,18 @@ impl Taking<'_> {
             let cut = frozen.and_then(|frozen| {
                 let streaming = prepared.cut(strategy, self.ctx.cancel);
                 let frozen = self.thaw(frozen, &mut scope.notes);
-                Ok((streaming?, frozen))
+                let streaming = streaming?;
+                match frozen {
+                    Ok(frozen) => Ok((streaming, frozen)),
+                    Err(error) => {
+                        streaming.abandon();
+                        Err(error)
+                    }
+                }
             });
             self.guard.resumed();
             let (streaming, frozen) = cut.inspect_err(|_| give_up.store(true, Ordering::Relaxed))?;
-            pass(Failpoint::SnapshotCut);
+            pass(Failpoint::SnapshotCut)?;
             let report = streaming.report();
             if !report.exact {
                 give_up.store(true, Ordering::Relaxed);
@@ -319,7 +351,7 @@ impl Taking<'_> {
             }
             let captured: Result<Captured, Error> = capture.join().unwrap_or(Err(Error::Interrupted));
             let captured = outcome(saved, captured)?;
-            pass(Failpoint::SnapshotCaptured);
+            pass(Failpoint::SnapshotCaptured)?;
             Ok(Some((report, captured.memory, frozen)))
         })
     }
@@ -328,7 +360,7 @@ impl Taking<'_> {
     fn head_is_cut(&self, machine: &mut Machine) -> Result<(), Error> {
         machine.head = undo::head_above(&machine.head, self.journal, &self.journal.before);
         machine.write_head()?;
-        pass(Failpoint::SnapshotHeadWritten);
+        pass(Failpoint::SnapshotHeadWritten)?;
         Ok(())
     }
 

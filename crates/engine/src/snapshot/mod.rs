@@ -14,7 +14,7 @@ pub(crate) mod undo;
 
 use std::time::{Duration, Instant};
 
-use keyframe_hypervisor::Accelerator;
+use keyframe_hypervisor::{Accelerator, MachineDefinition};
 use keyframe_types::{ByteLen, SnapshotId, SnapshotName, TimeToLive, Timestamp, VmName};
 use serde::Serialize;
 
@@ -117,7 +117,16 @@ pub struct SnapshotReport {
 pub fn take(ctx: &Context<'_>, request: &SnapshotRequest) -> Result<SnapshotReport, Error> {
     let begun = Instant::now();
     let (_lock, mut machine) = Machine::lock(ctx, &request.vm, &format!("snapshot {}", request.vm))?;
-    take_locked(ctx, &mut machine, request, begun)
+    take_locked(ctx, &mut machine, request, Afterwards::GoesOn, begun)
+}
+
+/// What a running guest does after its snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Afterwards {
+    /// It goes on as if nothing had happened.
+    GoesOn,
+    /// It is about to be ended: it is stopped before the cut and stays so. The snapshot says that it ran.
+    StandsStill,
 }
 
 /// [`take`] for a caller that holds the machine's lock.
@@ -125,12 +134,19 @@ pub(crate) fn take_locked(
     ctx: &Context<'_>,
     machine: &mut Machine,
     request: &SnapshotRequest,
+    afterwards: Afterwards,
     begun: Instant,
 ) -> Result<SnapshotReport, Error> {
     let plan = Plan::new(machine, request, begun)?;
     match machine.state() {
-        State::Running => live::take(ctx, machine, request, plan, StateAtCut::Running),
-        State::Paused => live::take(ctx, machine, request, plan, StateAtCut::Paused),
+        State::Running => live::take(ctx, machine, request, plan, StateAtCut::Running, afterwards),
+        State::Paused => live::take(ctx, machine, request, plan, StateAtCut::Paused, afterwards),
+        State::Crashed if machine.process().is_some() => Err(Error::WrongState {
+            vm: request.vm.clone(),
+            state: "in an internal error of its QEMU".to_owned(),
+            advice: "look at its log (`keyframe vm show`); `keyframe vm stop --force` ends it, and its disks can be \
+                     snapshotted then",
+        }),
         State::Stopped | State::Crashed => still::take(ctx, machine, request, plan),
         State::Unresponsive => Err(Error::WrongState {
             vm: request.vm.clone(),
@@ -181,6 +197,8 @@ pub(crate) struct Taken {
     pub(crate) pause: Duration,
     pub(crate) stall: Option<Duration>,
     pub(crate) frozen: Option<Duration>,
+    /// A freeze was asked for: whatever became of it, a guest that comes back from this is to be thawed.
+    pub(crate) may_be_frozen: bool,
     pub(crate) memory: Option<Memory>,
     pub(crate) qemu: QemuUsed,
     pub(crate) notes: Vec<String>,
@@ -190,11 +208,12 @@ fn ms(span: Duration) -> f64 {
     (span.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Commits a snapshot: `before` is the head that was frozen. Returns what to report.
+/// Commits a snapshot: `definition` is the hardware that ran, `before` the head that was frozen. Returns what to report.
 pub(crate) fn commit(
     machine: &Machine,
     request: &SnapshotRequest,
     plan: &Plan,
+    definition: &MachineDefinition,
     before: &Head,
     taken: &Taken,
 ) -> Result<SnapshotReport, Error> {
@@ -214,8 +233,8 @@ pub(crate) fn commit(
         consistency: taken.consistency,
         cut: taken.cut,
         state: taken.state,
-        frozen: taken.frozen.is_some(),
-        definition: machine.definition.clone(),
+        frozen: taken.may_be_frozen,
+        definition: definition.clone(),
         qemu: taken.qemu.clone(),
         memory: taken.memory.clone(),
         disks: before.disks.clone(),

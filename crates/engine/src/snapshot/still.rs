@@ -37,10 +37,10 @@ pub(super) fn take(
         freezes: false,
     };
     sealed::write(&machine.dir.journal(), &Journal::Snapshot(Box::new(journal.clone())))?;
-    pass(Failpoint::SnapshotJournaled);
+    pass(Failpoint::SnapshotJournaled)?;
     let report = carry_out(ctx, machine, request, &plan, before, &journal);
     if report.is_err() {
-        super::undo::undo(ctx, machine, &journal)?;
+        super::undo::recover(ctx, machine, &journal)?;
     }
     report
 }
@@ -54,7 +54,7 @@ fn carry_out(
     journal: &SnapshotJournal,
 ) -> Result<SnapshotReport, Error> {
     layers::create_tops(ctx.home, &journal.overlays)?;
-    pass(Failpoint::SnapshotOverlaysCreated);
+    pass(Failpoint::SnapshotOverlaysCreated)?;
     layers::freeze_tops(ctx.home, before.chains_mut())?;
     let accelerator = choose_accelerator(machine.definition.accel)?;
     let mut notes = Vec::new();
@@ -69,12 +69,13 @@ fn carry_out(
         pause: Duration::ZERO,
         stall: None,
         frozen: None,
+        may_be_frozen: false,
         memory: None,
         qemu: QemuUsed { version: Qemu::find()?.version()?, accelerator, host_cpu: host_cpu(accelerator) },
         notes,
     };
-    let report = commit(machine, request, plan, &before, &taken)?;
-    pass(Failpoint::SnapshotCommitted);
+    let report = commit(machine, request, plan, &machine.definition, &before, &taken)?;
+    pass(Failpoint::SnapshotCommitted)?;
     super::undo::finish(ctx, machine, journal, &before)?;
     durable::remove_file(&machine.dir.journal())?;
     Ok(report)

@@ -44,8 +44,9 @@ pub(crate) fn finish(
     machine.head = head_above(&machine.head, journal, frozen);
     machine.head.parent = Some(journal.id.clone());
     machine.write_head()?;
-    pass(Failpoint::SnapshotParentWritten);
-    layers::drop_unused(ctx.home, &machine.dir)
+    pass(Failpoint::SnapshotParentWritten)?;
+    layers::drop_unused_if_possible(ctx, &machine.dir);
+    Ok(())
 }
 
 /// The head after the cut: fresh layers on top of what `frozen` froze.
@@ -74,12 +75,13 @@ fn calm(machine: &Machine, journal: &SnapshotJournal) {
 }
 
 /// Takes back a snapshot that was not committed: saving is cancelled, the guest runs, fresh layers are merged
-/// into what is below them, and every file is removed.
+/// into what is below them, and every file is removed. Memory that was written goes first: the merge may need its space.
 ///
 /// # Errors
 /// When a layer cannot be merged; journal and head then say what is on disk, and nothing is lost.
 pub(crate) fn undo(ctx: &Context<'_>, machine: &mut Machine, journal: &SnapshotJournal) -> Result<(), Error> {
     calm(machine, journal);
+    durable::remove_dir(machine.dir.snapshot(&journal.id).root())?;
     let overlays = layers::cut_overlays(ctx.home, &journal.overlays)?;
     match machine.monitor() {
         Ok(mut monitor) => uncut_live(&mut monitor, &overlays)?,
@@ -89,7 +91,10 @@ pub(crate) fn undo(ctx: &Context<'_>, machine: &mut Machine, journal: &SnapshotJ
     machine.head = Head { process: machine.head.process.clone(), ..journal.before.clone() };
     machine.write_head()?;
     layers::remove_tops(ctx.home, &journal.overlays)?;
-    durable::remove_dir(machine.dir.snapshot(&journal.id).root())?;
+    // A disk that was full during the merge may have stopped the guest again.
+    if let (true, Ok(mut monitor)) = (journal.was_running, machine.monitor()) {
+        cut::resume_if_paused(&mut monitor);
+    }
     durable::remove_file(&machine.dir.journal())
 }
 
@@ -111,11 +116,6 @@ fn uncut_offline(ctx: &Context<'_>, overlays: &[Chain]) -> Result<(), Error> {
     for chain in overlays {
         let path = ctx.home.absolute(&chain.top()?.path);
         if !path.exists() {
-            continue;
-        }
-        if keyframe_qcow2::Image::open(&path).is_err() {
-            // Killed while it was being made: nothing was ever written to it.
-            durable::remove_file(&path)?;
             continue;
         }
         let output = Command::new("qemu-img").args(["commit", "-q", "-d"]).arg(&path).output();

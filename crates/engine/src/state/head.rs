@@ -6,7 +6,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use keyframe_hypervisor::{Accelerator, InstanceRecord, LayerFormat};
+use keyframe_hypervisor::{Accelerator, InstanceRecord, LayerFormat, MachineDefinition};
 use keyframe_types::{ByteLen, DiskId, LayerId, SnapshotId, VmName};
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,9 @@ pub struct Process {
     pub instance: InstanceRecord,
     /// What runs its instructions.
     pub accelerator: Accelerator,
+    /// What it was started as: machine.toml may have been edited since. `None` if an older Keyframe started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<MachineDefinition>,
     /// The snapshot whose memory image is its RAM, for a fork that maps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mapped: Option<PathBuf>,

@@ -7,6 +7,7 @@ use keyframe_types::SnapshotId;
 use serde::{Deserialize, Serialize};
 
 use crate::state::head::{Chain, Head};
+use crate::state::manifest::Memory;
 use crate::state::sealed::Document;
 
 /// The operation in flight.
@@ -61,6 +62,20 @@ pub struct RevertJournal {
     pub keep: Option<SnapshotId>,
     /// What that snapshot's note says.
     pub keep_note: Option<String>,
+    /// The present's memory, once it is written in that snapshot's directory: from then on its process may end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_memory: Option<Memory>,
+    /// Whether there was a process, whatever has become of it.
+    #[serde(default = "yes")]
+    pub had_process: bool,
     /// Whether the machine ran.
     pub was_running: bool,
+    /// Whether it runs afterwards: a snapshot of a paused machine stays paused.
+    #[serde(default = "yes")]
+    pub runs: bool,
+}
+
+/// What earlier versions did.
+const fn yes() -> bool {
+    true
 }
