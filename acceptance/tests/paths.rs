@@ -211,3 +211,30 @@ fn a_machine_with_uefi_firmware_is_brought_back_and_forked() -> Result<()> {
     assert_eq!(assert_works(&twin)?.token, token, "the same program goes on");
     assert_works(&machine).map(drop)
 }
+
+#[test]
+fn what_is_pinned_holds_its_machine_and_a_deletion_says_what_it_frees() -> Result<()> {
+    let home = Home::new("remove")?;
+    let disk = home.empty_disk("disk.qcow2", "64M")?;
+    home.run(["vm", "create", "idle", "--disk", disk.to_str().unwrap()])?.succeeded()?;
+    for name in ["one", "two", "three"] {
+        home.run(["snapshot", "idle", "--name", name])?.succeeded()?;
+    }
+    let words = ["delete", "idle@two", "idle@three", "--json"];
+    let planned = home.run(words.iter().copied().chain(["--dry-run"]))?.succeeded()?;
+    let gone = home.run(words)?.succeeded()?;
+    assert_eq!(planned.list("snapshots")?, gone.list("snapshots")?, "what was planned is what was done");
+    assert_eq!(gone.list("snapshots")?.len(), 2);
+
+    home.run(["snapshot", "idle", "--name", "kept", "--pin"])?.succeeded()?;
+    let refused = home.run(["vm", "remove", "idle"])?;
+    assert_eq!(refused.status, Some(1), "{}", refused.stderr);
+    assert!(refused.stderr.contains("kept is pinned"), "{}", refused.stderr);
+    let planned = home.run(["vm", "remove", "idle", "--force", "--dry-run", "--json"])?.succeeded()?;
+    assert_eq!(planned.json["removal"]["snapshots"], json!(["one", "kept"]), "{}", planned.stdout);
+    assert_eq!(home.run(["snapshots", "idle", "--json"])?.succeeded()?.list("snapshots")?.len(), 2, "only planned");
+    home.run(["vm", "remove", "idle", "--force"])?.succeeded()?;
+    assert_eq!(home.run(["vm", "show", "idle"])?.status, Some(10));
+    assert!(disk.exists(), "a disk that was given stays");
+    Ok(())
+}

@@ -127,6 +127,12 @@ pub enum VmCommand {
     Remove {
         /// The machine
         name: VmName,
+        /// Also when snapshots of it are pinned
+        #[arg(long)]
+        force: bool,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 

@@ -1,4 +1,4 @@
-//! `vm create` and `vm remove`: a machine over disks that exist, used in place.
+//! `vm create`: a machine over disks that exist, used in place.
 //!
 //! Nothing is copied: the given image becomes the machine's active layer as it is, and a frozen base at the
 //! first snapshot. Only the firmware's variables get a file of their own.
@@ -18,7 +18,6 @@ use keyframe_types::{ByteLen, DiskId, InstanceId, LayerId, VmName};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
-use crate::layers;
 use crate::machine::{Machine, write_definition};
 use crate::snapshots;
 use crate::state::head::{Chain, Fingerprint, Head, Layer};
@@ -275,55 +274,6 @@ fn fresh_nvram(home: &Home, dir: &VmDir) -> Result<Chain, Error> {
     let virtual_bytes = ByteLen::from_bytes(bytes.len() as u64);
     let layer = Layer { id, path: home.relative(&path), format: LayerFormat::Raw, virtual_bytes, frozen: None };
     Ok(Chain { disk, layers: vec![layer] })
-}
-
-/// What removing a machine removes, and what it leaves.
-#[derive(Debug)]
-pub struct Removal {
-    /// Files outside of the machine's directory that it stood on.
-    pub left: Vec<PathBuf>,
-}
-
-/// Removes a stopped machine with its snapshots and layers. Disks that were given at creation stay, with what
-/// was written to them before the first snapshot.
-///
-/// # Errors
-/// [`Error::WrongState`] when it runs, [`Error::Held`] when another machine stands on its layers.
-pub fn remove(ctx: &Context<'_>, name: &VmName) -> Result<Removal, Error> {
-    let _creation = Lock::wait(&ctx.home.root().join("lock"), &format!("vm remove {name}"), CREATION_PATIENCE)?;
-    let (_lock, machine) = Machine::lock(ctx, name, &format!("vm remove {name}"))?;
-    if machine.process().is_some() {
-        return Err(Error::WrongState {
-            vm: name.clone(),
-            state: "running".to_owned(),
-            advice: "stop it first with `keyframe vm stop`",
-        });
-    }
-    let dependent = dependents(ctx.home, &machine)?;
-    if let Some(other) = dependent.first() {
-        let reason = format!("machine {other} was forked from it and stands on its layers");
-        return Err(Error::Held { name: name.to_string(), reason });
-    }
-    let own = machine.dir.root().to_owned();
-    let all = machine.head.chains().flat_map(|chain| &chain.layers).map(|layer| ctx.home.absolute(&layer.path));
-    let left = all.filter(|path| !path.starts_with(&own)).collect();
-    // Without its definition it is no machine: from here on it is gone, whatever happens.
-    durable::remove_file(&machine.dir.definition())?;
-    durable::remove_dir(&own)?;
-    Ok(Removal { left })
-}
-
-/// Other machines that stand on layers, or run from a memory image, in this machine's directory.
-fn dependents(home: &Home, machine: &Machine) -> Result<Vec<VmName>, Error> {
-    let own = machine.dir.root();
-    let mut names = Vec::new();
-    for name in home.machine_names()?.into_iter().filter(|name| name != machine.name()) {
-        let other = layers::of_machine(home, &name)?;
-        if other.iter().any(|path| path.starts_with(own)) {
-            names.push(name);
-        }
-    }
-    Ok(names)
 }
 
 #[cfg(test)]

@@ -108,6 +108,8 @@ pub enum Error {
     NoMemory { id: SnapshotId },
     #[error("snapshot {name} cannot be deleted: {reason}")]
     Held { name: String, reason: String },
+    #[error("{vm} cannot be removed: {reason}")]
+    MachineHeld { vm: VmName, reason: String },
     #[error("{vm} cannot be snapshotted while it runs: its memory is mapped from a snapshot's image")]
     MappedMachine { vm: VmName },
     #[error("the page server stopped before all of the machine's memory was there: {reason}")]
@@ -159,9 +161,11 @@ impl Error {
             Self::NoSpace { .. } | Self::FreezeFailed { .. } | Self::MappedMachine { .. } => {
                 "nothing was begun; the machine is as it was"
             }
-            Self::OtherQemu { .. } | Self::OtherHost { .. } | Self::Held { .. } | Self::NoMemory { .. } => {
-                "nothing was changed"
-            }
+            Self::OtherQemu { .. }
+            | Self::OtherHost { .. }
+            | Self::Held { .. }
+            | Self::MachineHeld { .. }
+            | Self::NoMemory { .. } => "nothing was changed",
             Self::Damaged { .. } => "nothing was changed; other snapshots are not affected",
             Self::Unfinished { .. } => {
                 "the machine runs; what was the present is safe: its memory as far as it was written, and its disks"

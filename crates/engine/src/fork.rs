@@ -85,14 +85,6 @@ pub struct NotMade {
     pub reason: String,
 }
 
-impl ForkReport {
-    /// Whether all machines were made, and each guest knows who it is.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
-        self.not_made.is_none() && self.machines.iter().all(|machine| machine.notes.is_empty())
-    }
-}
-
 /// Makes machines that continue from a snapshot.
 ///
 /// # Errors

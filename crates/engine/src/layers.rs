@@ -13,6 +13,7 @@ use keyframe_types::{LayerId, VmName};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
+use crate::machine::Machine;
 use crate::pages;
 use crate::snapshots;
 use crate::state::head::{Chain, Fingerprint, Head, Layer, Process};
@@ -173,6 +174,24 @@ pub fn of_machine(home: &Home, name: &VmName) -> Result<BTreeSet<PathBuf>, Error
     let layers = chains.flat_map(|chain| &chain.layers).map(|layer| home.absolute(&layer.path));
     let image = head.as_ref().and_then(|head| image_in_use(head.process.as_ref()?)).map(|path| home.absolute(path));
     Ok(layers.chain(image).collect())
+}
+
+/// Files in a machine's directory that snapshots in `gone`, and nothing else, stand on.
+///
+/// # Errors
+/// As [`referenced`].
+pub fn needed_only_by(home: &Home, machine: &Machine, gone: &[Manifest]) -> Result<BTreeSet<PathBuf>, Error> {
+    let files =
+        |chain: &Chain| -> Vec<PathBuf> { chain.layers.iter().map(|layer| home.absolute(&layer.path)).collect() };
+    let mut kept = BTreeSet::new();
+    for name in home.machine_names()?.iter().filter(|name| *name != machine.name()) {
+        kept.extend(of_machine(home, name)?);
+    }
+    let others = snapshots::read_all(&machine.dir)?;
+    let others = others.iter().filter(|other| !gone.iter().any(|gone| gone.id == other.id));
+    kept.extend(machine.head.chains().chain(others.flat_map(Manifest::chains)).flat_map(files));
+    let needed = gone.iter().flat_map(Manifest::chains).flat_map(files);
+    Ok(needed.filter(|path| path.starts_with(machine.dir.root()) && !kept.contains(path)).collect())
 }
 
 /// The memory image, as it is on record, that a process needs: its RAM is a mapping of it, or is still being
