@@ -36,6 +36,7 @@ pub mod pause;
 mod recover;
 pub mod remove;
 pub mod revert;
+mod serial;
 mod settle;
 pub mod snapshot;
 mod snapshots;

@@ -17,6 +17,7 @@ use crate::context::Context;
 use crate::error::{Error, IoContext as _};
 use crate::pages::{self, HydrationReport};
 use crate::recover::Patience;
+use crate::serial;
 use crate::state::head::{Chain, Head, Process};
 use crate::state::home::{Home, VmDir};
 use crate::state::lock::Lock;
@@ -124,6 +125,7 @@ impl Machine {
         let mut machine = Self::open(ctx.home, name)?;
         machine.see_to_memory(ctx);
         machine.note_shutdown()?;
+        serial::bound(&machine.dir.serial_log());
         Ok((lock, machine))
     }
 

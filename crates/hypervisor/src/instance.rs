@@ -23,6 +23,9 @@ use crate::launch::{LaunchPlan, SHUTDOWN_LOG, SHUTDOWN_TRACE, SocketNumbers, arg
 use crate::process::{ProcessId, spawn_detached};
 use crate::{network, socket};
 
+/// Where QEMU's own words go, in an instance's directory.
+const QEMU_LOG: &str = "qemu.log";
+
 /// How long a fresh QEMU may take to greet.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a running QEMU may take to answer.
@@ -80,7 +83,7 @@ impl InstanceRecord {
     /// What QEMU itself said.
     #[must_use]
     pub fn log(&self) -> PathBuf {
-        self.dir.join("qemu.log")
+        self.dir.join(QEMU_LOG)
     }
 
     /// Whether the process still runs.
@@ -142,7 +145,7 @@ impl InstanceRecord {
 
 /// Removes the directory of a process that has ended, unless its log says something.
 fn remove_if_silent(dir: &Path) {
-    if log_tail(&dir.join("qemu.log")).is_empty() {
+    if log_tail(&dir.join(QEMU_LOG)).is_empty() {
         // Nothing in it is needed any more; what cannot be removed is in nobody's way.
         let _ = fs::remove_dir_all(dir);
     }
@@ -233,7 +236,7 @@ pub fn start(qemu: &Qemu, id: InstanceId, dir: &Path, plan: &LaunchPlan<'_>) -> 
     DirBuilder::new().recursive(true).mode(0o700).create(dir).or_io("create", dir)?;
     let wanted = plan.definition.nic.as_ref().map(|nic| &nic.network);
     let listeners = Listeners::bind(dir, wanted.map(network::open).transpose()?.flatten())?;
-    let log_path = dir.join("qemu.log");
+    let log_path = dir.join(QEMU_LOG);
     let log = OpenOptions::new().append(true).create(true).mode(0o600).open(&log_path).or_io("open", &log_path)?;
     let mut command = Command::new(qemu.path());
     command
@@ -290,7 +293,7 @@ impl Starting {
     /// What QEMU said before it ended; gives it a moment to end.
     fn last_words(&mut self) -> String {
         self.kill();
-        log_tail(&self.dir.join("qemu.log"))
+        log_tail(&self.dir.join(QEMU_LOG))
     }
 
     fn kill(&mut self) {
@@ -321,13 +324,13 @@ pub fn processes_below(run_dir: &Path) -> Vec<(ProcessId, PathBuf)> {
     pids.filter_map(|pid| Some((ProcessId::of(pid).ok()?, instance_dir_of(pid, run_dir)?))).collect()
 }
 
-/// The instance directory that a QEMU process has its log in.
+/// The instance directory that a process has its log in. Whatever QEMU's program is called, or a script that starts it:
+/// nobody else says what he has to say there (a page server has a log of its own).
 fn instance_dir_of(pid: u32, run_dir: &Path) -> Option<PathBuf> {
-    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    if !program.file_name()?.to_str()?.starts_with("qemu") {
+    let log = fs::read_link(format!("/proc/{pid}/fd/2")).ok()?;
+    if log.file_name()? != QEMU_LOG {
         return None;
     }
-    let log = fs::read_link(format!("/proc/{pid}/fd/2")).ok()?;
     let dir = log.parent()?;
     (dir.parent()? == run_dir).then(|| dir.to_owned())
 }
@@ -358,5 +361,24 @@ mod tests {
             fs::write(dir.path().join(SHUTDOWN_LOG), said).unwrap();
             assert_eq!(record.was_shut_down_by_guest(), by_guest, "{said:?}");
         }
+    }
+
+    #[test]
+    fn a_stray_is_known_by_its_log_whatever_it_is_called() {
+        let run = tempfile::tempdir().unwrap();
+        let dir = run.path().canonicalize().unwrap().join("0123");
+        fs::create_dir(&dir).unwrap();
+        let sleeper = |log: &str| {
+            let log = File::create(dir.join(log)).unwrap();
+            Command::new("sleep").arg("60").stderr(log).spawn().unwrap()
+        };
+        let mut children = [sleeper("qemu.log"), sleeper("pages.log")];
+        let found = processes_below(dir.parent().unwrap());
+        let expected = vec![(ProcessId::of(children[0].id()).unwrap(), dir.clone())];
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(found, expected);
     }
 }
