@@ -57,6 +57,14 @@ impl MachineSpec {
         self.option("--disk", path)
     }
 
+    /// Arguments for QEMU itself; nothing can be said behind them.
+    #[must_use]
+    pub fn for_qemu(mut self, arguments: &[&str]) -> Self {
+        self.arguments.push("--".into());
+        self.arguments.extend(arguments.iter().map(OsString::from));
+        self
+    }
+
     /// Any option with its value.
     #[must_use]
     pub fn option(mut self, name: &str, value: impl Into<OsString>) -> Self {

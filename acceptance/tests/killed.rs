@@ -187,14 +187,22 @@ fn an_eager_revert_that_discards_the_present_killed_at_any_step_ends_in_one_of_t
 fn a_fork_killed_at_any_step_is_whole_or_gone() -> Result<()> {
     let home = Home::new("killed-fork")?;
     let machine = worker(&home, "worker")?;
+    let address = mac(&machine)?;
     machine.snapshot("good")?;
     for point in points("fork-") {
         assert_eq!(home.run_until(point, ["fork", "worker@good", "twin"])?.status, None, "{point}");
         let listed = home.run(["vm", "list", "--json"])?.succeeded()?;
         let all: Vec<&str> = listed.list("machines")?.iter().filter_map(|vm| vm["name"].as_str()).collect();
-        assert_eq!(all, ["worker"], "{point}: half a fork is left");
-        home.run(["fork", "worker@good", "twin"])?.succeeded()?;
+        if ["fork-head-written", "fork-running"].contains(&point) {
+            // It is a machine. Nobody helps: whoever looked has seen to it that its guest is settled.
+            assert_eq!(all, ["twin", "worker"], "{point}");
+            wait_until_tidy(&home, "twin", point);
+        } else {
+            assert_eq!(all, ["worker"], "{point}: half a fork is left");
+            home.run(["fork", "worker@good", "twin"])?.succeeded()?;
+        }
         let twin = Machine::existing(&home, "twin");
+        assert_ne!(mac(&twin)?, address, "{point}: the original's network address");
         let serial = twin.serial()?;
         serial.next_heartbeat(serial.end(), 20 * SECOND)?;
         twin.assert_intact(serial.end())?;
@@ -202,6 +210,22 @@ fn a_fork_killed_at_any_step_is_whole_or_gone() -> Result<()> {
         home.run(["vm", "remove", "twin"])?.succeeded()?;
     }
     assert_works(&machine, "the original").map(drop)
+}
+
+/// Waits until a process in the background has tidied up.
+fn wait_until_tidy(home: &Home, name: &str, when: &str) {
+    let journal = home.path().join("vms").join(name).join("journal.json");
+    let deadline = Instant::now() + 60 * SECOND;
+    while journal.exists() {
+        assert!(Instant::now() < deadline, "{when}: there is still a journal");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The network address that the guest sees.
+fn mac(machine: &Machine<'_>) -> Result<String> {
+    let answer = machine.monitor()?.execute("query-rx-filter", &serde_json::json!({}))?;
+    Ok(answer[0]["main-mac"].as_str().unwrap_or_default().to_owned())
 }
 
 #[test]

@@ -309,7 +309,8 @@ fn an_agent_that_never_answers_costs_seconds_and_is_said() -> Result<()> {
     assert_refused(&home.run(["snapshot", "worker", "--freeze"])?, 1, &["could not be frozen"]);
     assert!(begun.elapsed() < 30 * SECOND, "{:?}", begun.elapsed());
     assert_works(&machine)?;
-    let outcome = home.run(["snapshot", "worker", "--freeze=try", "--json"])?.succeeded()?;
+    let outcome = home.run(["snapshot", "worker", "--freeze=try", "--json"])?;
+    assert_eq!(outcome.status, Some(3), "done, but not frozen: {}", outcome.stderr);
     assert_eq!(outcome.text("consistency")?, "running-state");
     assert!(outcome.list("notes")?.iter().any(|note| note.as_str().is_some_and(|text| text.contains("not frozen"))));
     Ok(())

@@ -88,7 +88,7 @@ pub enum Internal {
     #[command(name = keyframe_engine::pages::SUPERVISOR, hide = true)]
     Pages { dir: PathBuf },
     #[command(name = keyframe_engine::pages::WORKER, hide = true)]
-    PageWorker { config: PathBuf },
+    PageWorker { dir: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]
@@ -127,6 +127,12 @@ pub enum VmCommand {
     Remove {
         /// The machine
         name: VmName,
+        /// Also when snapshots of it are pinned
+        #[arg(long)]
+        force: bool,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 

@@ -14,7 +14,7 @@ use keyframe_engine::{Context, Error, Home, Kind};
 
 use args::{Arguments, Command};
 use output::Output;
-use progress::Terminal;
+use progress::{Telling, Terminal};
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -72,7 +72,12 @@ fn run(arguments: Arguments, output: &Output) -> Result<u8, Error> {
         registered.map_err(|source| Error::Io { action: "listen for", path: "signals".into(), source })?;
     }
     let home = Home::open(&global.home.unwrap_or_else(Home::default_root))?;
-    let progress = Terminal::new(global.quiet || output.is_json());
+    let telling = match (global.quiet, output.is_json()) {
+        (true, _) => Telling::Nothing,
+        (false, true) => Telling::Notes,
+        (false, false) => Telling::All,
+    };
+    let progress = Terminal::new(telling);
     let ctx = Context { home: &home, progress: &progress, cancel: &cancel };
     let status = commands::run(&ctx, command, output);
     progress.clear();

@@ -48,6 +48,20 @@ impl Output {
 
     /// Says what happened, what was kept safe, and what to do.
     pub fn failure(&self, error: &Error) {
+        let sentence = self.trouble(error);
+        if self.json {
+            let document = json!({
+                "error": sentence,
+                "kind": kind_name(error.kind()),
+                "kept": error.kept(),
+                "advice": error.advice(),
+            });
+            self.document("error", document);
+        }
+    }
+
+    /// The same for people only, beside a result; returns what happened in one sentence.
+    pub fn trouble(&self, error: &Error) -> String {
         let mut causes = Vec::new();
         let mut cause = std::error::Error::source(error);
         while let Some(error) = cause {
@@ -58,22 +72,15 @@ impl Output {
             cause = error.source();
         }
         let causes: Vec<String> = causes.into_iter().filter(|cause| *cause != error.to_string()).collect();
-        let _ = writeln!(std::io::stderr(), "error: {}", one_sentence(error, &causes));
+        let sentence = one_sentence(error, &causes);
+        let _ = writeln!(std::io::stderr(), "error: {sentence}");
         if let Some(kept) = error.kept() {
             let _ = writeln!(std::io::stderr(), " kept: {kept}");
         }
         if let Some(advice) = error.advice() {
             let _ = writeln!(std::io::stderr(), "  try: {advice}");
         }
-        if self.json {
-            let document = json!({
-                "error": one_sentence(error, &causes),
-                "kind": kind_name(error.kind()),
-                "kept": error.kept(),
-                "advice": error.advice(),
-            });
-            self.document("error", document);
-        }
+        sentence
     }
 }
 

@@ -7,23 +7,34 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use keyframe_engine::Progress;
 
+/// How much is told on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Telling {
+    /// Progress and notes.
+    All,
+    /// What a person should know: standard output is for a script.
+    Notes,
+    /// Nothing.
+    Nothing,
+}
+
 /// Progress for a person who watches; notes for one who does not.
 pub struct Terminal {
-    quiet: bool,
+    notes: bool,
     bar: Option<ProgressBar>,
     step: Mutex<String>,
 }
 
 impl Terminal {
-    /// A bar on a terminal, nothing when `quiet`.
-    pub fn new(quiet: bool) -> Self {
-        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
+    /// Tells as much as is wanted; a bar only on a terminal.
+    pub fn new(telling: Telling) -> Self {
+        let bar = (telling == Telling::All && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::no_length();
             bar.set_style(spinner());
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        Self { quiet, bar, step: Mutex::new(String::new()) }
+        Self { notes: telling != Telling::Nothing, bar, step: Mutex::new(String::new()) }
     }
 
     /// Leaves nothing behind on the terminal.
@@ -67,8 +78,8 @@ impl Progress for Terminal {
     fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| eprintln!("note: {text}")),
-            None if self.quiet => {}
-            None => eprintln!("note: {text}"),
+            None if self.notes => eprintln!("note: {text}"),
+            None => {}
         }
     }
 }

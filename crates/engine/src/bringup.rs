@@ -214,12 +214,13 @@ impl Source {
     /// The process as the head remembers it.
     #[must_use]
     pub fn process(&self, ctx: &Context<'_>, started: &Started, definition: &MachineDefinition) -> Process {
-        let mapped = (self.strategy == Strategy::Mapped).then(|| ctx.home.relative(&self.dir.memory()));
+        let image_for = |strategy| (self.strategy == strategy).then(|| ctx.home.relative(&self.dir.memory()));
         Process {
             instance: started.record.clone(),
             accelerator: self.accelerator,
             definition: Some(definition.clone()),
-            mapped,
+            mapped: image_for(Strategy::Mapped),
+            served: image_for(Strategy::Lazy),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `vm create` and `vm remove`: a machine over disks that exist, used in place.
+//! `vm create`: a machine over disks that exist, used in place.
 //!
 //! Nothing is copied: the given image becomes the machine's active layer as it is, and a frozen base at the
 //! first snapshot. Only the firmware's variables get a file of their own.
@@ -18,11 +18,12 @@ use keyframe_types::{ByteLen, DiskId, InstanceId, LayerId, VmName};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
-use crate::layers;
 use crate::machine::{Machine, write_definition};
-use crate::state::head::{Chain, Head, Layer};
+use crate::snapshots;
+use crate::state::head::{Chain, Fingerprint, Head, Layer};
 use crate::state::home::{Home, VmDir};
 use crate::state::lock::{CREATION_PATIENCE, Lock};
+use crate::state::manifest::Manifest;
 use crate::state::{durable, sealed};
 
 /// What a new machine shall be.
@@ -62,7 +63,7 @@ pub fn create(ctx: &Context<'_>, request: CreateRequest) -> Result<Machine, Erro
     check(&request)?;
     let dir = ctx.home.vm(&request.name);
     let _lock = Lock::wait(&ctx.home.root().join("lock"), &format!("vm create {}", request.name), CREATION_PATIENCE)?;
-    if dir.definition().exists() {
+    if dir.exists()? {
         return Err(Error::MachineExists(request.name));
     }
     let bases = bases(ctx.home, &request.name, &request.disks)?;
@@ -152,36 +153,42 @@ pub(crate) fn random_uuid() -> String {
     format!("{}-{}-4{}-8{}-{}", &a[..8], &a[8..12], &a[13..16], &b[1..4], &b[4..16])
 }
 
-/// The layers of the given images, the active one first, each checked to be nobody else's.
+/// The layers of the given images, the active one first: each image checked to be nobody else's, and what it stands on
+/// to be nobody's to write.
 fn bases(home: &Home, name: &VmName, disks: &[PathBuf]) -> Result<Vec<Vec<Layer>>, Error> {
-    let mut owners = owners(home)?;
+    let mut owners = Owners::of(home)?;
     let mut bases = Vec::new();
     for disk in disks {
         let unusable = |source| Error::UnusableDisk { path: disk.clone(), source };
         let path = absolute(disk)?;
         let metadata = std::fs::metadata(&path).or_io("look at", &path)?;
         let file = (metadata.dev(), metadata.ino());
-        if let Some(owner) = owners.get(&file) {
-            return Err(Error::DiskInUse { path, vm: owner.clone() });
-        }
+        owners.refuse_used(&path, file)?;
         // The same file twice in one machine is as bad as in two.
-        owners.insert(file, name.clone());
+        owners.claim(file, name);
         std::fs::OpenOptions::new().read(true).write(true).open(&path).or_io("open for writing", &path)?;
         let format = keyframe_qcow2::probe(&path).map_err(unusable)?;
         let chain = keyframe_qcow2::chain(&path, format).map_err(unusable)?;
         // QEMU shows the guest the size of the topmost layer, in whole sectors.
         let layers = chain
             .into_iter()
-            .map(|layer| {
+            .enumerate()
+            .map(|(depth, layer)| {
+                let path = absolute(&layer.path)?;
+                if depth > 0 {
+                    owners.refuse_written(&path)?;
+                    owners.stand_on(&path, name);
+                }
                 Ok(Layer {
                     id: LayerId::random(),
-                    path: home.relative(&absolute(&layer.path)?),
+                    path: home.relative(&path),
                     format: match layer.format() {
                         Format::Qcow2 => LayerFormat::Qcow2,
                         Format::Raw => LayerFormat::Raw,
                     },
                     virtual_bytes: ByteLen::from_bytes(layer.virtual_size.bytes()),
-                    frozen: None,
+                    // What a disk stands on is frozen from the beginning: a write from outside shall be noticed.
+                    frozen: (depth > 0).then(|| Fingerprint::of(&path)).transpose()?,
                 })
             })
             .collect::<Result<Vec<_>, Error>>()?;
@@ -190,24 +197,69 @@ fn bases(home: &Home, name: &VmName, disks: &[PathBuf]) -> Result<Vec<Vec<Layer>
     Ok(bases)
 }
 
-/// Which machine writes or wrote to which file, by device and inode.
-fn owners(home: &Home) -> Result<BTreeMap<(u64, u64), VmName>, Error> {
-    let mut owners = BTreeMap::new();
-    for name in home.machine_names()? {
-        let head: Option<Head> = sealed::read(&home.vm(&name).head())?;
-        let paths: Vec<PathBuf> = head
-            .iter()
-            .flat_map(Head::chains)
-            .flat_map(|chain| &chain.layers)
-            .map(|layer| home.absolute(&layer.path))
-            .collect();
-        for path in paths {
-            if let Ok(metadata) = std::fs::metadata(&path) {
-                owners.insert((metadata.dev(), metadata.ino()), name.clone());
+/// A file, by device and inode.
+type FileId = (u64, u64);
+
+/// Which machine has which file.
+#[derive(Debug, Default)]
+struct Owners {
+    /// Files that a machine's present or one of its snapshots stands on.
+    used: BTreeMap<FileId, VmName>,
+    /// Those that a machine writes to.
+    written: BTreeMap<FileId, VmName>,
+    /// Directories of machines: what lies there is theirs, whatever their documents say.
+    dirs: Vec<(PathBuf, VmName)>,
+}
+
+fn file_id(path: &Path) -> Option<FileId> {
+    std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+impl Owners {
+    fn of(home: &Home) -> Result<Self, Error> {
+        let mut owners = Self::default();
+        for name in home.machine_names()? {
+            let dir = home.vm(&name);
+            let head: Option<Head> = sealed::read(&dir.head())?;
+            for chain in head.iter().flat_map(Head::chains) {
+                let active = chain.layers.first().and_then(|layer| file_id(&home.absolute(&layer.path)));
+                owners.written.extend(active.map(|file| (file, name.clone())));
             }
+            // A manifest that cannot be read hides nothing but layers in the machine's own directory.
+            let (manifests, _damaged) = snapshots::scan(&dir)?;
+            let chains = head.iter().flat_map(Head::chains).chain(manifests.iter().flat_map(Manifest::chains));
+            let files = chains.flat_map(|chain| &chain.layers).filter_map(|layer| file_id(&home.absolute(&layer.path)));
+            owners.used.extend(files.map(|file| (file, name.clone())));
+            owners.dirs.push((dir.root().to_owned(), name));
+        }
+        Ok(owners)
+    }
+
+    fn claim(&mut self, file: FileId, name: &VmName) {
+        self.used.insert(file, name.clone());
+        self.written.insert(file, name.clone());
+    }
+
+    fn stand_on(&mut self, path: &Path, name: &VmName) {
+        self.used.extend(file_id(path).map(|file| (file, name.clone())));
+    }
+
+    /// A disk that is given must not be part of another.
+    fn refuse_used(&self, path: &Path, file: FileId) -> Result<(), Error> {
+        let in_dir = || self.dirs.iter().find(|(dir, _)| path.starts_with(dir)).map(|(_, name)| name);
+        match self.used.get(&file).or_else(in_dir) {
+            Some(owner) => Err(Error::DiskInUse { path: path.to_owned(), vm: owner.clone() }),
+            None => Ok(()),
         }
     }
-    Ok(owners)
+
+    /// What a disk stands on must not be written to.
+    fn refuse_written(&self, path: &Path) -> Result<(), Error> {
+        match file_id(path).and_then(|file| self.written.get(&file)) {
+            Some(owner) => Err(Error::BackingInUse { path: path.to_owned(), vm: owner.clone() }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Variables of UEFI firmware, copied from the distribution's template.
@@ -224,55 +276,6 @@ fn fresh_nvram(home: &Home, dir: &VmDir) -> Result<Chain, Error> {
     Ok(Chain { disk, layers: vec![layer] })
 }
 
-/// What removing a machine removes, and what it leaves.
-#[derive(Debug)]
-pub struct Removal {
-    /// Files outside of the machine's directory that it stood on.
-    pub left: Vec<PathBuf>,
-}
-
-/// Removes a stopped machine with its snapshots and layers. Disks that were given at creation stay, with what
-/// was written to them before the first snapshot.
-///
-/// # Errors
-/// [`Error::WrongState`] when it runs, [`Error::Held`] when another machine stands on its layers.
-pub fn remove(ctx: &Context<'_>, name: &VmName) -> Result<Removal, Error> {
-    let _creation = Lock::wait(&ctx.home.root().join("lock"), &format!("vm remove {name}"), CREATION_PATIENCE)?;
-    let (_lock, machine) = Machine::lock(ctx, name, &format!("vm remove {name}"))?;
-    if machine.process().is_some() {
-        return Err(Error::WrongState {
-            vm: name.clone(),
-            state: "running".to_owned(),
-            advice: "stop it first with `keyframe vm stop`",
-        });
-    }
-    let dependent = dependents(ctx.home, &machine)?;
-    if let Some(other) = dependent.first() {
-        let reason = format!("machine {other} was forked from it and stands on its layers");
-        return Err(Error::Held { name: name.to_string(), reason });
-    }
-    let own = machine.dir.root().to_owned();
-    let all = machine.head.chains().flat_map(|chain| &chain.layers).map(|layer| ctx.home.absolute(&layer.path));
-    let left = all.filter(|path| !path.starts_with(&own)).collect();
-    // Without its definition it is no machine: from here on it is gone, whatever happens.
-    durable::remove_file(&machine.dir.definition())?;
-    durable::remove_dir(&own)?;
-    Ok(Removal { left })
-}
-
-/// Other machines that stand on layers, or run from a memory image, in this machine's directory.
-fn dependents(home: &Home, machine: &Machine) -> Result<Vec<VmName>, Error> {
-    let own = machine.dir.root();
-    let mut names = Vec::new();
-    for name in home.machine_names()?.into_iter().filter(|name| name != machine.name()) {
-        let other = layers::of_machine(home, &name)?;
-        if other.iter().any(|path| path.starts_with(own)) {
-            names.push(name);
-        }
-    }
-    Ok(names)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,5 +286,49 @@ mod tests {
         let lengths: Vec<usize> = uuid.split('-').map(str::len).collect();
         assert_eq!(lengths, [8, 4, 4, 4, 12], "{uuid}");
         assert!(uuid.split('-').nth(2).unwrap().starts_with('4'));
+    }
+
+    fn machine_on(home: &Home, name: &VmName, disk: &Path) -> Vec<Vec<Layer>> {
+        let layers = bases(home, name, &[disk.to_owned()]).unwrap();
+        let dir = home.vm(name);
+        std::fs::create_dir_all(dir.root()).unwrap();
+        std::fs::write(dir.definition(), "").unwrap();
+        let disks = vec![Chain { disk: DiskId::new("disk0").unwrap(), layers: layers[0].clone() }];
+        let head = Head { parent: None, disks, nvram: None, process: None, clean_shutdown: false, origin: None };
+        sealed::write(&dir.head(), &head).unwrap();
+        layers
+    }
+
+    #[test]
+    fn a_disk_is_refused_that_another_machine_has_or_writes_below() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::open(root.path()).unwrap();
+        let (one, two) = (VmName::new("one").unwrap(), VmName::new("two").unwrap());
+        let (base, above) = (root.path().join("base.raw"), root.path().join("above.qcow2"));
+        std::fs::write(&base, [0; 1 << 16]).unwrap();
+        let backing = keyframe_qcow2::Backing::new(base.clone(), Format::Raw).unwrap();
+        let size = keyframe_qcow2::units::VirtualSize::new(ByteLen::from_bytes(1 << 16)).unwrap();
+        keyframe_qcow2::create_overlay(&above, &backing, size, &Default::default()).unwrap();
+
+        let both = bases(&home, &one, &[base.clone(), above.clone()]);
+        assert!(matches!(both, Err(Error::BackingInUse { .. })), "written as one disk, stood on by another: {both:?}");
+
+        let both = bases(&home, &one, &[above.clone(), base.clone()]);
+        assert!(matches!(both, Err(Error::DiskInUse { .. })), "the other way round: {both:?}");
+
+        let layers = machine_on(&home, &one, &above);
+        let frozen: Vec<bool> = layers[0].iter().map(|layer| layer.frozen.is_some()).collect();
+        assert_eq!(frozen, [false, true], "what the disk stands on is watched from the beginning");
+        assert!(matches!(bases(&home, &two, std::slice::from_ref(&base)), Err(Error::DiskInUse { .. })));
+        let higher = root.path().join("higher.qcow2");
+        let backing = keyframe_qcow2::Backing::new(above, Format::Qcow2).unwrap();
+        keyframe_qcow2::create_overlay(&higher, &backing, size, &Default::default()).unwrap();
+        assert!(matches!(bases(&home, &two, &[higher]), Err(Error::BackingInUse { .. })));
+
+        // A layer that only a snapshot has, or that only a damaged document tells of, lies in the machine's directory.
+        let stray = home.vm(&one).layers(&DiskId::new("disk0").unwrap()).join("a.raw");
+        std::fs::create_dir_all(stray.parent().unwrap()).unwrap();
+        std::fs::write(&stray, [0; 512]).unwrap();
+        assert!(matches!(bases(&home, &two, &[stray]), Err(Error::DiskInUse { .. })));
     }
 }

@@ -3,6 +3,9 @@
 //! The manifest goes first: from then on there is no snapshot, and the rest is tidying up, which anyone may
 //! finish. Layers go when no head and no snapshot of any machine stands on them.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
 use keyframe_types::{ByteLen, SnapshotId, SnapshotSelector, VmName};
 use serde::Serialize;
 
@@ -12,6 +15,7 @@ use crate::failpoint::{Failpoint, pass};
 use crate::layers;
 use crate::machine::Machine;
 use crate::snapshots;
+use crate::space;
 use crate::state::journal::Journal;
 use crate::state::manifest::Manifest;
 use crate::state::{durable, sealed};
@@ -23,20 +27,29 @@ pub struct DeletePlan {
     pub id: SnapshotId,
     /// Its name.
     pub name: String,
-    /// Space that its memory image gives back.
+    /// Space that its memory image gives back, and layers that nothing else stands on.
     pub bytes_freed: ByteLen,
+}
+
+/// What a deletion came to.
+#[derive(Debug)]
+pub struct Deletion {
+    /// Snapshots that are gone, or would be.
+    pub gone: Vec<DeletePlan>,
+    /// What kept the others from going.
+    pub failure: Option<Error>,
 }
 
 /// Deletes snapshots of one machine, all or none of them planned before the first goes. With `dry_run` nothing goes.
 ///
 /// # Errors
-/// [`Error::Held`] when one is pinned or has children, [`Error::NoSnapshot`].
+/// [`Error::Held`] when one is pinned or has children, [`Error::NoSnapshot`]; whatever fails before the first is gone.
 pub fn delete(
     ctx: &Context<'_>,
     vm: &VmName,
     selectors: &[SnapshotSelector],
     dry_run: bool,
-) -> Result<Vec<DeletePlan>, Error> {
+) -> Result<Deletion, Error> {
     let (_lock, mut machine) = Machine::lock(ctx, vm, &format!("delete {vm}@…"))?;
     let mut chosen: Vec<Manifest> = Vec::new();
     for selector in selectors {
@@ -47,14 +60,36 @@ pub fn delete(
     }
     // Children go before their parents, so that a whole branch can be named in any order.
     chosen.sort_by_key(|manifest| std::cmp::Reverse(manifest.created));
-    let plans = chosen.iter().map(|manifest| plan(ctx, &machine, manifest, &chosen)).collect::<Result<Vec<_>, _>>()?;
-    if !dry_run {
-        chosen.iter().try_for_each(|manifest| carry_out(ctx, &mut machine, manifest))?;
+    let mut layers = layers::needed_only_by(ctx.home, &machine, &chosen)?;
+    let mut plans = Vec::new();
+    for manifest in &chosen {
+        plans.push(plan(ctx, &machine, manifest, &chosen, &mut layers)?);
     }
-    Ok(plans)
+    let mut deletion = Deletion { gone: Vec::new(), failure: None };
+    for (manifest, plan) in chosen.iter().zip(plans) {
+        if !dry_run && let Err(error) = ctx.check().and_then(|()| carry_out(ctx, &mut machine, manifest)) {
+            // The manifest goes first: without it there is no snapshot, whatever is left of it.
+            if !machine.dir.snapshot(&manifest.id).manifest().exists() {
+                deletion.gone.push(plan);
+            }
+            deletion.failure = Some(error);
+            break;
+        }
+        deletion.gone.push(plan);
+    }
+    match deletion.failure.take() {
+        Some(error) if deletion.gone.is_empty() => Err(error),
+        failure => Ok(Deletion { failure, ..deletion }),
+    }
 }
 
-fn plan(ctx: &Context<'_>, machine: &Machine, manifest: &Manifest, also: &[Manifest]) -> Result<DeletePlan, Error> {
+fn plan(
+    ctx: &Context<'_>,
+    machine: &Machine,
+    manifest: &Manifest,
+    also: &[Manifest],
+    layers: &mut BTreeSet<PathBuf>,
+) -> Result<DeletePlan, Error> {
     let held = |reason: String| Error::Held { name: manifest.name.to_string(), reason };
     if manifest.pinned {
         return Err(held("it is pinned".to_owned()));
@@ -69,10 +104,17 @@ fn plan(ctx: &Context<'_>, machine: &Machine, manifest: &Manifest, also: &[Manif
     let image = machine.dir.snapshot(&manifest.id).memory();
     for name in ctx.home.machine_names()? {
         if layers::runs_from(ctx.home, &name, &image)? {
-            return Err(held(format!("machine {name} runs from its memory image; stop that machine first")));
+            return Err(held(format!(
+                "machine {name} runs from its memory image; stop that machine first, or wait \
+                 until all of its memory is there where it is on its way (`keyframe vm show`)"
+            )));
         }
     }
-    let bytes_freed = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
+    let memory = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
+    let own = manifest.chains().flat_map(|chain| &chain.layers).map(|layer| ctx.home.absolute(&layer.path));
+    // A layer that several of them need goes once.
+    let own: ByteLen = own.filter(|path| layers.remove(path)).map(|path| space::used(&path)).sum();
+    let bytes_freed = memory + own;
     Ok(DeletePlan { id: manifest.id.clone(), name: manifest.name.to_string(), bytes_freed })
 }
 

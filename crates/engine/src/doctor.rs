@@ -13,6 +13,7 @@ use crate::machine::{Machine, State};
 use crate::pause;
 use crate::space;
 use crate::state::head::Process;
+use crate::state::lock::Lock;
 
 /// How good a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -187,7 +188,7 @@ fn layers(diagnosis: &mut Diagnosis, ctx: &Context<'_>, machine: &Machine) {
 }
 
 fn running(diagnosis: &mut Diagnosis, machine: &Machine) {
-    let state = machine.state();
+    let state = machine.look();
     let Some(process) = machine.process().filter(|_| matches!(state, State::Running | State::Paused)) else {
         return match state {
             State::Stopped => diagnosis.good("machine", "stopped: a snapshot freezes its disks, without a pause"),
@@ -203,7 +204,7 @@ fn running(diagnosis: &mut Diagnosis, machine: &Machine) {
             "fork with --strategy lazy or eager where that is wanted",
         );
     } else {
-        live(diagnosis, process);
+        live(diagnosis, machine, process);
     }
     let resident = pause::resident(process);
     diagnosis.good(
@@ -217,7 +218,16 @@ fn running(diagnosis: &mut Diagnosis, machine: &Machine) {
 }
 
 /// Asks QEMU itself whether it could save the machine while it runs, and takes the question back.
-fn live(diagnosis: &mut Diagnosis, process: &Process) {
+fn live(diagnosis: &mut Diagnosis, machine: &Machine, process: &Process) {
+    // The question changes QEMU's settings for a moment: nobody may be at work meanwhile.
+    let _lock = match Lock::attempt(&machine.dir.lock(), &format!("doctor {}", machine.name())) {
+        Ok(Some(lock)) => lock,
+        _ => {
+            let holder = Lock::holder(&machine.dir.lock()).unwrap_or_else(|| "another command".to_owned());
+            let text = format!("{holder} is at work on it: QEMU was not asked whether it can save it while it runs");
+            return diagnosis.note("machine", text, "try again when it has ended");
+        }
+    };
     match process.instance.monitor(Monitor::Engine).map_err(Error::from).and_then(|mut monitor| ask(&mut monitor)) {
         Ok(reasons) if reasons.is_empty() => diagnosis.good("machine", "QEMU can save it while it runs"),
         Ok(reasons) => diagnosis.bad(

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use keyframe_hypervisor::QemuVersion;
+use keyframe_hypervisor::definition::DefinitionError;
 use keyframe_hypervisor::extra_args::RefusedArgument;
 use keyframe_hypervisor::host::HostError;
 use keyframe_types::{ByteLen, DiskId, SnapshotId, VmName};
@@ -67,6 +68,8 @@ pub enum Error {
     LayerTouched { path: PathBuf },
     #[error("{path} is a disk of machine {vm} already")]
     DiskInUse { path: PathBuf, vm: VmName },
+    #[error("{path} would be stood on, and machine {vm} writes to it")]
+    BackingInUse { path: PathBuf, vm: VmName },
     #[error("{path} is not usable as a disk")]
     UnusableDisk { path: PathBuf, source: keyframe_qcow2::Error },
     #[error("cannot write layer {path}")]
@@ -77,6 +80,8 @@ pub enum Error {
     BadRequest { what: String },
     #[error(transparent)]
     RefusedArgument(#[from] RefusedArgument),
+    #[error("the machine's definition is not usable: {0}")]
+    UnusableDefinition(#[from] DefinitionError),
     #[error(transparent)]
     Host(#[from] HostError),
     #[error(transparent)]
@@ -103,10 +108,14 @@ pub enum Error {
     NoMemory { id: SnapshotId },
     #[error("snapshot {name} cannot be deleted: {reason}")]
     Held { name: String, reason: String },
+    #[error("{vm} cannot be removed: {reason}")]
+    MachineHeld { vm: VmName, reason: String },
     #[error("{vm} cannot be snapshotted while it runs: its memory is mapped from a snapshot's image")]
     MappedMachine { vm: VmName },
     #[error("the page server stopped before all of the machine's memory was there: {reason}")]
     Hydration { reason: String },
+    #[error("it is paused, and a guest lets go of its card only while it runs: `keyframe vm start` swaps it")]
+    CardOfPaused,
     #[error("{vm} did not shut down within {seconds} s")]
     NoShutdown { vm: VmName, seconds: u64 },
     #[error("interrupted")]
@@ -152,9 +161,11 @@ impl Error {
             Self::NoSpace { .. } | Self::FreezeFailed { .. } | Self::MappedMachine { .. } => {
                 "nothing was begun; the machine is as it was"
             }
-            Self::OtherQemu { .. } | Self::OtherHost { .. } | Self::Held { .. } | Self::NoMemory { .. } => {
-                "nothing was changed"
-            }
+            Self::OtherQemu { .. }
+            | Self::OtherHost { .. }
+            | Self::Held { .. }
+            | Self::MachineHeld { .. }
+            | Self::NoMemory { .. } => "nothing was changed",
             Self::Damaged { .. } => "nothing was changed; other snapshots are not affected",
             Self::Unfinished { .. } => {
                 "the machine runs; what was the present is safe: its memory as far as it was written, and its disks"
@@ -208,8 +219,12 @@ impl Error {
                 "say --disk-only, or fork again with `--strategy lazy` or `eager`: such a machine can be snapshotted"
                     .to_owned()
             }
+            Self::UnusableDefinition(_) => "take it out of the machine's machine.toml".to_owned(),
             Self::NoShutdown { vm, .. } => {
                 format!("`keyframe vm stop {vm} --force` switches it off as a power cut would")
+            }
+            Self::BackingInUse { vm, .. } => {
+                format!("a disk can stand on what nobody writes to: copy it, or fork {vm} from a snapshot")
             }
             Self::DiskInUse { .. } => "a disk belongs to one machine; copy it, or put an overlay on it".to_owned(),
             Self::Unfinished { .. } => "see to the cause; the next command on this machine finishes it".to_owned(),

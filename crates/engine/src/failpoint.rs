@@ -76,6 +76,10 @@ failpoints! {
     ForkDefined = "fork-defined",
     /// A fork's process has loaded its state.
     ForkLoaded = "fork-loaded",
+    /// The head names its process: it is a machine, stopped before its first instruction.
+    ForkHeadWritten = "fork-head-written",
+    /// It runs, with the original's network card and the cable pulled.
+    ForkRunning = "fork-running",
     /// The journal of a deletion is written.
     DeleteJournaled = "delete-journaled",
     /// The manifest is gone: committed.

@@ -5,14 +5,10 @@
 //! a network card with an address of its own that is swapped in under the running guest, and no
 //! network path to the original unless one is asked for.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use keyframe_hypervisor::instance::{Started, Starting};
-use keyframe_hypervisor::launch::{NIC_DEVICE, nic_device};
 use keyframe_hypervisor::{MacAddress, MachineDefinition, Network, Nic, load};
-use keyframe_qmp::commands::device::{DeviceDel, Link, SetLink};
-use keyframe_qmp::ids::DeviceId;
-use keyframe_qmp::{Client, EventKind};
 use keyframe_types::{SnapshotRef, VmName};
 use serde::Serialize;
 
@@ -21,9 +17,9 @@ use crate::context::Context;
 use crate::create::random_uuid;
 use crate::error::Error;
 use crate::failpoint::{Failpoint, pass};
-use crate::guest;
 use crate::layers;
 use crate::machine::{Machine, kill_strays, write_definition};
+use crate::settle;
 use crate::snapshots;
 use crate::state::head::{Head, Origin};
 use crate::state::home::VmDir;
@@ -74,14 +70,26 @@ pub struct ForkReport {
     pub strategy: Strategy,
     /// The machines.
     pub machines: Vec<ForkedMachine>,
+    /// Machines that did not come to run and were removed again.
+    pub not_made: Option<NotMade>,
     /// The whole command, in milliseconds.
     pub total_ms: f64,
+}
+
+/// Machines that were asked for and not made.
+#[derive(Debug, Serialize)]
+pub struct NotMade {
+    /// Their names.
+    pub names: Vec<VmName>,
+    /// Why the first of them did not come to run.
+    pub reason: String,
 }
 
 /// Makes machines that continue from a snapshot.
 ///
 /// # Errors
-/// [`Error::MachineExists`], and whatever fails; machines that do not run yet are removed again, those that do stay.
+/// [`Error::MachineExists`], and whatever fails before a machine runs; no machine is left then. When some run and
+/// others do not, those stay and the report names the others.
 pub fn fork(ctx: &Context<'_>, request: &ForkRequest) -> Result<ForkReport, Error> {
     let begun = Instant::now();
     let names = names(request)?;
@@ -89,8 +97,10 @@ pub fn fork(ctx: &Context<'_>, request: &ForkRequest) -> Result<ForkReport, Erro
     let _creation = Lock::wait(&ctx.home.root().join("lock"), &operation, CREATION_PATIENCE)?;
     // Nobody may delete the snapshot meanwhile.
     let (_lock, origin) = Machine::lock(ctx, &request.reference.vm, &operation)?;
-    if let Some(taken) = names.iter().find(|name| ctx.home.vm(name).definition().exists()) {
-        return Err(Error::MachineExists(taken.clone()));
+    for name in &names {
+        if ctx.home.vm(name).exists()? {
+            return Err(Error::MachineExists(name.clone()));
+        }
     }
     let manifest = snapshots::find(&origin.dir, &request.reference.vm, &request.reference.snapshot)?;
     Machine::check_layers(ctx.home, manifest.chains())?;
@@ -99,24 +109,50 @@ pub fn fork(ctx: &Context<'_>, request: &ForkRequest) -> Result<ForkReport, Erro
     source.verify(ctx)?;
     let mut forks = Vec::new();
     for name in names {
+        ctx.check()?;
         forks.push(Fork::prepare(ctx, &source, request, name)?);
     }
     ctx.progress.step("starting");
     // All start side by side: what one process waits for, another uses.
     for fork in &mut forks {
+        ctx.check()?;
         fork.begin(ctx, &source)?;
     }
-    let mut awake = Vec::new();
-    for fork in forks {
-        awake.push(fork.wake(ctx, &source, begun)?);
-    }
+    let (awake, failure) = wake_all(ctx, &source, forks, begun);
     // Guests take their time to let go of a network card: they do so side by side.
-    let machines = std::thread::scope(|threads| {
+    let machines: Vec<ForkedMachine> = std::thread::scope(|threads| {
         let settling: Vec<_> = awake.into_iter().map(|fork| threads.spawn(move || fork.settle())).collect();
         settling.into_iter().filter_map(|thread| thread.join().ok()).collect()
     });
+    let not_made = match failure {
+        Some(failure) if machines.is_empty() => return Err(failure.error),
+        Some(failure) => Some(NotMade { reason: failure.error.to_string(), names: failure.names }),
+        None => None,
+    };
     let total_ms = begun.elapsed().as_secs_f64() * 1e3;
-    Ok(ForkReport { from: request.reference.to_string(), strategy: source.strategy, machines, total_ms })
+    Ok(ForkReport { from: request.reference.to_string(), strategy: source.strategy, machines, not_made, total_ms })
+}
+
+/// What kept machines from being made, and which.
+struct Failure {
+    names: Vec<VmName>,
+    error: Error,
+}
+
+/// Wakes one after the other, up to the first that does not wake: that one and those behind it are removed again.
+fn wake_all(ctx: &Context<'_>, source: &Source, forks: Vec<Fork>, begun: Instant) -> (Vec<Awake>, Option<Failure>) {
+    let (mut awake, mut failure) = (Vec::new(), None);
+    for fork in forks {
+        let name = fork.machine.name().clone();
+        match &mut failure {
+            None => match ctx.check().and_then(|()| fork.wake(ctx, source, begun)) {
+                Ok(woken) => awake.push(woken),
+                Err(error) => failure = Some(Failure { names: vec![name], error }),
+            },
+            Some(Failure { names, .. }) => names.push(name),
+        }
+    }
+    (awake, failure)
 }
 
 fn names(request: &ForkRequest) -> Result<Vec<VmName>, Error> {
@@ -198,25 +234,29 @@ impl Fork {
     fn wake(mut self, ctx: &Context<'_>, source: &Source, begun: Instant) -> Result<Awake, Error> {
         let starting = self.starting.take().ok_or(keyframe_hypervisor::Error::NoProcess)?;
         let mut started = starting.ready()?;
+        let cold = source.strategy == Strategy::Cold;
+        if !cold && self.machine.definition.nic.is_some() {
+            // Not a single packet may leave with the original's address, nor reach a guest that still has it.
+            settle::pull_cable(&mut started.monitor)?;
+        }
         source.load(ctx, &mut started)?;
         pass(Failpoint::ForkLoaded)?;
         self.machine.head.process = Some(source.process(ctx, &started, &self.machine.definition));
         self.machine.write_head()?;
-        // From here on it is a machine like any other.
-        self.unfinished.0 = None;
-        durable::remove_file(&self.machine.dir.journal())?;
-        if source.manifest.state == StateAtCut::Running || source.strategy == Strategy::Cold {
+        pass(Failpoint::ForkHeadWritten)?;
+        if source.manifest.state == StateAtCut::Running || cold {
             load::run(&mut started.monitor)?;
         }
-        let running_ms = begun.elapsed().as_secs_f64() * 1e3;
-        let frozen = source.manifest.frozen;
+        pass(Failpoint::ForkRunning)?;
+        // From here on it is a machine; what its guest has yet to be told, the journal says.
+        self.unfinished.0 = None;
         Ok(Awake {
             machine: self.machine,
             lock: self.lock,
             started,
-            running_ms,
-            frozen,
-            cold: source.strategy == Strategy::Cold,
+            running_ms: begun.elapsed().as_secs_f64() * 1e3,
+            frozen: source.manifest.frozen && !cold,
+            cold,
         })
     }
 }
@@ -243,21 +283,14 @@ struct Awake {
 }
 
 impl Awake {
-    /// Gives the guest what it wants to know after waking up as somebody else.
+    /// Gives the guest what it wants to know after waking up as somebody else. Then its command may die.
     fn settle(mut self) -> ForkedMachine {
         let mut notes = Vec::new();
         if !self.cold {
-            self.swap_nic(&mut notes);
-            if self.frozen
-                && let Err(error) = guest::thaw(&self.started.record)
-            {
-                notes.push(format!("the guest's file systems were frozen in the snapshot and are still: {error}"));
-            }
-            if guest::has_agent(&mut self.started.monitor)
-                && let Err(error) = guest::set_clock(&self.started.record)
-            {
-                notes.push(format!("the guest's clock was not set: {error}"));
-            }
+            notes = settle::settle(&self.machine, &self.started.record, &mut self.started.monitor, self.frozen);
+        }
+        if let Err(error) = durable::remove_file(&self.machine.dir.journal()) {
+            notes.push(format!("the next command on it tidies up: {error}"));
         }
         drop(self.lock);
         ForkedMachine {
@@ -268,31 +301,4 @@ impl Awake {
             notes,
         }
     }
-
-    /// The guest remembers the original's address; so its card is pulled and one with the fork's address plugged in.
-    fn swap_nic(&mut self, notes: &mut Vec<String>) {
-        let Some(nic) = self.machine.definition.nic.clone() else { return };
-        if let Err(error) = swap(&mut self.started.monitor, &nic) {
-            notes.push(format!("its network card still has the original's address, and its link is down: {error}"));
-        }
-    }
-}
-
-/// How long a guest may take to let go of its network card.
-const UNPLUG_PATIENCE: Duration = Duration::from_secs(10);
-
-fn swap(monitor: &mut Client, nic: &Nic) -> Result<(), Error> {
-    let id = DeviceId::new(NIC_DEVICE)?;
-    monitor.call(&SetLink::new(id.clone(), Link::Down))?;
-    monitor.call(&DeviceDel { id })?;
-    let gone = |event: &keyframe_qmp::Event| {
-        event.kind == EventKind::DeviceDeleted && event.text("device").as_deref() == Some(NIC_DEVICE)
-    };
-    let deleted = monitor.wait_event(gone, Instant::now() + UNPLUG_PATIENCE)?;
-    if deleted.is_none() {
-        let late = keyframe_hypervisor::Error::Late { what: "unplugging the network card", waited: UNPLUG_PATIENCE };
-        return Err(late.into());
-    }
-    monitor.execute("device_add", &nic_device(&nic.mac.to_string()))?;
-    Ok(())
 }

@@ -13,8 +13,10 @@ use keyframe_types::{LayerId, VmName};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
+use crate::machine::Machine;
+use crate::pages;
 use crate::snapshots;
-use crate::state::head::{Chain, Fingerprint, Head, Layer};
+use crate::state::head::{Chain, Fingerprint, Head, Layer, Process};
 use crate::state::home::{Home, VmDir};
 use crate::state::manifest::Manifest;
 use crate::state::{durable, sealed};
@@ -159,8 +161,8 @@ pub fn referenced(home: &Home) -> Result<BTreeSet<PathBuf>, Error> {
     Ok(paths)
 }
 
-/// Every file, absolute, that one machine's present or snapshots stand on: layers, and the memory image that a
-/// fork runs from.
+/// Every file, absolute, that one machine's present or snapshots stand on: layers, and the memory image that it
+/// runs from.
 ///
 /// # Errors
 /// As [`referenced`].
@@ -170,18 +172,43 @@ pub fn of_machine(home: &Home, name: &VmName) -> Result<BTreeSet<PathBuf>, Error
     let manifests = snapshots::read_all(&dir)?;
     let chains = head.iter().flat_map(Head::chains).chain(manifests.iter().flat_map(Manifest::chains));
     let layers = chains.flat_map(|chain| &chain.layers).map(|layer| home.absolute(&layer.path));
-    let mapped = head.iter().filter_map(|head| head.process.as_ref()?.mapped.as_ref()).map(|path| home.absolute(path));
-    Ok(layers.chain(mapped).collect())
+    let image = head.as_ref().and_then(|head| image_in_use(head.process.as_ref()?)).map(|path| home.absolute(path));
+    Ok(layers.chain(image).collect())
 }
 
-/// Whether a machine runs from the memory image at `image`.
+/// Files in a machine's directory that snapshots in `gone`, and nothing else, stand on.
+///
+/// # Errors
+/// As [`referenced`].
+pub fn needed_only_by(home: &Home, machine: &Machine, gone: &[Manifest]) -> Result<BTreeSet<PathBuf>, Error> {
+    let files =
+        |chain: &Chain| -> Vec<PathBuf> { chain.layers.iter().map(|layer| home.absolute(&layer.path)).collect() };
+    let mut kept = BTreeSet::new();
+    for name in home.machine_names()?.iter().filter(|name| *name != machine.name()) {
+        kept.extend(of_machine(home, name)?);
+    }
+    let others = snapshots::read_all(&machine.dir)?;
+    let others = others.iter().filter(|other| !gone.iter().any(|gone| gone.id == other.id));
+    kept.extend(machine.head.chains().chain(others.flat_map(Manifest::chains)).flat_map(files));
+    let needed = gone.iter().flat_map(Manifest::chains).flat_map(files);
+    Ok(needed.filter(|path| path.starts_with(machine.dir.root()) && !kept.contains(path)).collect())
+}
+
+/// The memory image, as it is on record, that a process needs: its RAM is a mapping of it, or is still being
+/// served from it. One that is gone needs none.
+fn image_in_use(process: &Process) -> Option<&Path> {
+    let served = || process.served.as_deref().filter(|_| pages::needs_image(&process.instance));
+    process.mapped.as_deref().filter(|_| process.instance.is_alive()).or_else(served)
+}
+
+/// Whether a machine runs from the memory image at `image`, or still has some of its memory to come from there.
 ///
 /// # Errors
 /// [`Error::Damaged`] when its head cannot be read.
 pub fn runs_from(home: &Home, name: &VmName, image: &Path) -> Result<bool, Error> {
     let head: Option<Head> = sealed::read(&home.vm(name).head())?;
-    let process = head.and_then(|head| head.process).filter(|process| process.instance.is_alive());
-    Ok(process.and_then(|process| process.mapped).is_some_and(|mapped| home.absolute(&mapped) == image))
+    let process = head.and_then(|head| head.process);
+    Ok(process.as_ref().and_then(image_in_use).is_some_and(|used| home.absolute(used) == image))
 }
 
 /// [`drop_unused`] at the end of an operation that has succeeded: a file that cannot be removed now is no reason to
@@ -218,6 +245,10 @@ pub fn drop_unused(home: &Home, dir: &VmDir) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use keyframe_hypervisor::process::ProcessId;
+    use keyframe_hypervisor::{Accelerator, InstanceRecord, QemuVersion};
+    use keyframe_types::{InstanceId, Timestamp};
+
     use super::*;
 
     #[test]
@@ -225,5 +256,47 @@ mod tests {
         let way = |from: &str, to: &str| relative_to(Path::new(from), Path::new(to));
         assert_eq!(way("/h/vms/a/layers/d", "/h/vms/a/layers/d/x.qcow2"), Path::new("x.qcow2"));
         assert_eq!(way("/h/vms/b/layers/d", "/h/vms/a/layers/d/x"), Path::new("../../../a/layers/d/x"));
+    }
+
+    #[test]
+    fn an_image_that_memory_is_still_served_from_is_in_use() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::open(root.path()).unwrap();
+        let name = VmName::new("twin").unwrap();
+        let dir = home.vm(&name);
+        let instance_dir = dir.run().join("i");
+        std::fs::create_dir_all(&instance_dir).unwrap();
+        let us = ProcessId::of(std::process::id()).unwrap();
+        let instance = InstanceRecord {
+            id: InstanceId::random(),
+            process: us.clone(),
+            dir: instance_dir.clone(),
+            version: QemuVersion { major: 10, minor: 0, micro: 0 },
+            started: Timestamp::now(),
+        };
+        let image = PathBuf::from("vms/db/snapshots/s/memory.mapped");
+        let served = Some(image.clone());
+        let process = Process { instance, accelerator: Accelerator::Tcg, definition: None, mapped: None, served };
+        let head = Head {
+            parent: None,
+            disks: vec![],
+            nvram: None,
+            process: Some(process),
+            clean_shutdown: false,
+            origin: None,
+        };
+        sealed::write(&dir.head(), &head).unwrap();
+        std::fs::write(instance_dir.join("pages.json"), "{}").unwrap();
+        let says = |state: &str| {
+            let text = format!(
+                r#"{{"supervisor": {}, "state": {{"state": "{state}"}}, "pages_sent": 1, "pages_held": 2, "restarts": 0}}"#,
+                serde_json::to_string(&us).unwrap()
+            );
+            std::fs::write(instance_dir.join("hydration.json"), text).unwrap();
+            runs_from(&home, &name, &home.absolute(&image)).unwrap()
+        };
+        assert!(says("serving") && !says("done"));
+        std::fs::remove_file(instance_dir.join("hydration.json")).unwrap();
+        assert!(runs_from(&home, &name, &home.absolute(&image)).unwrap(), "nobody knows: it is kept");
     }
 }

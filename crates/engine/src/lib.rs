@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`state`] | what is on disk: paths, durable documents, the lock |
 //! | [`machine`] | a machine as it is found |
-//! | [`create`], [`lifecycle`] | making, starting, stopping, showing machines |
+//! | [`create`], [`lifecycle`], [`remove`] | making, starting, stopping, showing, removing machines |
 //! | [`snapshot`] | taking a snapshot |
 //! | [`bringup`] | a fresh process that continues from a snapshot |
 //! | [`revert`], [`fork`] | going back; going on beside |
@@ -30,10 +30,14 @@ mod layers;
 pub mod lifecycle;
 pub mod machine;
 mod memory;
+pub mod outcome;
 pub mod pages;
 pub mod pause;
 mod recover;
+pub mod remove;
 pub mod revert;
+mod serial;
+mod settle;
 pub mod snapshot;
 mod snapshots;
 mod space;

@@ -7,15 +7,18 @@ use keyframe_hypervisor::host::choose_accelerator;
 use keyframe_hypervisor::launch::{RamBacking, Start};
 use keyframe_hypervisor::{Accelerator, Qemu, QemuVersion, load};
 use keyframe_qmp::EventKind;
-use keyframe_qmp::commands::machine::{Cont, Quit, SystemPowerdown};
+use keyframe_qmp::commands::machine::{Quit, SystemPowerdown};
 use keyframe_types::{SnapshotId, Timestamp, VmName};
 use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::Error;
-use crate::machine::{Launch, Machine, State, kill_strays};
+use crate::machine::{Ending, Launch, Machine, State, kill_strays};
+use crate::pages::HydrationReport;
+use crate::settle;
 use crate::snapshots;
 use crate::state::head::Process;
+use crate::state::lock::Lock;
 
 /// What starting a machine came to.
 #[derive(Debug, Serialize)]
@@ -38,7 +41,7 @@ pub fn start(ctx: &Context<'_>, name: &VmName) -> Result<StartReport, Error> {
     let begun = Instant::now();
     let (_lock, mut machine) = Machine::lock(ctx, name, &format!("vm start {name}"))?;
     if let Some(process) = machine.process().cloned() {
-        return resume(&machine, &process, begun);
+        return resume(ctx, &machine, &process, begun);
     }
     Machine::check_layers(ctx.home, machine.head.chains())?;
     let accelerator = choose_accelerator(machine.definition.accel)?;
@@ -51,7 +54,7 @@ pub fn start(ctx: &Context<'_>, name: &VmName) -> Result<StartReport, Error> {
     })
 }
 
-fn resume(machine: &Machine, process: &Process, begun: Instant) -> Result<StartReport, Error> {
+fn resume(ctx: &Context<'_>, machine: &Machine, process: &Process, begun: Instant) -> Result<StartReport, Error> {
     let mut monitor = machine.monitor()?;
     if crate::machine::state_of(&mut monitor) == State::Running {
         return Err(Error::WrongState {
@@ -60,7 +63,10 @@ fn resume(machine: &Machine, process: &Process, begun: Instant) -> Result<StartR
             advice: "nothing needs to be done",
         });
     }
-    monitor.call(&Cont {})?;
+    load::run(&mut monitor)?;
+    if let Some(note) = settle::after_resume(machine, &mut monitor) {
+        ctx.progress.note(&note);
+    }
     Ok(StartReport {
         name: machine.name().clone(),
         accelerator: process.accelerator,
@@ -86,7 +92,7 @@ pub(crate) fn cold_start(ctx: &Context<'_>, machine: &mut Machine, accelerator: 
     };
     let mut started = launch.run(ctx.home, &machine.dir, &qemu)?;
     let definition = Some(machine.definition.clone());
-    let process = Process { instance: started.record, accelerator, definition, mapped: None };
+    let process = Process { instance: started.record, accelerator, definition, mapped: None, served: None };
     machine.head.process = Some(process.clone());
     machine.head.clean_shutdown = false;
     // Before its first instruction the process is on record: whoever comes next finds it.
@@ -185,6 +191,10 @@ pub struct MachineSummary {
     pub name: VmName,
     /// What it is doing.
     pub state: State,
+    /// The command that is at work on it.
+    pub busy: Option<String>,
+    /// How far its memory has come, while it is not all there.
+    pub hydration: Option<HydrationReport>,
     /// Its process.
     pub pid: Option<u32>,
     /// Its RAM.
@@ -231,7 +241,9 @@ fn summary(ctx: &Context<'_>, name: &VmName) -> Result<MachineSummary, Error> {
     let (manifests, damaged) = snapshots::scan(&machine.dir)?;
     Ok(MachineSummary {
         name: name.clone(),
-        state: machine.state(),
+        state: machine.look(),
+        busy: Lock::holder(&machine.dir.lock()),
+        hydration: machine.hydration(),
         pid: machine.process().map(|process| process.instance.process.pid),
         memory_bytes: machine.definition.memory().bytes(),
         cpus: machine.definition.cpus,
@@ -247,6 +259,12 @@ pub struct MachineReport {
     pub name: VmName,
     /// What it is doing.
     pub state: State,
+    /// Why it is off, where no command ended it.
+    pub ended: Option<Ending>,
+    /// The command that is at work on it.
+    pub busy: Option<String>,
+    /// How far its memory has come, while it is not all there.
+    pub hydration: Option<HydrationReport>,
     /// What QEMU said last, for a machine that crashed.
     pub last_words: Option<String>,
     /// Its process.
@@ -295,7 +313,7 @@ pub struct DiskReport {
 pub fn show(ctx: &Context<'_>, name: &VmName) -> Result<MachineReport, Error> {
     crate::recover::recover_if_idle(ctx, name);
     let machine = Machine::open(ctx.home, name)?;
-    let state = machine.state();
+    let state = machine.look();
     let running = machine.process();
     let known = machine.head.process.as_ref();
     let last_words = (state == State::Crashed)
@@ -309,6 +327,9 @@ pub fn show(ctx: &Context<'_>, name: &VmName) -> Result<MachineReport, Error> {
     Ok(MachineReport {
         name: name.clone(),
         state,
+        ended: machine.ending(),
+        busy: Lock::holder(&machine.dir.lock()),
+        hydration: machine.hydration(),
         last_words,
         pid: running.map(|process| process.instance.process.pid),
         qmp: running.map(|process| process.instance.qmp_socket()),

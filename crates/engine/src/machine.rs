@@ -15,7 +15,9 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
+use crate::pages::{self, HydrationReport};
 use crate::recover::Patience;
+use crate::serial;
 use crate::state::head::{Chain, Head, Process};
 use crate::state::home::{Home, VmDir};
 use crate::state::lock::Lock;
@@ -29,9 +31,9 @@ pub enum State {
     Running,
     /// There is a process, and its vCPUs stand still.
     Paused,
-    /// There is no process, as the last command left it.
+    /// There is no process: a command ended it, the guest shut down, or the host was restarted.
     Stopped,
-    /// There is no process, and no command ended it.
+    /// There is no process, and nobody knows why.
     Crashed,
     /// There is a process that does not answer.
     Unresponsive,
@@ -47,6 +49,37 @@ impl State {
             Self::Stopped => "stopped",
             Self::Crashed => "crashed",
             Self::Unresponsive => "unresponsive",
+        }
+    }
+}
+
+/// Why a process that is on record is not there, and no command has ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ending {
+    /// The guest shut down.
+    GuestShutdown,
+    /// The host was restarted.
+    HostRestart,
+    /// QEMU ended, or was killed.
+    Crash,
+}
+
+impl Ending {
+    fn of(process: &Process) -> Self {
+        if process.instance.was_shut_down_by_guest() {
+            Self::GuestShutdown
+        } else if process.instance.process.is_of_an_earlier_boot() {
+            Self::HostRestart
+        } else {
+            Self::Crash
+        }
+    }
+
+    fn state(self) -> State {
+        match self {
+            Self::GuestShutdown | Self::HostRestart => State::Stopped,
+            Self::Crash => State::Crashed,
         }
     }
 }
@@ -84,12 +117,36 @@ impl Machine {
     /// [`Error::NoMachine`], [`Error::Busy`], and what tidying up may meet.
     pub fn lock(ctx: &Context<'_>, name: &VmName, operation: &str) -> Result<(Lock, Self), Error> {
         let dir = ctx.home.vm(name);
-        if !dir.definition().is_file() {
+        if !dir.exists()? {
             return Err(Error::NoMachine(name.clone()));
         }
         let lock = Lock::take(&dir.lock(), operation)?;
         crate::recover::recover(ctx, name, Patience::Thorough)?;
-        Ok((lock, Self::open(ctx.home, name)?))
+        let mut machine = Self::open(ctx.home, name)?;
+        machine.see_to_memory(ctx);
+        machine.note_shutdown()?;
+        serial::bound(&machine.dir.serial_log());
+        Ok((lock, machine))
+    }
+
+    /// Sees to it that a machine whose memory is still on its way has someone who serves it. The caller holds its lock.
+    pub(crate) fn see_to_memory(&self, ctx: &Context<'_>) {
+        if let Some(process) = self.process()
+            && let Err(error) = pages::ensure(ctx, &process.instance)
+        {
+            ctx.progress.note(&format!("nobody may be serving the memory of {}: {error}", self.name()));
+        }
+    }
+
+    /// Whether its memory is on its way and nobody serves it.
+    pub(crate) fn memory_is_orphaned(&self) -> bool {
+        self.process().is_some_and(|process| pages::is_orphaned(&process.instance))
+    }
+
+    /// How far its memory has come; `None` for one that has all of it.
+    #[must_use]
+    pub fn hydration(&self) -> Option<HydrationReport> {
+        HydrationReport::of(&self.process()?.instance)
     }
 
     /// The machine's name.
@@ -128,7 +185,7 @@ impl Machine {
     }
 
     fn not_running(&self) -> Error {
-        let state = if self.head.process.is_some() { State::Crashed } else { State::Stopped };
+        let state = self.ending().map_or(State::Stopped, Ending::state);
         Error::WrongState {
             vm: self.name().clone(),
             state: state.as_str().to_owned(),
@@ -139,15 +196,43 @@ impl Machine {
     /// What the machine is doing. Asks QEMU, which takes a millisecond.
     #[must_use]
     pub fn state(&self) -> State {
-        match (&self.head.process, self.process()) {
-            (None, _) => State::Stopped,
-            (Some(_), None) => State::Crashed,
-            (Some(_), Some(process)) => match process.instance.monitor(Monitor::Engine) {
-                Ok(mut monitor) => state_of(&mut monitor),
-                Err(_) if process.instance.is_alive() => State::Unresponsive,
-                Err(_) => State::Crashed,
-            },
+        self.state_seen_by(Monitor::Engine)
+    }
+
+    /// [`Machine::state`] for whoever only looks, without waiting for a command that is at work.
+    #[must_use]
+    pub fn look(&self) -> State {
+        self.state_seen_by(Monitor::Look)
+    }
+
+    fn state_seen_by(&self, which: Monitor) -> State {
+        let gone = || self.ending().map_or(State::Stopped, Ending::state);
+        match self.process().map(|process| (process, process.instance.monitor(which))) {
+            None => gone(),
+            Some((_, Ok(mut monitor))) => state_of(&mut monitor),
+            Some((process, Err(_))) if process.instance.is_alive() => State::Unresponsive,
+            Some((_, Err(_))) => gone(),
         }
+    }
+
+    /// Why the process that is on record is not there; `None` while it is, or when a command ended it.
+    #[must_use]
+    pub fn ending(&self) -> Option<Ending> {
+        self.head.process.as_ref().filter(|process| !process.instance.is_alive()).map(Ending::of)
+    }
+
+    /// Puts on record that the guest has shut down since. The caller holds the machine's lock.
+    fn note_shutdown(&mut self) -> Result<(), Error> {
+        if self.ending() != Some(Ending::GuestShutdown) {
+            return Ok(());
+        }
+        let ended = self.head.process.take();
+        self.head.clean_shutdown = true;
+        self.write_head()?;
+        if let Some(process) = ended {
+            process.instance.clean_up();
+        }
+        Ok(())
     }
 
     /// The disks' chains as QEMU opens them.
@@ -235,6 +320,7 @@ impl Launch<'_> {
     /// # Errors
     /// What starting may meet.
     pub fn begin(&self, home: &Home, dir: &VmDir, qemu: &Qemu) -> Result<Starting, Error> {
+        self.definition.check()?;
         let disks: Vec<DiskChain> = self.disks.iter().map(|chain| launch_chain(home, chain)).collect();
         let nvram = self.nvram.map(|chain| launch_chain(home, chain));
         let code = (self.definition.firmware == Firmware::Uefi).then(find_ovmf).transpose()?;

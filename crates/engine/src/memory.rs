@@ -76,8 +76,11 @@ fn watch(ctx: &Context<'_>, progress: &CaptureProgress, done: &AtomicBool) {
 }
 
 fn digest(path: &Path) -> Result<String, Error> {
-    let bytes = std::fs::read(path).or_io("read", path)?;
-    Ok(blake3::hash(&bytes).to_hex().to_string())
+    let mut hasher = blake3::Hasher::new();
+    let mut file = File::open(path).or_io("open", path)?;
+    // Checksums of a large guest are many: they go through a small buffer.
+    hasher.update_reader(&mut file).or_io("read", path)?;
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn on_disk(path: &Path) -> Result<ByteLen, Error> {

@@ -5,9 +5,16 @@
 //! resumes where it stopped; the guest waits for a page meanwhile and notices nothing else. The worker
 //! dies with its supervisor; then the next command on the machine posts a new one ([`ensure`]).
 //!
-//! Supervisor and commands share `hydration.json` in the instance's directory: whether all memory is there yet.
+//! `hydration.json` in the instance's directory says whether all memory is there yet. It has one writer at a time: the
+//! command that posts a supervisor writes it before it starts one, and from the supervisor's first word on, only the
+//! supervisor does. It is written before `pages.json`: where that is, a missing or unreadable `hydration.json` is an
+//! error and never "all memory is there". A supervisor holds a lock, so there are never two at work on one machine.
+//!
+//! Serving goes before telling: a progress that cannot be written (a full disk) ends neither supervisor nor worker.
 
-use std::io::{BufRead as _, BufReader};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,6 +24,7 @@ use keyframe_hypervisor::process::{ProcessId, spawn_detached};
 use keyframe_hypervisor::{InstanceRecord, Monitor, load};
 use keyframe_memory::pageserver::{self, Errand, Notice, Observer, PageServerError, ServerConfig, Stage};
 use keyframe_qmp::commands::migration::{MigrationStatus, QueryMigrate};
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
@@ -34,6 +42,11 @@ const MOST_RESTARTS: u32 = 100;
 /// How long QEMU may take to notice that a worker has died.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long a supervisor may take to say its first word.
+const TAKEOVER_PATIENCE: Duration = Duration::from_secs(10);
+/// How often the last word is tried again when it cannot be written.
+const LAST_WORD_AGAIN: Duration = Duration::from_secs(1);
+
 /// How far a lazy revert's memory has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hydration {
@@ -49,6 +62,12 @@ pub struct Hydration {
     pub restarts: u32,
 }
 
+impl Hydration {
+    fn begun_by(supervisor: ProcessId) -> Self {
+        Self { supervisor, state: HydrationState::Serving, pages_sent: 0, pages_held: 0, restarts: 0 }
+    }
+}
+
 /// How a lazy revert's memory stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
@@ -62,6 +81,63 @@ pub enum HydrationState {
         /// Why.
         reason: String,
     },
+}
+
+/// How far memory has come that is not all there, for whoever looks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HydrationReport {
+    /// How it stands.
+    #[serde(flatten)]
+    pub state: HydrationState,
+    /// Pages sent.
+    pub pages_sent: u64,
+    /// Pages that the snapshot holds.
+    pub pages_held: u64,
+    /// How often a page server died and was replaced.
+    pub restarts: u32,
+}
+
+impl HydrationReport {
+    /// `None` for a machine that has all of its memory.
+    pub(crate) fn of(instance: &InstanceRecord) -> Option<Self> {
+        match status(instance) {
+            Ok(None) => None,
+            Ok(Some(status)) if status.state == HydrationState::Done => None,
+            Ok(Some(status)) => Some(Self {
+                state: status.state,
+                pages_sent: status.pages_sent,
+                pages_held: status.pages_held,
+                restarts: status.restarts,
+            }),
+            Err(error) => {
+                let state = HydrationState::Failed { reason: error.to_string() };
+                Some(Self { state, pages_sent: 0, pages_held: 0, restarts: 0 })
+            }
+        }
+    }
+
+    /// In a few words, for a list.
+    #[must_use]
+    pub fn brief(&self) -> String {
+        match &self.state {
+            HydrationState::Failed { .. } => "memory incomplete".to_owned(),
+            _ if self.pages_held == 0 => "memory on its way".to_owned(),
+            _ => format!("{} % of memory there", self.pages_sent.saturating_mul(100) / self.pages_held),
+        }
+    }
+
+    /// In a sentence.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        match &self.state {
+            HydrationState::Failed { reason } => {
+                format!(
+                    "not all of it is there, and the rest will not come: {reason}; revert again, or stop it by force"
+                )
+            }
+            _ => format!("{} of {} pages are there, the rest is on its way", self.pages_sent, self.pages_held),
+        }
+    }
 }
 
 /// The files of a page server in its instance's directory.
@@ -87,16 +163,60 @@ impl Post {
         self.dir.join("instance.json")
     }
 
-    fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
-        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    fn lock(&self) -> PathBuf {
+        self.dir.join("pages.lock")
     }
 
-    /// Written for processes of this boot only: renamed, not synced.
+    /// A file's content; `None` when there is no such file.
+    fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+        let bytes = match std::fs::read(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.or_io("read", path)?,
+        };
+        let damaged = |error: serde_json::Error| Error::Damaged { path: path.to_owned(), reason: error.to_string() };
+        serde_json::from_slice(&bytes).map(Some).map_err(damaged)
+    }
+
+    /// A file's content, which must be there.
+    fn needed<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {
+        let missing = || Error::Damaged { path: path.to_owned(), reason: "it is missing".to_owned() };
+        Self::read(path)?.ok_or_else(missing)
+    }
+
+    /// Written for processes of this boot only: renamed, not synced. The temporary name is the writer's own.
     fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
         let bytes = serde_json::to_vec(value).map_err(|source| Error::Encode { source })?;
-        let temporary = path.with_extension("tmp");
-        std::fs::write(&temporary, bytes).or_io("write", &temporary)?;
-        std::fs::rename(&temporary, path).or_io("write", path)
+        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(&bytes)?;
+            std::fs::rename(&temporary, path)
+        };
+        write().or_io("write", path).inspect_err(|_| {
+            // It may be what fills the disk.
+            let _ = std::fs::remove_file(&temporary);
+        })
+    }
+
+    /// How far memory has come; `None` where there never was a page server.
+    fn progress(&self) -> Result<Option<Hydration>, Error> {
+        match Self::read(&self.status())? {
+            None if self.config().try_exists().or_io("look at", &self.config())? => {
+                Self::needed(&self.status()).map(Some)
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// The right to serve, until dropped; `None` when another supervisor has it.
+    fn take_over(&self) -> Result<Option<File>, Error> {
+        let path = self.lock();
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = file.or_io("open", &path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            other => other.map(|()| Some(file)).map_err(std::io::Error::from).or_io("lock", &path),
+        }
     }
 }
 
@@ -115,20 +235,28 @@ pub(crate) fn serve(ctx: &Context<'_>, snapshot: &SnapshotDir, instance: &Instan
     post(ctx, &config, instance)
 }
 
-fn post(_ctx: &Context<'_>, config: &ServerConfig, instance: &InstanceRecord) -> Result<(), Error> {
+fn post(ctx: &Context<'_>, config: &ServerConfig, instance: &InstanceRecord) -> Result<(), Error> {
     let post = Post::of(instance);
-    Post::write(&post.config(), config)?;
+    let us = ProcessId::of(std::process::id()).or_io("look at", &post.dir)?;
+    let earlier = post.progress()?;
+    let fresh = Hydration::begun_by(us.clone());
+    let status = earlier.map_or(fresh, |earlier| Hydration { supervisor: us.clone(), ..earlier });
+    Post::write(&post.status(), &status)?;
     Post::write(&post.instance(), instance)?;
+    Post::write(&post.config(), config)?;
     let log_path = post.dir.join("pages.log");
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_path).or_io("open", &log_path)?;
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&log_path).or_io("open", &log_path)?;
     let mut command = own_program();
     command.arg(SUPERVISOR).arg(&post.dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    let child = spawn_detached(&mut command, &[]).or_io("run", Path::new("/proc/self/exe"))?;
-    let supervisor = ProcessId::of(child.id()).or_io("look at", &post.dir)?;
-    let status = Hydration { supervisor, state: HydrationState::Serving, pages_sent: 0, pages_held: 0, restarts: 0 };
-    // The supervisor writes the same file; only the first of the two may count.
-    if !post.status().exists() || config.errand == Errand::Resume {
-        Post::write(&post.status(), &status)?;
+    let mut child = spawn_detached(&mut command, &[]).or_io("run", Path::new("/proc/self/exe"))?;
+    // Once it has spoken, the file is its own.
+    let deadline = Instant::now() + TAKEOVER_PATIENCE;
+    while post.progress()?.is_some_and(|now| now.supervisor == us) && Instant::now() < deadline {
+        if matches!(child.try_wait(), Ok(Some(_))) {
+            break;
+        }
+        ctx.check()?;
+        std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }
@@ -140,9 +268,23 @@ fn own_program() -> Command {
 }
 
 /// How far the memory of a lazily reverted machine has come; `None` for a machine that has none to wait for.
-#[must_use]
-pub fn status(instance: &InstanceRecord) -> Option<Hydration> {
-    Post::read(&Post::of(instance).status())
+///
+/// # Errors
+/// [`Error::Damaged`], [`Error::Io`] when that cannot be told: then it must not be taken for complete.
+pub fn status(instance: &InstanceRecord) -> Result<Option<Hydration>, Error> {
+    Post::of(instance).progress()
+}
+
+/// Whether memory is on its way and nobody serves it.
+pub(crate) fn is_orphaned(instance: &InstanceRecord) -> bool {
+    let serving = |now: &Hydration| now.state == HydrationState::Serving && !now.supervisor.is_alive();
+    status(instance).is_ok_and(|status| status.as_ref().is_some_and(serving))
+}
+
+/// Whether memory is still on its way into a process that lives: its snapshot's image is needed then.
+pub(crate) fn needs_image(instance: &InstanceRecord) -> bool {
+    let done = || status(instance).is_ok_and(|status| status.is_none_or(|now| now.state == HydrationState::Done));
+    instance.is_alive() && !done()
 }
 
 /// Waits until all memory is there.
@@ -151,7 +293,7 @@ pub fn status(instance: &InstanceRecord) -> Option<Hydration> {
 /// [`Error::Hydration`] when it cannot be completed, [`Error::Interrupted`]: pages are served on then.
 pub(crate) fn wait(ctx: &Context<'_>, instance: &InstanceRecord) -> Result<(), Error> {
     ctx.progress.step("bringing memory in");
-    while let Some(status) = status(instance) {
+    while let Some(status) = status(instance)? {
         match status.state {
             HydrationState::Done => return Ok(()),
             HydrationState::Failed { reason } => return Err(Error::Hydration { reason }),
@@ -174,11 +316,11 @@ pub(crate) fn wait(ctx: &Context<'_>, instance: &InstanceRecord) -> Result<(), E
 /// When it cannot be started.
 pub(crate) fn ensure(ctx: &Context<'_>, instance: &InstanceRecord) -> Result<(), Error> {
     let post = Post::of(instance);
-    let Some(mut status) = status(instance) else { return Ok(()) };
+    let Some(mut status) = status(instance)? else { return Ok(()) };
     if status.state != HydrationState::Serving || status.supervisor.is_alive() || !instance.is_alive() {
         return Ok(());
     }
-    let Some(mut config) = Post::read::<ServerConfig>(&post.config()) else { return Ok(()) };
+    let mut config: ServerConfig = Post::needed(&post.config())?;
     // It may have died after its work was done.
     let mut monitor = instance.monitor(Monitor::Guard)?;
     if let Ok(migration) = monitor.call_until(&QueryMigrate {}, Instant::now() + Duration::from_secs(1))
@@ -203,41 +345,55 @@ fn post_again(ctx: &Context<'_>, config: &ServerConfig, instance: &InstanceRecor
 /// When its own files cannot be read or written; what goes wrong with serving is in the status.
 pub fn supervise(dir: &Path) -> Result<(), Error> {
     let post = Post { dir: dir.to_owned() };
-    let missing = |path: PathBuf| Error::Damaged { path, reason: "it does not describe a page server".to_owned() };
-    let mut config: ServerConfig = Post::read(&post.config()).ok_or_else(|| missing(post.config()))?;
-    let instance: InstanceRecord = Post::read(&post.instance()).ok_or_else(|| missing(post.instance()))?;
+    let Some(_right) = post.take_over()? else { return Ok(()) };
+    let mut config: ServerConfig = Post::needed(&post.config())?;
+    let instance: InstanceRecord = Post::needed(&post.instance())?;
     let supervisor = ProcessId::of(std::process::id()).or_io("look at", dir)?;
-    let mut status =
-        Hydration { supervisor, state: HydrationState::Serving, pages_sent: 0, pages_held: 0, restarts: 0 };
-    loop {
-        Post::write(&post.status(), &status)?;
+    let mut status = Hydration::begun_by(supervisor.clone());
+    if let Ok(Some(earlier)) = post.progress() {
+        status = Hydration { supervisor, ..earlier };
+    }
+    let mut deaths = 0;
+    status.state = loop {
+        tell(&post, &status);
         if config.errand == Errand::Resume
-            && let Err(reason) = invite(&instance, &mut config, status.restarts)
+            && let Err(reason) = invite(&instance, &mut config, deaths)
         {
-            status.state = HydrationState::Failed { reason };
-            break;
+            break HydrationState::Failed { reason };
         }
         match run_worker(&post, &config, &mut status)? {
-            Ended::Done => {
-                status.state = HydrationState::Done;
-                break;
-            }
-            Ended::Failed(reason) => {
-                status.state = HydrationState::Failed { reason };
-                break;
-            }
-            Ended::Died if status.restarts < MOST_RESTARTS && instance.is_alive() => {
-                status.restarts += 1;
+            Ended::Done => break HydrationState::Done,
+            Ended::Failed(reason) => break HydrationState::Failed { reason },
+            Ended::Died if deaths < MOST_RESTARTS && instance.is_alive() => {
+                deaths += 1;
+                status.restarts = status.restarts.saturating_add(1);
                 config.errand = Errand::Resume;
             }
             Ended::Died => {
                 let reason = "the page server died again and again, or QEMU is gone".to_owned();
-                status.state = HydrationState::Failed { reason };
-                break;
+                break HydrationState::Failed { reason };
             }
         }
+    };
+    last_word(&post, &status, &instance)
+}
+
+/// Says how it goes on. A full disk must not end what the guest waits for.
+fn tell(post: &Post, status: &Hydration) {
+    if let Err(error) = Post::write(&post.status(), status) {
+        // Standard error is the log; it may be on the same full disk.
+        let _ = writeln!(std::io::stderr(), "cannot say how far memory has come: {error}");
     }
-    Post::write(&post.status(), &status)
+}
+
+/// Says how it ended, as soon as that can be written: someone may wait for it.
+fn last_word(post: &Post, status: &Hydration, instance: &InstanceRecord) -> Result<(), Error> {
+    loop {
+        match Post::write(&post.status(), status) {
+            Err(_) if instance.is_alive() => std::thread::sleep(LAST_WORD_AGAIN),
+            other => return other,
+        }
+    }
 }
 
 /// Makes QEMU listen for another worker, on a socket of its own: the old one may still be bound.
@@ -265,15 +421,19 @@ enum Line {
 }
 
 fn run_worker(post: &Post, config: &ServerConfig, status: &mut Hydration) -> Result<Ended, Error> {
-    Post::write(&post.config(), config)?;
     let mut worker = spawn_worker(post)?;
+    if let Some(mut pipe) = worker.stdin.take() {
+        let described = serde_json::to_vec(config).map_err(|source| Error::Encode { source })?;
+        // A worker that is gone already is replaced like any other.
+        let _ = pipe.write_all(&described);
+    }
     let mut ended = Ended::Died;
     let lines = worker.stdout.take().into_iter().flat_map(|pipe| BufReader::new(pipe).lines().map_while(Result::ok));
     for line in lines {
         match serde_json::from_str(&line) {
             Ok(Line::Notice(Notice::Progress { pages_sent, pages_held })) => {
                 (status.pages_sent, status.pages_held) = (pages_sent, pages_held);
-                Post::write(&post.status(), status)?;
+                tell(post, status);
             }
             Ok(Line::Done) => ended = Ended::Done,
             Ok(Line::Failed { reason, resumable: false }) => ended = Ended::Failed(reason),
@@ -287,7 +447,7 @@ fn run_worker(post: &Post, config: &ServerConfig, status: &mut Hydration) -> Res
 
 fn spawn_worker(post: &Post) -> Result<Child, Error> {
     let mut command = own_program();
-    command.arg(WORKER).arg(post.config()).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.arg(WORKER).arg(&post.dir).stdin(Stdio::piped()).stdout(Stdio::piped());
     // SAFETY: prctl(2) is async-signal-safe and touches no memory of ours.
     unsafe {
         command.pre_exec(|| {
@@ -302,7 +462,6 @@ struct ToSupervisor;
 
 impl ToSupervisor {
     fn say(line: &Line) {
-        use std::io::Write as _;
         if let Ok(text) = serde_json::to_string(line) {
             // A supervisor that is gone takes us with it.
             let _ = writeln!(std::io::stdout(), "{text}");
@@ -316,15 +475,13 @@ impl Observer for ToSupervisor {
     }
 }
 
-/// The worker's process: serves what the config file describes. Says how it ends on standard output.
+/// The worker's process: serves what `config` describes, as JSON. Says how it ends on standard output.
 ///
 /// # Errors
 /// When the config cannot be read.
-pub fn work(config: &Path) -> Result<(), Error> {
-    let config: ServerConfig = Post::read(config).ok_or_else(|| Error::Damaged {
-        path: config.to_owned(),
-        reason: "it does not describe a page server".to_owned(),
-    })?;
+pub fn work(config: impl std::io::Read) -> Result<(), Error> {
+    let unreadable = |error: serde_json::Error| Error::Damaged { path: "stdin".into(), reason: error.to_string() };
+    let config: ServerConfig = serde_json::from_reader(config).map_err(unreadable)?;
     match pageserver::run(&config, &ToSupervisor) {
         Ok(report) => {
             if let Some(hot) = &config.hot {
@@ -362,4 +519,54 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn post() -> (tempfile::TempDir, Post) {
+        let dir = tempfile::tempdir().unwrap();
+        let post = Post { dir: dir.path().to_owned() };
+        (dir, post)
+    }
+
+    fn ours() -> Hydration {
+        Hydration::begun_by(ProcessId::of(std::process::id()).unwrap())
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_complete() {
+        let (_dir, post) = post();
+        assert_eq!(post.progress().unwrap(), None, "a machine that never had a page server");
+        std::fs::write(post.config(), "{}").unwrap();
+        assert!(matches!(post.progress(), Err(Error::Damaged { .. })), "missing beside pages.json");
+        std::fs::write(post.status(), "{\"superv").unwrap();
+        assert!(matches!(post.progress(), Err(Error::Damaged { .. })), "torn");
+        Post::write(&post.status(), &ours()).unwrap();
+        assert_eq!(post.progress().unwrap(), Some(ours()));
+    }
+
+    #[test]
+    fn a_progress_that_cannot_be_written_is_no_reason_to_end() {
+        let (_dir, post) = post();
+        Post::write(&post.status(), &ours()).unwrap();
+        // The temporary file cannot be made: a directory has its name.
+        let blocked = post.status().with_extension(format!("{}.tmp", std::process::id()));
+        std::fs::create_dir(&blocked).unwrap();
+        tell(&post, &Hydration { pages_sent: 7, ..ours() });
+        assert_eq!(post.progress().unwrap().unwrap().pages_sent, 0, "the old one is still whole");
+        std::fs::remove_dir(&blocked).unwrap();
+        tell(&post, &Hydration { pages_sent: 7, ..ours() });
+        assert_eq!(post.progress().unwrap().unwrap().pages_sent, 7);
+    }
+
+    #[test]
+    fn there_is_one_supervisor_at_a_time() {
+        let (_dir, post) = post();
+        let first = post.take_over().unwrap();
+        assert!(first.is_some() && post.take_over().unwrap().is_none());
+        drop(first);
+        assert!(post.take_over().unwrap().is_some());
+    }
 }

@@ -30,3 +30,28 @@ pub fn check(path: &Path, needed: ByteLen) -> Result<(), Error> {
     }
     Ok(())
 }
+
+/// Space that a file takes, in whole blocks; nothing for one that cannot be looked at.
+#[must_use]
+pub fn used(path: &Path) -> ByteLen {
+    use std::os::unix::fs::MetadataExt as _;
+    let blocks = std::fs::symlink_metadata(path).map_or(0, |found| found.blocks());
+    ByteLen::from_bytes(blocks.saturating_mul(512))
+}
+
+/// Space that all files below a directory take.
+#[must_use]
+pub fn used_below(dir: &Path) -> ByteLen {
+    let (mut total, mut waiting) = (ByteLen::ZERO, vec![dir.to_owned()]);
+    while let Some(dir) = waiting.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                waiting.push(path);
+            } else {
+                total = total + used(&path);
+            }
+        }
+    }
+    total
+}

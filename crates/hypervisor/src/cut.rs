@@ -25,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime};
 use keyframe_qmp::commands::block::{
     BlockCommit, BlockdevAdd, BlockdevDel, QueryBlockstats, Snapshot, StatsOf, Transaction,
 };
-use keyframe_qmp::commands::job::{BlockJobComplete, JobStatus, QueryJobs};
+use keyframe_qmp::commands::job::{BlockJobComplete, JobDismiss, JobStatus, QueryJobs};
 use keyframe_qmp::commands::machine::{Cont, GetFd, QueryStatus, Stop};
 use keyframe_qmp::commands::migration::{
     Capability, Migrate, MigrateCancel, MigrateSetCapabilities, MigrationAddress, MigrationStatus, QueryMigrate,
@@ -125,6 +125,10 @@ pub fn close_overlays(monitor: &mut Client, overlays: &[Overlay]) {
             // QEMU refuses for a node in use, which is what is wanted.
             let _ = monitor.call(&BlockdevDel { node_name });
         }
+        if let Ok(id) = merge_job(overlay) {
+            // Of a merge that a killed command did not see to its end; usually there is none.
+            let _ = monitor.call(&JobDismiss { id });
+        }
     }
 }
 
@@ -179,8 +183,35 @@ fn sink_name() -> Result<FdName, Error> {
 #[derive(Debug, Default)]
 struct Seen {
     stop: Option<SystemTime>,
-    resume: Option<SystemTime>,
+    resume: Option<Moment>,
     cut: bool,
+}
+
+/// A moment by the wall clock, and by the clock that nobody can set.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    wall: SystemTime,
+    steady: Instant,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self { wall: SystemTime::now(), steady: Instant::now() }
+    }
+
+    /// The longest that may have passed from `self` to `now`, by either clock, plus as much as they disagree about the
+    /// time since `before`: by that much the wall clock was set meanwhile.
+    fn longest_until(self, now: Self, before: Self) -> Duration {
+        let by_wall = since(self.wall, now.wall);
+        let by_steady = now.steady.saturating_duration_since(self.steady);
+        let (wall, steady) =
+            (now.wall.duration_since(before.wall), now.steady.saturating_duration_since(before.steady));
+        let disagreement = match wall {
+            Ok(wall) => wall.abs_diff(steady),
+            Err(backwards) => backwards.duration().saturating_add(steady),
+        };
+        by_wall.max(by_steady).saturating_add(disagreement)
+    }
 }
 
 impl<'a> Prepared<'a> {
@@ -216,6 +247,7 @@ fn begin(monitor: &mut Client) -> Result<RequestId, Error> {
 
 fn at_qemus_stop(monitor: &mut Client, overlays: &[Overlay], cancel: &AtomicBool) -> Result<CutReport, Error> {
     let cut = transaction(overlays)?;
+    let before = Moment::now();
     let migrate = begin(monitor)?;
     let (mut seen, mut cut_request) = (Seen::default(), None);
     let deadline = Instant::now() + ARM_PATIENCE;
@@ -234,7 +266,7 @@ fn at_qemus_stop(monitor: &mut Client, overlays: &[Overlay], cancel: &AtomicBool
                 seen.stop = Some(time_of(&event));
             }
             Some(Incoming::Event(event)) if event.event.kind == EventKind::Resume => {
-                seen.resume = Some(time_of(&event));
+                seen.resume = Some(Moment { wall: time_of(&event), steady: event.at });
             }
             Some(Incoming::Event(event)) => fail_if_failed(monitor, &event)?,
             Some(Incoming::Reply(reply)) if reply.id == migrate => drop(reply.body()?),
@@ -245,8 +277,8 @@ fn at_qemus_stop(monitor: &mut Client, overlays: &[Overlay], cancel: &AtomicBool
             Some(Incoming::Reply(_)) => {}
         }
         if let Seen { stop: Some(stop), resume: Some(resume), cut: true } = seen {
-            let exact = idle_since(monitor, overlays, resume)?;
-            return Ok(CutReport { pause: since(stop, resume), at: stop, exact });
+            let exact = idle_since(monitor, overlays, resume, before)?;
+            return Ok(CutReport { pause: since(stop, resume.wall), at: stop, exact });
         }
     }
 }
@@ -334,11 +366,11 @@ fn fail_if_failed(monitor: &mut Client, event: &TimedEvent) -> Result<(), Error>
 
 /// Whether no disk has completed a request since `resume`: the proof that the cut is exact.
 ///
-/// Both times are the host's wall clock: QEMU's own timestamp of the RESUME event, and ours *after* the
-/// reply, which makes the span too long rather than too short.
-fn idle_since(monitor: &mut Client, overlays: &[Overlay], resume: SystemTime) -> Result<bool, Error> {
+/// QEMU stamps the RESUME event by the wall clock, and our time is taken *after* the reply, which makes the span too long
+/// rather than too short. Should the wall clock have been set since `before`, the span is longer by as much.
+fn idle_since(monitor: &mut Client, overlays: &[Overlay], resume: Moment, before: Moment) -> Result<bool, Error> {
     let stats = monitor.call(&QueryBlockstats::of(StatsOf::Devices))?;
-    let span = since(resume, SystemTime::now());
+    let span = resume.longest_until(Moment::now(), before);
     let idle_of = |device: &str| {
         let of_device = stats
             .iter()
@@ -420,22 +452,36 @@ pub fn resume_if_paused(monitor: &mut Client) {
 /// nothing is lost.
 pub fn uncut(monitor: &mut Client, overlays: &[Overlay]) -> Result<(), Error> {
     for overlay in overlays {
-        let job_id = JobId::new(format!("uncut-{}", overlay.overlay))?;
-        monitor.call(&BlockCommit {
-            job_id: job_id.clone(),
-            device: overlay.overlay.clone(),
-            top_node: None,
-            base_node: Some(node(&overlay.active)?),
-            backing_file: None,
-            speed_bytes_per_s: None,
-            auto_dismiss: true,
-        })?;
+        let job_id = merge_job(overlay)?;
+        // A command that was killed may have begun; its merge is as good as ours.
+        if !monitor.call(&QueryJobs {})?.iter().any(|job| job.id == job_id) {
+            begin_merge(monitor, overlay, &job_id)?;
+        }
         complete_job(monitor, &job_id)?;
         monitor.call(&BlockdevDel { node_name: node(&overlay.overlay)? })?;
     }
     Ok(())
 }
 
+fn merge_job(overlay: &Overlay) -> Result<JobId, Error> {
+    Ok(JobId::new(format!("uncut-{}", overlay.overlay))?)
+}
+
+fn begin_merge(monitor: &mut Client, overlay: &Overlay, job_id: &JobId) -> Result<(), Error> {
+    monitor.call(&BlockCommit {
+        job_id: job_id.clone(),
+        device: overlay.overlay.clone(),
+        top_node: None,
+        base_node: Some(node(&overlay.active)?),
+        backing_file: None,
+        speed_bytes_per_s: None,
+        // Only a job that stays until it is dismissed tells that it failed.
+        auto_dismiss: false,
+    })?;
+    Ok(())
+}
+
+/// Waits for a merge, completes it, reads how it ended and lets go of it.
 fn complete_job(monitor: &mut Client, id: &JobId) -> Result<(), Error> {
     let mut asked = false;
     let patience = Duration::from_secs(600);
@@ -443,8 +489,12 @@ fn complete_job(monitor: &mut Client, id: &JobId) -> Result<(), Error> {
     while Instant::now() < deadline {
         let jobs = monitor.call(&QueryJobs {})?;
         let Some(job) = jobs.into_iter().find(|job| job.id == *id) else { return Ok(()) };
-        if let Some(reason) = job.error {
-            return Err(Error::Migration { what: "merge", reason });
+        if job.status == JobStatus::Concluded {
+            monitor.call(&JobDismiss { id: id.clone() })?;
+            return match job.error {
+                Some(reason) => Err(Error::Migration { what: "merge", reason }),
+                None => Ok(()),
+            };
         }
         if job.status == JobStatus::Ready && !asked {
             monitor.call(&BlockJobComplete { device: id.clone() })?;
@@ -453,4 +503,25 @@ fn complete_job(monitor: &mut Client, id: &JobId) -> Result<(), Error> {
         std::thread::sleep(Duration::from_millis(5));
     }
     Err(late("merging a layer", patience))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_never_makes_a_span_shorter() {
+        let ms = Duration::from_millis;
+        let before = Moment::now();
+        let at = |steady_ms, wall_ms| Moment { steady: before.steady + ms(steady_ms), wall: before.wall + ms(wall_ms) };
+        let resume = at(100, 100);
+        assert_eq!(resume.longest_until(at(105, 105), before), ms(5), "nobody touched it");
+        // Heard late: the event's own stamp counts.
+        assert_eq!(at(103, 100).longest_until(at(105, 105), before), ms(5));
+        assert!(resume.longest_until(at(105, 95), before) >= ms(5), "set back after the resume");
+        assert!(at(100, 90).longest_until(at(105, 95), before) >= ms(5), "set back before");
+        assert!(resume.longest_until(at(105, 1105), before) >= ms(1005), "set forward");
+        let back = Moment { wall: before.wall - ms(3000), ..at(105, 0) };
+        assert!(resume.longest_until(back, before) >= ms(3000), "set back by more than all of it took");
+    }
 }

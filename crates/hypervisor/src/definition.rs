@@ -51,6 +51,21 @@ impl MachineDefinition {
     /// The form that this version writes and reads.
     pub const SCHEMA: &str = "keyframe.machine/1";
 
+    /// Checks what becomes part of QEMU's command line as it stands: a definition may have been edited, or come
+    /// with a snapshot from elsewhere.
+    ///
+    /// # Errors
+    /// [`DefinitionError::NotPlain`], [`DefinitionError::Refused`].
+    pub fn check(&self) -> Result<(), DefinitionError> {
+        for (field, text) in [("machine_type", &self.machine_type), ("uuid", &self.uuid)] {
+            let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
+            if !plain || text.is_empty() {
+                return Err(DefinitionError::NotPlain { field, text: text.clone() });
+            }
+        }
+        Ok(crate::extra_args::check(&self.extra_args)?)
+    }
+
     /// Size of RAM.
     #[must_use]
     pub fn memory(&self) -> ByteLen {
@@ -286,6 +301,17 @@ pub enum DefinitionError {
     /// No network that Keyframe knows.
     #[error("{0:?} is not a network: write user, none, tap:INTERFACE or bridge:BRIDGE")]
     BadNetwork(String),
+    /// Something that QEMU would read as more than it is.
+    #[error("{field} is {text:?}: it consists of letters, digits, '.', '-' and '_'")]
+    NotPlain {
+        /// Which field.
+        field: &'static str,
+        /// What it says.
+        text: String,
+    },
+    /// A further QEMU argument that would let part of the machine escape its snapshots.
+    #[error(transparent)]
+    Refused(#[from] crate::extra_args::RefusedArgument),
     /// No name of an interface.
     #[error("{0:?} cannot be the name of a network interface: 1 to 15 characters without '/', ':', ',' or blanks")]
     BadInterface(String),

@@ -19,14 +19,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext as _};
 use crate::host::{Qemu, QemuVersion};
-use crate::launch::{LaunchPlan, SocketNumbers, arguments};
+use crate::launch::{LaunchPlan, SHUTDOWN_LOG, SHUTDOWN_TRACE, SocketNumbers, arguments};
 use crate::process::{ProcessId, spawn_detached};
 use crate::{network, socket};
+
+/// Where QEMU's own words go, in an instance's directory.
+const QEMU_LOG: &str = "qemu.log";
 
 /// How long a fresh QEMU may take to greet.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a running QEMU may take to answer.
 pub const MONITOR_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a running QEMU may take to answer someone who only looks.
+const LOOK_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a killed process may take to go.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -52,6 +57,8 @@ pub enum Monitor {
     Engine,
     /// For whoever watches over a command.
     Guard,
+    /// For whoever only looks, while a command may be at work; does not wait for long.
+    Look,
 }
 
 impl InstanceRecord {
@@ -76,7 +83,7 @@ impl InstanceRecord {
     /// What QEMU itself said.
     #[must_use]
     pub fn log(&self) -> PathBuf {
-        self.dir.join("qemu.log")
+        self.dir.join(QEMU_LOG)
     }
 
     /// Whether the process still runs.
@@ -90,11 +97,28 @@ impl InstanceRecord {
     /// # Errors
     /// [`Error::Gone`] when the process has ended, [`Error::Qmp`] when it does not answer.
     pub fn monitor(&self, which: Monitor) -> Result<Client, Error> {
-        let name = match which {
-            Monitor::Engine => "engine.sock",
-            Monitor::Guard => "guard.sock",
+        let (name, patience) = match which {
+            Monitor::Engine => ("engine.sock", MONITOR_PATIENCE),
+            Monitor::Guard => ("guard.sock", MONITOR_PATIENCE),
+            Monitor::Look if self.dir.join("look.sock").exists() => ("look.sock", LOOK_PATIENCE),
+            // A machine that an earlier version started has none; its guard has little to say.
+            Monitor::Look => ("guard.sock", LOOK_PATIENCE),
         };
-        connect(&self.dir.join(name), MONITOR_PATIENCE).map_err(|error| self.explain(error))
+        connect(&self.dir.join(name), patience).map_err(|error| self.explain(error))
+    }
+
+    /// Whether the process ended because its guest had shut down: by its own doing, or asked by the power button.
+    #[must_use]
+    pub fn was_shut_down_by_guest(&self) -> bool {
+        // Source: ShutdownCause in qapi/run-state.json; `guest-shutdown` is its seventh.
+        const GUEST_SHUTDOWN: &str = "reason=6";
+        let asked = log_tail(&self.dir.join(SHUTDOWN_LOG));
+        !self.is_alive()
+            && asked
+                .lines()
+                .next_back()
+                .and_then(|line| line.strip_prefix(SHUTDOWN_TRACE))
+                .is_some_and(|reason| reason.trim() == GUEST_SHUTDOWN)
     }
 
     /// Says that the process has ended, if that is why something failed.
@@ -121,7 +145,7 @@ impl InstanceRecord {
 
 /// Removes the directory of a process that has ended, unless its log says something.
 fn remove_if_silent(dir: &Path) {
-    if log_tail(&dir.join("qemu.log")).is_empty() {
+    if log_tail(&dir.join(QEMU_LOG)).is_empty() {
         // Nothing in it is needed any more; what cannot be removed is in nobody's way.
         let _ = fs::remove_dir_all(dir);
     }
@@ -168,6 +192,7 @@ struct Listeners {
     qmp: UnixListener,
     engine: UnixListener,
     guard: UnixListener,
+    look: UnixListener,
     agent: UnixListener,
     console: UnixListener,
     tap: Option<OwnedFd>,
@@ -183,6 +208,7 @@ impl Listeners {
             qmp: listen("qmp.sock")?,
             engine: listen("engine.sock")?,
             guard: listen("guard.sock")?,
+            look: listen("look.sock")?,
             agent: listen("agent.sock")?,
             console: listen("console.sock")?,
             tap,
@@ -194,6 +220,7 @@ impl Listeners {
             qmp: self.qmp.as_raw_fd(),
             engine: self.engine.as_raw_fd(),
             guard: self.guard.as_raw_fd(),
+            look: self.look.as_raw_fd(),
             agent: self.agent.as_raw_fd(),
             console: self.console.as_raw_fd(),
             tap: self.tap.as_ref().map(|fd| fd.as_raw_fd()),
@@ -209,7 +236,7 @@ pub fn start(qemu: &Qemu, id: InstanceId, dir: &Path, plan: &LaunchPlan<'_>) -> 
     DirBuilder::new().recursive(true).mode(0o700).create(dir).or_io("create", dir)?;
     let wanted = plan.definition.nic.as_ref().map(|nic| &nic.network);
     let listeners = Listeners::bind(dir, wanted.map(network::open).transpose()?.flatten())?;
-    let log_path = dir.join("qemu.log");
+    let log_path = dir.join(QEMU_LOG);
     let log = OpenOptions::new().append(true).create(true).mode(0o600).open(&log_path).or_io("open", &log_path)?;
     let mut command = Command::new(qemu.path());
     command
@@ -223,6 +250,7 @@ pub fn start(qemu: &Qemu, id: InstanceId, dir: &Path, plan: &LaunchPlan<'_>) -> 
         listeners.qmp.as_fd(),
         listeners.engine.as_fd(),
         listeners.guard.as_fd(),
+        listeners.look.as_fd(),
         listeners.agent.as_fd(),
         listeners.console.as_fd(),
     ];
@@ -265,7 +293,7 @@ impl Starting {
     /// What QEMU said before it ended; gives it a moment to end.
     fn last_words(&mut self) -> String {
         self.kill();
-        log_tail(&self.dir.join("qemu.log"))
+        log_tail(&self.dir.join(QEMU_LOG))
     }
 
     fn kill(&mut self) {
@@ -296,13 +324,61 @@ pub fn processes_below(run_dir: &Path) -> Vec<(ProcessId, PathBuf)> {
     pids.filter_map(|pid| Some((ProcessId::of(pid).ok()?, instance_dir_of(pid, run_dir)?))).collect()
 }
 
-/// The instance directory that a QEMU process has its log in.
+/// The instance directory that a process has its log in. Whatever QEMU's program is called, or a script that starts it:
+/// nobody else says what he has to say there (a page server has a log of its own).
 fn instance_dir_of(pid: u32, run_dir: &Path) -> Option<PathBuf> {
-    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    if !program.file_name()?.to_str()?.starts_with("qemu") {
+    let log = fs::read_link(format!("/proc/{pid}/fd/2")).ok()?;
+    if log.file_name()? != QEMU_LOG {
         return None;
     }
-    let log = fs::read_link(format!("/proc/{pid}/fd/2")).ok()?;
     let dir = log.parent()?;
     (dir.parent()? == run_dir).then(|| dir.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_shut_down_is_told_from_a_process_that_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let us = ProcessId::of(std::process::id()).unwrap();
+        let record = InstanceRecord {
+            id: InstanceId::random(),
+            process: ProcessId { start_ticks: us.start_ticks + 1, ..us },
+            dir: dir.path().to_owned(),
+            version: QemuVersion { major: 10, minor: 0, micro: 0 },
+            started: Timestamp::now(),
+        };
+        assert!(!record.was_shut_down_by_guest(), "it said nothing");
+        for (said, by_guest) in [
+            ("qemu_system_shutdown_request reason=6\n", true),
+            ("qemu_system_shutdown_request reason=2\n", false),
+            ("qemu_system_shutdown_request reason=6\nqemu_system_shutdown_request reason=4\n", false),
+            ("qemu_system_shutdown_request reason=60", false),
+            ("\u{fffd}", false),
+        ] {
+            fs::write(dir.path().join(SHUTDOWN_LOG), said).unwrap();
+            assert_eq!(record.was_shut_down_by_guest(), by_guest, "{said:?}");
+        }
+    }
+
+    #[test]
+    fn a_stray_is_known_by_its_log_whatever_it_is_called() {
+        let run = tempfile::tempdir().unwrap();
+        let dir = run.path().canonicalize().unwrap().join("0123");
+        fs::create_dir(&dir).unwrap();
+        let sleeper = |log: &str| {
+            let log = File::create(dir.join(log)).unwrap();
+            Command::new("sleep").arg("60").stderr(log).spawn().unwrap()
+        };
+        let mut children = [sleeper("qemu.log"), sleeper("pages.log")];
+        let found = processes_below(dir.parent().unwrap());
+        let expected = vec![(ProcessId::of(children[0].id()).unwrap(), dir.clone())];
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(found, expected);
+    }
 }

@@ -26,6 +26,11 @@ pub const NIC_PORT: &str = "nicport";
 /// Id of the guest agent's channel on QEMU's side.
 pub const AGENT_CHANNEL: &str = "agent0";
 
+/// Name of the file, in the process's directory, that QEMU writes to when it is asked to shut down, and by whom.
+pub const SHUTDOWN_LOG: &str = "shutdown.log";
+/// What it is asked to write there. Source: system/trace-events of QEMU.
+pub const SHUTDOWN_TRACE: &str = "qemu_system_shutdown_request";
+
 /// The most disks a machine can have: PCI slots 0x08 to 0x17.
 pub const MAX_DISKS: usize = 16;
 const FIRST_DISK_SLOT: usize = 0x08;
@@ -119,6 +124,8 @@ pub struct SocketNumbers {
     pub engine: RawFd,
     /// QMP for the process that watches over a command.
     pub guard: RawFd,
+    /// QMP for whoever only looks.
+    pub look: RawFd,
     /// The guest agent's channel.
     pub agent: RawFd,
     /// The serial console.
@@ -208,6 +215,9 @@ fn machine(args: &mut Arguments, plan: &LaunchPlan<'_>) {
     args.flag("nodefaults");
     args.option("sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     args.option("display", "none");
+    // A guest that switches itself off ends QEMU without a word; this is the word.
+    args.option("D", SHUTDOWN_LOG);
+    args.option("trace", SHUTDOWN_TRACE);
     args.flag("S");
     if plan.start == Start::Incoming {
         args.option("incoming", "defer");
@@ -254,7 +264,8 @@ fn machine(args: &mut Arguments, plan: &LaunchPlan<'_>) {
 }
 
 fn monitors(args: &mut Arguments, plan: &LaunchPlan<'_>, sockets: &SocketNumbers) {
-    for (id, fd) in [("qmp", sockets.qmp), ("engine", sockets.engine), ("guard", sockets.guard)] {
+    for (id, fd) in [("qmp", sockets.qmp), ("engine", sockets.engine), ("guard", sockets.guard), ("look", sockets.look)]
+    {
         args.option("chardev", format!("socket,id=mon-{id},fd={fd},server=on,wait=off"));
         args.option("mon", format!("chardev=mon-{id},mode=control"));
     }
@@ -415,7 +426,7 @@ mod tests {
     }
 
     fn built(plan: &LaunchPlan<'_>) -> Vec<String> {
-        let sockets = SocketNumbers { qmp: 3, engine: 4, guard: 5, agent: 6, console: 7, tap: Some(8) };
+        let sockets = SocketNumbers { qmp: 3, engine: 4, guard: 5, look: 9, agent: 6, console: 7, tap: Some(8) };
         arguments(plan, &sockets).into_iter().map(|arg| arg.into_string().unwrap()).collect()
     }
 

@@ -40,6 +40,12 @@ impl ProcessId {
                 .is_ok_and(|stat| stat.start_ticks == self.start_ticks && !matches!(stat.state, 'Z' | 'X'))
     }
 
+    /// Whether the host has been restarted since the process was started.
+    #[must_use]
+    pub fn is_of_an_earlier_boot(&self) -> bool {
+        boot_id().is_ok_and(|id| id != self.boot_id)
+    }
+
     /// Kills the process and waits until it is gone; nothing happens when it is gone already.
     ///
     /// # Errors
@@ -140,7 +146,8 @@ mod tests {
     fn a_process_is_known_by_more_than_its_pid() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let id = ProcessId::of(child.id()).unwrap();
-        assert!(id.is_alive());
+        assert!(id.is_alive() && !id.is_of_an_earlier_boot());
+        assert!(ProcessId { boot_id: "another".into(), ..id.clone() }.is_of_an_earlier_boot());
         let other = ProcessId { start_ticks: id.start_ticks + 1, ..id.clone() };
         assert!(!other.is_alive());
         other.kill(Duration::from_secs(1)).unwrap();

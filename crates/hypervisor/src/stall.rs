@@ -2,8 +2,8 @@
 //!
 //! While RAM is write-protected, a vCPU that writes to a page not yet saved sleeps in the kernel's userfault
 //! handler. A thread here looks every millisecond which vCPU threads sleep there and keeps the longest
-//! uninterrupted run. It costs about one per cent of a core, needs nothing in the guest, and sees nothing
-//! shorter than its interval.
+//! uninterrupted run, counted from the look before it to the look after it: an upper bound. It costs about one per cent
+//! of a core, needs nothing in the guest, and may miss what is shorter than its interval.
 
 use std::fs;
 use std::sync::Arc;
@@ -31,7 +31,8 @@ impl Sampler {
         Self { stop, thread }
     }
 
-    /// Ends looking. The longest wait seen, zero when there was none; `None` when the kernel does not tell.
+    /// Ends looking. The longest wait seen, zero when there was none; `None` when the kernel does not tell. It is an upper
+    /// bound: a wait counts from the last look before it to the first look after it.
     #[must_use]
     pub fn finish(self) -> Option<Duration> {
         self.stop.store(true, Ordering::Relaxed);
@@ -43,20 +44,24 @@ fn watch(pid: u32, tids: &[u32], stop: &AtomicBool) -> Option<Duration> {
     let mut since: Vec<Option<Instant>> = vec![None; tids.len()];
     let mut longest = Duration::ZERO;
     let mut told = false;
+    let mut last_look = Instant::now();
     while !stop.load(Ordering::Relaxed) {
+        let look = Instant::now();
         for (tid, since) in tids.iter().zip(&mut since) {
-            match waits_for_page(pid, *tid) {
-                Some(true) => {
-                    told = true;
-                    longest = longest.max(since.get_or_insert_with(Instant::now).elapsed());
-                }
-                Some(false) => {
-                    told = true;
-                    *since = None;
-                }
-                None => *since = None,
+            let waits = waits_for_page(pid, *tid);
+            told |= waits.is_some();
+            // It may have begun right behind the look before, and have ended just before this one.
+            if waits == Some(true) {
+                since.get_or_insert(last_look);
+            }
+            if let Some(begun) = *since {
+                longest = longest.max(begun.elapsed());
+            }
+            if waits != Some(true) {
+                *since = None;
             }
         }
+        last_look = look;
         std::thread::sleep(INTERVAL);
     }
     told.then_some(longest)

@@ -7,7 +7,6 @@
 //! What is read is judged by its sum alone, not by the page bitmap: an extent with a lost or an
 //! invented page has the wrong bytes and is refused like one with a flipped bit.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -192,7 +191,7 @@ impl MemoryImage {
     /// [`Error::Io`] for either file; a partial `dest` is left for the caller to remove.
     pub fn write_devices_only(&self, mapped: BlockIndex, dest: &Path) -> Result<u64, Error> {
         let plan = DevicesOnly::plan(&self.mapped, mapped, |block| self.bitmap(block));
-        let file = File::create_new(dest).map_err(Error::io("create", dest))?;
+        let file = crate::create_private(dest).map_err(Error::io("create", dest))?;
         file.set_len(self.mapped.file_bytes()).map_err(Error::io("size", dest))?;
         let mut buf = vec![0; 256 << 10];
         for piece in plan.pieces() {

@@ -23,3 +23,9 @@ pub mod verify;
 
 pub use error::Error;
 pub use image::{ExtentBuf, MemoryImage};
+
+/// Creates a file that only its owner can read: it holds what a guest had in its memory.
+fn create_private(path: &std::path::Path) -> std::io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    std::fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+}

@@ -92,7 +92,7 @@ pub fn write_sums(path: &Path, sums_path: &Path) -> Result<SumsHeader, Error> {
     let image = Source::open(path)?;
     let mapped = parse(&image).map_err(|fault| image.named(fault))?;
     let bitmaps = read_bitmaps(&image, &mapped)?;
-    let file = File::create_new(sums_path).map_err(Error::io("create", sums_path))?;
+    let file = crate::create_private(sums_path).map_err(Error::io("create", sums_path))?;
     let ram = mapped.layout().ram();
     let (mut table, mut at) = (blake3::Hasher::new(), SumsHeader::header_bytes(ram));
     for (block, bitmap) in mapped.layout().blocks().iter().zip(&bitmaps) {

@@ -9,7 +9,8 @@ pub fn run(internal: Internal) -> Result<u8, Error> {
     match internal {
         Internal::Guard { guard_home, vm } => guard::stand(&Home::open(&guard_home)?, &vm)?,
         Internal::Pages { dir } => pages::supervise(&dir)?,
-        Internal::PageWorker { config } => pages::work(&config)?,
+        // Its directory is only for whoever looks at the list of processes.
+        Internal::PageWorker { dir: _ } => pages::work(std::io::stdin())?,
     }
     Ok(0)
 }

@@ -4,10 +4,11 @@ use std::fmt::Write as _;
 
 use keyframe_engine::create::{self, CreateRequest};
 use keyframe_engine::lifecycle::{self, Listed, MachineReport, MachineSummary, StopHow};
-use keyframe_engine::machine::State;
+use keyframe_engine::machine::{Ending, State};
+use keyframe_engine::remove::{self, Execution, Pinned, Removal};
 use keyframe_engine::{Context, Error};
 use keyframe_hypervisor::DirectKernel;
-use keyframe_types::{ByteLen, VmName};
+use keyframe_types::ByteLen;
 use serde_json::json;
 
 use super::console;
@@ -48,7 +49,11 @@ pub fn run(ctx: &Context<'_>, command: VmCommand, output: &Output) -> Result<u8,
             })?;
             console::run(&path)?;
         }
-        VmCommand::Remove { name } => remove(ctx, &name, output)?,
+        VmCommand::Remove { name, force, dry_run } => {
+            let pinned = if force { Pinned::GoToo } else { Pinned::Hold };
+            let execution = if dry_run { Execution::DryRun } else { Execution::CarryOut };
+            removed(execution, &remove::remove(ctx, &name, pinned, execution)?, output);
+        }
     }
     Ok(0)
 }
@@ -79,14 +84,22 @@ fn create(ctx: &Context<'_>, args: CreateArgs, output: &Output) -> Result<(), Er
     Ok(())
 }
 
-fn remove(ctx: &Context<'_>, name: &VmName, output: &Output) -> Result<(), Error> {
-    let removal = create::remove(ctx, name)?;
-    let mut text = format!("removed {name} with its snapshots\n");
-    for path in &removal.left {
-        let _ = writeln!(text, "left as it is: {}", path.display());
+fn removed(execution: Execution, removal: &Removal, output: &Output) {
+    let dry_run = execution == Execution::DryRun;
+    let (verb, left) = if dry_run { ("would remove", "would stay") } else { ("removed", "left as it is") };
+    let (name, count) = (&removal.name, removal.snapshots.len());
+    let mut text = format!("{verb} {name} with {count} snapshot(s), {} freed\n", removal.bytes_freed);
+    for snapshot in removal.snapshots.iter().filter(|_| dry_run) {
+        let _ = writeln!(text, "{verb}: {name}@{snapshot}");
     }
-    output.result("vm-remove", &json!({"name": name, "left": removal.left}), text);
-    Ok(())
+    for path in &removal.left {
+        let _ = writeln!(text, "{left}: {}", path.display());
+    }
+    output.result(
+        "vm-remove",
+        &json!({"dry_run": dry_run, "name": name, "removal": removal, "left": removal.left}),
+        text,
+    );
 }
 
 fn list(ctx: &Context<'_>, output: &Output) -> Result<u8, Error> {
@@ -119,7 +132,11 @@ fn list(ctx: &Context<'_>, output: &Output) -> Result<u8, Error> {
 fn row(machine: &MachineSummary) -> Vec<String> {
     vec![
         machine.name.to_string(),
-        machine.state.as_str().to_owned(),
+        match (&machine.hydration, &machine.busy) {
+            (Some(hydration), _) => format!("{} ({})", machine.state.as_str(), hydration.brief()),
+            (None, Some(_)) => format!("{} (busy)", machine.state.as_str()),
+            (None, None) => machine.state.as_str().to_owned(),
+        },
         machine.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
         ByteLen::from_bytes(machine.memory_bytes).to_string(),
         machine.cpus.to_string(),
@@ -134,6 +151,17 @@ fn described(report: &MachineReport) -> String {
     let definition = &report.definition;
     add("machine", report.name.to_string());
     add("state", report.state.as_str().to_owned());
+    match report.ended {
+        Some(Ending::GuestShutdown) => add("", "the guest has shut down".to_owned()),
+        Some(Ending::HostRestart) => add("", "the host was restarted while it ran".to_owned()),
+        Some(Ending::Crash) | None => {}
+    }
+    if let Some(holder) = &report.busy {
+        add("busy", format!("{holder} is at work on it"));
+    }
+    if let Some(hydration) = &report.hydration {
+        add("memory", hydration.sentence());
+    }
     if report.state == State::Crashed {
         let words = report.last_words.as_deref().filter(|words| !words.is_empty());
         add("", format!("QEMU ended without being told to; it said: {}", words.unwrap_or("nothing")));

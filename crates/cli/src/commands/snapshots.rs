@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use keyframe_engine::bringup::Strategy;
 use keyframe_engine::fork::{self, ForkRequest};
+use keyframe_engine::outcome::Outcome;
 use keyframe_engine::revert::{self, RevertReport, RevertRequest};
 use keyframe_engine::snapshot::{self, SnapshotReport, SnapshotRequest};
 use keyframe_engine::tree::{self, SnapshotSummary, Tree};
@@ -14,6 +15,13 @@ use serde_json::json;
 
 use crate::args::{ForkArgs, ForkStrategy, RevertArgs, SnapshotArgs};
 use crate::output::{Output, ms, table};
+
+fn exit_status(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Complete => 0,
+        Outcome::Incomplete => 3,
+    }
+}
 
 /// `keyframe snapshot`
 pub fn take(ctx: &Context<'_>, args: SnapshotArgs, output: &Output) -> Result<u8, Error> {
@@ -30,7 +38,7 @@ pub fn take(ctx: &Context<'_>, args: SnapshotArgs, output: &Output) -> Result<u8
     };
     let report = snapshot::take(ctx, &request)?;
     output.result("snapshot-taken", &report, taken(&request.vm, &report));
-    Ok(0)
+    Ok(exit_status(Outcome::of_snapshot(&request, &report)))
 }
 
 fn taken(vm: &VmName, report: &SnapshotReport) -> String {
@@ -161,7 +169,7 @@ pub fn revert(ctx: &Context<'_>, args: RevertArgs, output: &Output) -> Result<u8
     };
     let report = revert::revert(ctx, &request)?;
     output.result("reverted", &report, reverted(&request.reference, &report));
-    Ok(0)
+    Ok(exit_status(Outcome::of_revert(&report)))
 }
 
 fn reverted(reference: &SnapshotRef, report: &RevertReport) -> String {
@@ -209,8 +217,12 @@ pub fn fork(ctx: &Context<'_>, args: ForkArgs, output: &Output) -> Result<u8, Er
         let _ = writeln!(text, "  {} (pid {}{mac}): runs after {}", machine.name, machine.pid, ms(machine.running_ms));
         notes(&mut text, &machine.notes);
     }
+    if let Some(not_made) = &report.not_made {
+        let names: Vec<&str> = not_made.names.iter().map(VmName::as_str).collect();
+        let _ = writeln!(text, "not made: {}: {}", names.join(", "), not_made.reason);
+    }
     output.result("forked", &report, text);
-    Ok(0)
+    Ok(exit_status(Outcome::of_fork(&report)))
 }
 
 /// `keyframe delete`
@@ -219,17 +231,35 @@ pub fn delete(ctx: &Context<'_>, references: &[SnapshotRef], dry_run: bool, outp
     for reference in references {
         by_machine.entry(&reference.vm).or_default().push(reference.snapshot.clone());
     }
-    let mut plans = Vec::new();
+    // All are planned before the first goes.
+    for (vm, selectors) in &by_machine {
+        delete::delete(ctx, vm, selectors, true)?;
+    }
+    let (mut gone, mut failure) = (Vec::new(), None);
     for (vm, selectors) in by_machine {
-        let planned = delete::delete(ctx, vm, &selectors, dry_run)?;
-        plans.extend(planned.into_iter().map(|plan| (vm.clone(), plan)));
+        match delete::delete(ctx, vm, &selectors, dry_run) {
+            Ok(deletion) => {
+                gone.extend(deletion.gone.into_iter().map(|plan| (vm.clone(), plan)));
+                failure = deletion.failure;
+            }
+            Err(error) if gone.is_empty() => return Err(error),
+            Err(error) => failure = Some(error),
+        }
+        if failure.is_some() {
+            break;
+        }
     }
     let verb = if dry_run { "would delete" } else { "deleted" };
-    let text: String = plans
+    let text: String = gone
         .iter()
         .map(|(vm, plan)| format!("{verb} {vm}@{} ({}), {} freed\n", plan.name, plan.id.short(), plan.bytes_freed))
         .collect();
-    let documents: Vec<_> = plans.iter().map(|(vm, plan)| json!({"vm": vm, "snapshot": plan})).collect();
-    output.result("deleted", &json!({"dry_run": dry_run, "snapshots": documents}), text);
+    let documents: Vec<_> = gone.iter().map(|(vm, plan)| json!({"vm": vm, "snapshot": plan})).collect();
+    let failed = failure.as_ref().map(ToString::to_string);
+    output.result("deleted", &json!({"dry_run": dry_run, "snapshots": documents, "failed": failed}), text);
+    if let Some(error) = failure {
+        output.trouble(&error);
+        return Ok(exit_status(Outcome::Incomplete));
+    }
     Ok(0)
 }

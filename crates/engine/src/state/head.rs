@@ -73,6 +73,9 @@ pub struct Process {
     /// The snapshot whose memory image is its RAM, for a fork that maps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mapped: Option<PathBuf>,
+    /// The memory image that its RAM is served from, until all of it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<PathBuf>,
 }
 
 /// A disk's layers, the active one first. Never empty.

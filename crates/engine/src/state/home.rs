@@ -51,14 +51,19 @@ impl Home {
     /// The names of all machines, in order. A directory without a definition is no machine.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`], also when it cannot be told whether a directory has a definition: what cannot be seen is not
+    /// taken for absent, since layers that no machine needs are removed.
     pub fn machine_names(&self) -> Result<Vec<VmName>, Error> {
         let dir = self.root.join("vms");
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&dir).or_io("list", &dir)? {
             let entry = entry.or_io("list", &dir)?;
             let name = entry.file_name().to_str().and_then(|name| VmName::new(name).ok());
-            names.extend(name.filter(|name| self.vm(name).definition().is_file()));
+            if let Some(name) = name
+                && self.vm(&name).exists()?
+            {
+                names.push(name);
+            }
         }
         names.sort();
         Ok(names)
@@ -88,6 +93,20 @@ impl VmDir {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Whether there is a machine: whether it has a definition.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when that cannot be told.
+    pub fn exists(&self) -> Result<bool, Error> {
+        use std::io::ErrorKind;
+        let path = self.definition();
+        match std::fs::metadata(&path) {
+            // `NotADirectory`: a file lies where a machine would.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+            other => other.or_io("look at", &path).map(|found| found.is_file()),
+        }
     }
 
     /// The machine's definition.
@@ -192,5 +211,25 @@ impl SnapshotDir {
     #[must_use]
     pub fn hot(&self) -> PathBuf {
         self.root.join("memory.hot")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_absent() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::open(root.path()).unwrap();
+        let vms = home.root().join("vms");
+        std::fs::write(vms.join("a-file"), "").unwrap();
+        std::fs::create_dir(vms.join("half")).unwrap();
+        std::fs::create_dir(vms.join("db")).unwrap();
+        std::fs::write(vms.join("db/machine.toml"), "").unwrap();
+        assert_eq!(home.machine_names().unwrap(), [VmName::new("db").unwrap()]);
+        // A loop of links can be looked at by nobody, root included.
+        std::os::unix::fs::symlink("machine.toml", vms.join("half/machine.toml")).unwrap();
+        assert!(matches!(home.machine_names(), Err(Error::Io { .. })));
     }
 }

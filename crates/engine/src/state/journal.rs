@@ -18,7 +18,8 @@ pub enum Journal {
     Snapshot(Box<SnapshotJournal>),
     /// A revert. Committed by the head that names the new process.
     Revert(Box<RevertJournal>),
-    /// A fork. Committed by the head that names its process; undone by removing the machine.
+    /// A fork. Committed by the head that names its process; undone by removing the machine. Kept until the guest has
+    /// a network card of its own, runs and is thawed.
     Fork,
     /// A snapshot on its way out. Its manifest is gone first, so it is always finished.
     Delete {

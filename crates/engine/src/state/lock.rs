@@ -42,15 +42,18 @@ impl Lock {
             match Self::attempt(path, operation)? {
                 Some(lock) => return Ok(lock),
                 None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-                None => {
-                    let mut holder = String::new();
-                    let read = File::open(path).and_then(|file| file.take(200).read_to_string(&mut holder));
-                    let known = read.is_ok() && !holder.trim().is_empty();
-                    let holder = if known { holder.trim().to_owned() } else { "another command".to_owned() };
-                    return Err(Error::Busy { holder });
-                }
+                None => return Err(Error::Busy { holder: named_in(path) }),
             }
         }
+    }
+
+    /// Who holds the lock at `path`, for someone who only looks.
+    #[must_use]
+    pub fn holder(path: &Path) -> Option<String> {
+        let file = File::open(path).ok()?;
+        let held =
+            rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK);
+        held.then(|| named_in(path))
     }
 
     /// Takes the lock if nobody holds it.
@@ -86,6 +89,14 @@ impl Lock {
     }
 }
 
+/// The command that a lock's file names.
+fn named_in(path: &Path) -> String {
+    let mut holder = String::new();
+    let read = File::open(path).and_then(|file| file.take(200).read_to_string(&mut holder));
+    let known = read.is_ok() && !holder.trim().is_empty();
+    if known { holder.trim().to_owned() } else { "another command".to_owned() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,7 +110,9 @@ mod tests {
             Err(Error::Busy { holder }) => assert!(holder.contains("snapshot db"), "{holder}"),
             other => panic!("{other:?}"),
         }
+        assert!(Lock::holder(&path).is_some_and(|holder| holder.contains("snapshot db")));
         drop(first);
+        assert_eq!(Lock::holder(&path), None);
         Lock::take(&path, "revert db@x").unwrap();
     }
 }

@@ -43,9 +43,14 @@ struct Envelope<'a> {
 /// [`Error::Io`]; an older document at `path` is then unchanged.
 pub fn write<T: Document>(path: &Path, document: &T) -> Result<(), Error> {
     let body = serde_json::to_string_pretty(document).map_err(|source| Error::Encode { source })?;
+    durable::replace(path, sealed(T::SCHEMA, &body).as_bytes())
+}
+
+/// A body in its envelope.
+#[must_use]
+pub fn sealed(schema: &str, body: &str) -> String {
     let digest = blake3::hash(body.as_bytes());
-    let text = format!("{{\n\"schema\": \"{}\",\n\"blake3\": \"{digest}\",\n\"body\": {body}\n}}\n", T::SCHEMA);
-    durable::replace(path, text.as_bytes())
+    format!("{{\n\"schema\": \"{schema}\",\n\"blake3\": \"{digest}\",\n\"body\": {body}\n}}\n")
 }
 
 /// Reads a document; `None` when there is no such file.
@@ -69,7 +74,11 @@ pub fn read<T: Document>(path: &Path) -> Result<Option<T>, Error> {
     decode(&text, path).map(Some)
 }
 
-fn decode<T: Document>(text: &str, path: &Path) -> Result<T, Error> {
+/// Decodes what was read from `path`, which only an error names.
+///
+/// # Errors
+/// [`Error::Damaged`], [`Error::Schema`].
+pub fn decode<T: Document>(text: &str, path: &Path) -> Result<T, Error> {
     let damaged = |reason: String| Error::Damaged { path: path.to_owned(), reason };
     let envelope: Envelope<'_> =
         serde_json::from_str(text).map_err(|error| damaged(format!("it is cut short or no JSON: {error}")))?;

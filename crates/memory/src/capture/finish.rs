@@ -166,7 +166,7 @@ fn fill_table(files: &Files, layout: &MappedLayout) -> Result<Sum, Error> {
 }
 
 fn write_hot(hot: &HotList, path: &Path) -> Result<(), Error> {
-    let mut file = File::create_new(path).map_err(Error::io("create", path))?;
+    let mut file = crate::create_private(path).map_err(Error::io("create", path))?;
     file.write_all(&hot.to_bytes()).map_err(Error::io("write", path))?;
     file.sync_all().map_err(Error::io("sync", path))
 }

@@ -36,7 +36,7 @@ impl Files {
     /// Creates both files; neither may exist.
     pub fn create(paths: &ImagePaths) -> Result<Self, Error> {
         let create = |path: &Path| {
-            let opened = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+            let opened = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
             opened.map_err(Error::io("create", path))
         };
         let (cached, sums) = (create(&paths.mapped)?, create(&paths.sums)?);
