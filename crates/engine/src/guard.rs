@@ -22,7 +22,7 @@ use crate::error::{Error, IoContext as _};
 use crate::failpoint;
 use crate::machine::Machine;
 use crate::state::home::Home;
-use crate::state::lock::Lock;
+use crate::state::lock::{Lock, TIDYING_UP};
 use crate::{guest, recover};
 
 /// The hidden subcommand that runs a guard.
@@ -195,7 +195,7 @@ fn thaw_at_last(home: &Home, vm: &VmName, duties: &Duties) -> Result<(), Error> 
 fn tidy_up(home: &Home, vm: &VmName) -> Result<(), Error> {
     let never = std::sync::atomic::AtomicBool::new(false);
     let ctx = Context { home, progress: &Silent, cancel: &never };
-    let _lock = Lock::take(&home.vm(vm).lock(), "tidying up behind a killed command")?;
+    let _lock = Lock::take(&home.vm(vm).lock(), TIDYING_UP)?;
     recover::recover(&ctx, vm, recover::Patience::Thorough)
 }
 

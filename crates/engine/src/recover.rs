@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::guard::Guard;
 use crate::machine::{Machine, kill_strays};
 use crate::state::journal::Journal;
-use crate::state::lock::Lock;
+use crate::state::lock::{Lock, TIDYING_UP};
 use crate::{delete, fork, revert, settle, snapshot};
 
 /// How long tidying up may take.
@@ -71,7 +71,7 @@ pub(crate) fn recover_if_idle(ctx: &Context<'_>, name: &VmName) {
     if !snapshot::undo::has_journal(&dir) && !orphaned() {
         return;
     }
-    if let Ok(Some(lock)) = Lock::attempt(&dir.lock(), "tidying up behind a killed command") {
+    if let Ok(Some(lock)) = Lock::attempt(&dir.lock(), TIDYING_UP) {
         let recovered = recover_within(ctx, name, Patience::Moment);
         if let Ok(machine) = Machine::open(ctx.home, name) {
             machine.see_to_memory(ctx);

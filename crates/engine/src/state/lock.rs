@@ -20,6 +20,10 @@ pub struct Lock {
 
 /// How long a command waits for another that is about to end.
 const PATIENCE: Duration = Duration::from_millis(300);
+/// The operation of whoever tidies up behind a killed command.
+pub const TIDYING_UP: &str = "tidying up behind a killed command";
+/// How long a command waits for that: it would have to do the same before its own work.
+const TIDYING_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a command waits for others that make or remove machines.
 pub const CREATION_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -27,7 +31,8 @@ impl Lock {
     /// Takes the lock at `path` for `operation`, which others are told when they find it taken.
     ///
     /// # Errors
-    /// [`Error::Busy`] when another command holds it and does not let go within a moment.
+    /// [`Error::Busy`] when another command holds it and does not let go within a moment, or, while it tidies up behind a
+    /// killed one, within a minute.
     pub fn take(path: &Path, operation: &str) -> Result<Self, Error> {
         Self::wait(path, operation, PATIENCE)
     }
@@ -37,12 +42,19 @@ impl Lock {
     /// # Errors
     /// [`Error::Busy`] when it is still held after `patience`.
     pub fn wait(path: &Path, operation: &str, patience: Duration) -> Result<Self, Error> {
-        let deadline = Instant::now() + patience;
+        let begun = Instant::now();
+        let deadline = begun + patience;
         loop {
             match Self::attempt(path, operation)? {
                 Some(lock) => return Ok(lock),
                 None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-                None => return Err(Error::Busy { holder: named_in(path) }),
+                None => {
+                    let holder = named_in(path);
+                    if !holder.contains(TIDYING_UP) || begun.elapsed() > TIDYING_PATIENCE.max(patience) {
+                        return Err(Error::Busy { holder });
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
             }
         }
     }
@@ -114,5 +126,19 @@ mod tests {
         drop(first);
         assert_eq!(Lock::holder(&path), None);
         Lock::take(&path, "revert db@x").unwrap();
+    }
+
+    #[test]
+    fn who_tidies_up_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let tidying = Lock::take(&path, TIDYING_UP).unwrap();
+        let longer = PATIENCE * 3;
+        let done = std::thread::spawn(move || {
+            std::thread::sleep(longer);
+            drop(tidying);
+        });
+        Lock::take(&path, "snapshot db").unwrap();
+        done.join().unwrap();
     }
 }
