@@ -21,13 +21,13 @@ impl Outcome {
     }
 
     /// A snapshot that has no memory although that was not asked for, or whose file systems were not frozen although
-    /// that was to be tried, is incomplete. A machine that is off has no memory and nothing to freeze.
+    /// that was to be tried, is incomplete, and so is one with trouble behind its commit. A machine that is off has no memory and nothing to freeze.
     #[must_use]
     pub fn of_snapshot(request: &SnapshotRequest, report: &SnapshotReport) -> Self {
         let off = report.state == StateAtCut::Stopped;
         let memory = request.disk_only || off || report.ram_bytes.bytes() > 0;
         let frozen = request.freeze == Freeze::No || off || report.frozen_ms.is_some();
-        Self::complete_if(memory && frozen)
+        Self::complete_if(memory && frozen && report.late_failure.is_none())
     }
 
     /// A revert whose guest was not thawed, or whose clock was not set although it has an agent, is incomplete, and one

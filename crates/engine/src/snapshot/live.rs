@@ -73,7 +73,7 @@ pub(super) fn take(
         Err(error) => match undo::recover(ctx, machine, &journal) {
             Ok(()) => {
                 guard.dismiss();
-                Err(error)
+                super::after_failure(machine, &plan.id, error)
             }
             Err(undo) => Err(Error::UndoFailed { source: Box::new(error), undo: Box::new(undo) }),
         },

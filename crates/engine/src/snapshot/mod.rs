@@ -106,6 +106,8 @@ pub struct SnapshotReport {
     pub ram_bytes: ByteLen,
     /// Guest memory put back into huge pages, so that the next pause is as short.
     pub huge_pages_restored: ByteLen,
+    /// What failed behind the commit: the snapshot is there, and what had failed was made up for.
+    pub late_failure: Option<String>,
     /// What a person should know.
     pub notes: Vec<String>,
 }
@@ -255,7 +257,31 @@ pub(crate) fn commit(
         bytes_on_disk: taken.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk),
         ram_bytes: taken.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.ram_bytes),
         huge_pages_restored: ByteLen::ZERO,
+        late_failure: None,
         notes: taken.notes.clone(),
+    })
+}
+
+/// What to report of a snapshot whose command failed with `error`, once that was taken back or made up for: a
+/// snapshot that is committed exists, whatever failed behind the commit.
+fn after_failure(machine: &Machine, id: &SnapshotId, error: Error) -> Result<SnapshotReport, Error> {
+    let Some(manifest) = snapshots::read(&machine.dir, id)? else { return Err(error) };
+    let memory = manifest.memory.as_ref();
+    Ok(SnapshotReport {
+        bytes_on_disk: memory.map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk),
+        ram_bytes: memory.map_or(ByteLen::ZERO, |memory| memory.ram_bytes),
+        id: manifest.id,
+        name: manifest.name,
+        consistency: manifest.consistency,
+        cut: manifest.cut,
+        state: manifest.state,
+        pause_ms: manifest.cost.pause_ms,
+        guest_stall_ms_max: manifest.cost.guest_stall_ms_max,
+        frozen_ms: None,
+        total_ms: manifest.cost.total_ms,
+        huge_pages_restored: ByteLen::ZERO,
+        late_failure: Some(error.to_string()),
+        notes: vec![format!("the snapshot is complete; what failed behind it was made up for: {error}")],
     })
 }
 

@@ -39,10 +39,10 @@ pub(super) fn take(
     sealed::write(&machine.dir.journal(), &Journal::Snapshot(Box::new(journal.clone())))?;
     pass(Failpoint::SnapshotJournaled)?;
     let report = carry_out(ctx, machine, request, &plan, before, &journal);
-    if report.is_err() {
+    report.or_else(|error| {
         super::undo::recover(ctx, machine, &journal)?;
-    }
-    report
+        super::after_failure(machine, &plan.id, error)
+    })
 }
 
 fn carry_out(
