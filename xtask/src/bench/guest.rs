@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::{Context, Result};
@@ -9,7 +10,7 @@ use keyframe_acceptance::process::ProcessId;
 
 /// Rewritten all the time.
 const HOT_MIB: u64 = 600;
-/// Left to the guest's kernel and program, besides a fiftieth of RAM for its tables.
+/// Left to the guest's kernel and program, besides a twelfth of RAM for its tables and watermarks.
 const RESERVE_MIB: u64 = 200;
 const LEAST_MIB: u64 = 1024;
 const MOST_MIB: u64 = 1 << 20;
@@ -40,13 +41,13 @@ impl Ram {
     /// Words for the checker: 600 MiB are rewritten at 40 MiB a second, a disk is written 50 times a second, and nearly
     /// all other memory is written once, so that it is resident and not zero.
     pub fn busy(self) -> String {
-        let cold = self.0 - HOT_MIB - RESERVE_MIB - self.0 / 50;
+        let cold = self.0 - HOT_MIB - RESERVE_MIB - self.0 / 12;
         format!("checker.mb={HOT_MIB} checker.cold_mb={cold} checker.rate=40 checker.verify=20 checker.diskrate=50")
     }
 
     /// Words for a checker that fills memory as much and then does nothing but beat once a second.
     pub fn idle(self) -> String {
-        let cold = self.0 - RESERVE_MIB - self.0 / 50;
+        let cold = self.0 - RESERVE_MIB - self.0 / 12;
         format!(
             "checker.mb=1 checker.cold_mb={cold} checker.rate=0 checker.verify=0 checker.diskrate=0 checker.tick_ms=1000"
         )
@@ -119,6 +120,15 @@ pub fn available_mib() -> Result<u64> {
     Ok(kib_of(&text, "MemAvailable:").context("/proc/meminfo tells no MemAvailable")? / 1024)
 }
 
+/// Room on the file system of `path`, in MiB.
+///
+/// # Errors
+/// When the system does not tell.
+pub fn free_mib(path: &Path) -> Result<u64> {
+    let status = rustix::fs::statvfs(path).with_context(|| format!("cannot look at {}", path.display()))?;
+    Ok(status.f_bavail.saturating_mul(status.f_frsize) >> 20)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,8 +145,8 @@ mod tests {
 
     #[test]
     fn the_load_fits_the_smallest_machine_and_fills_a_large_one() {
-        assert!(Ram::LEAST.busy().contains("checker.mb=600 checker.cold_mb=204 "), "{}", Ram::LEAST.busy());
-        assert!(Ram(8192).busy().contains("cold_mb=7229 "), "{}", Ram(8192).busy());
+        assert!(Ram::LEAST.busy().contains("checker.mb=600 checker.cold_mb=139 "), "{}", Ram::LEAST.busy());
+        assert!(Ram(8192).busy().contains("cold_mb=6710 "), "{}", Ram(8192).busy());
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl PeakWatch {
         let (home, executable) = (home.to_owned(), executable.to_owned());
         let before: BTreeSet<_> = processes().collect();
         let watch = move || {
-            let mut seen = Seen { home, executable, before, roles: BTreeMap::new(), peaks: Peaks::default() };
+            let mut seen = Seen { home, executable, before, peaks: Peaks::default() };
             while !told.load(Ordering::Relaxed) {
                 seen.look();
                 thread::sleep(LOOK_EVERY);
@@ -87,17 +87,15 @@ struct Seen {
     home: PathBuf,
     executable: PathBuf,
     before: BTreeSet<u32>,
-    roles: BTreeMap<u32, String>,
     peaks: Peaks,
 }
 
 impl Seen {
     fn look(&mut self) {
         for number in processes().filter(|number| !self.before.contains(number)) {
-            let Some(role) = self.roles.get(&number).cloned().or_else(|| self.role(number)) else { continue };
-            self.roles.insert(number, role.clone());
+            // First the figure, then whose it is: a process that is about to become QEMU is still called by our name.
             let status = fs::read_to_string(format!("/proc/{number}/status")).unwrap_or_default();
-            if let Some(kib) = kib_of(&status, "VmHWM:") {
+            if let (Some(kib), Some(role)) = (kib_of(&status, "VmHWM:"), self.role(number)) {
                 self.peaks.see(role, kib);
             }
         }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use keyframe_acceptance::guests::SmallGuest;
 use keyframe_acceptance::{Home, process};
@@ -21,6 +21,9 @@ pub const AFTER: Duration = Duration::from_secs(1);
 const HOME: &str = "bench-snapshot";
 /// A bare machine and its capture in memory, and as much for this machine itself.
 const SPARE_MIB: u64 = 1536;
+
+/// Five snapshots, and a state saved by QEMU itself.
+const IMAGES: u64 = 6;
 
 /// What to measure, and where to write it.
 #[derive(Args)]
@@ -50,9 +53,16 @@ pub fn run(options: &Options) -> Result<()> {
 
     say::step("Forks and bare starts");
     let forks = fork::measure(&home, &guest)?;
-    let mut sizes = Vec::new();
+    let (mut sizes, mut failed) = (Vec::new(), Vec::new());
     for ram in &options.ram {
-        sizes.extend(measure_size(&home, &executable, &guest, *ram)?);
+        match measure_size(&home, &executable, &guest, *ram) {
+            Ok(measured) => sizes.extend(measured),
+            // What was measured before it is not lost.
+            Err(error) => {
+                say::note(format_args!("{ram} could not be measured: {error:#}"));
+                failed.push(ram.to_string());
+            }
+        }
     }
     let load = [before, load_average()?];
     print!("{}", table::drawn(&report::rows(&sizes, Some(&forks))));
@@ -66,6 +76,9 @@ pub fn run(options: &Options) -> Result<()> {
         load[0],
         load[1]
     ));
+    if !failed.is_empty() {
+        bail!("not measured: {}", failed.join(", "));
+    }
     Ok(())
 }
 
@@ -73,6 +86,11 @@ fn measure_size(home: &Home, executable: &Path, guest: &SmallGuest, ram: Ram) ->
     let (needed, available) = (2 * ram.mib() + SPARE_MIB, guest::available_mib()?);
     if available < needed {
         say::note(format_args!("{ram} left out: it needs {needed} MiB of memory, and {available} MiB can be had"));
+        return Ok(None);
+    }
+    let (disk_needed, disk_free) = (IMAGES * ram.mib() + SPARE_MIB, guest::free_mib(home.path())?);
+    if disk_free < disk_needed {
+        say::note(format_args!("{ram} left out: it writes {disk_needed} MiB, and {disk_free} MiB are free"));
         return Ok(None);
     }
     say::step(format_args!("{ram}: QEMU on its own"));
