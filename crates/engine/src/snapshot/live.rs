@@ -75,7 +75,11 @@ pub(super) fn take(
                 guard.dismiss();
                 super::after_failure(machine, &plan.id, error)
             }
-            Err(undo) => Err(Error::UndoFailed { source: Box::new(error), undo: Box::new(undo) }),
+            // Not dismissed, the guard tries again when this command has ended.
+            Err(undo) => {
+                let failed = Error::UndoFailed { source: Box::new(error), undo: Box::new(undo) };
+                super::after_failure(machine, &plan.id, failed)
+            }
         },
     }
 }

@@ -106,7 +106,7 @@ pub struct SnapshotReport {
     pub ram_bytes: ByteLen,
     /// Guest memory put back into huge pages, so that the next pause is as short.
     pub huge_pages_restored: ByteLen,
-    /// What failed behind the commit: the snapshot is there, and what had failed was made up for.
+    /// What failed behind the commit: the snapshot is there, and that is made up for, now or by whoever comes next.
     pub late_failure: Option<String>,
     /// What a person should know.
     pub notes: Vec<String>,
@@ -262,7 +262,7 @@ pub(crate) fn commit(
     })
 }
 
-/// What to report of a snapshot whose command failed with `error`, once that was taken back or made up for: a
+/// What to report of a snapshot whose command failed with `error`, whatever came of taking that back: a
 /// snapshot that is committed exists, whatever failed behind the commit.
 fn after_failure(machine: &Machine, id: &SnapshotId, error: Error) -> Result<SnapshotReport, Error> {
     let Some(manifest) = snapshots::read(&machine.dir, id)? else { return Err(error) };
@@ -281,7 +281,9 @@ fn after_failure(machine: &Machine, id: &SnapshotId, error: Error) -> Result<Sna
         total_ms: manifest.cost.total_ms,
         huge_pages_restored: ByteLen::ZERO,
         late_failure: Some(error.to_string()),
-        notes: vec![format!("the snapshot is complete; what failed behind it was made up for: {error}")],
+        notes: vec![format!(
+            "the snapshot is complete; what failed behind it is made up for, now or by the next command: {error}"
+        )],
     })
 }
 
