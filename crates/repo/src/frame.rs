@@ -45,6 +45,8 @@ pub struct FrameName {
 /// Compresses frames; keeps its tables from one to the next.
 pub struct Compressor {
     context: zstd::bulk::Compressor<'static>,
+    /// Fresh memory is costlier than compressing into it.
+    scratch: Vec<u8>,
 }
 
 impl std::fmt::Debug for Compressor {
@@ -61,7 +63,7 @@ impl Compressor {
     pub fn new(level: i32) -> Result<Self> {
         let mut context = zstd::bulk::Compressor::new(level).map_err(Error::Compression)?;
         context.include_contentsize(false).map_err(Error::Compression)?;
-        Ok(Self { context })
+        Ok(Self { context, scratch: Vec::new() })
     }
 
     /// Compresses and seals a frame; pages in `absent` are not there any more.
@@ -73,25 +75,22 @@ impl Compressor {
         let bound = zstd::zstd_safe::compress_bound(raw.len());
         let map = absent.to_le_bytes();
         let map = if absent == 0 { &[][..] } else { &map };
-        let start = HEAD_BYTES + map.len();
-        let mut sealed = Vec::with_capacity(start + bound + crate::crypto::TAG_BYTES);
-        sealed.resize(HEAD_BYTES, 0);
-        sealed.extend_from_slice(map);
-        sealed.resize(start + bound, 0);
-        let room = sealed.get_mut(start..).unwrap_or_default();
-        let packed = self.context.compress_to_buffer(raw, room).map_err(Error::Compression)?;
+        if self.scratch.len() < bound {
+            self.scratch.resize(bound, 0);
+        }
+        let packed = self.context.compress_to_buffer(raw, self.scratch.as_mut_slice()).map_err(Error::Compression)?;
         // What saves less than a thirty-second costs more time when it is read than it is worth.
         let plain = packed + raw.len() / 32 >= raw.len();
-        sealed.truncate(start + if plain { 0 } else { packed });
-        if plain {
-            sealed.extend_from_slice(raw);
-        }
+        let content = if plain { raw } else { self.scratch.get(..packed).unwrap_or_default() };
+        let mut sealed = Vec::with_capacity(HEAD_BYTES + map.len() + content.len() + crate::crypto::TAG_BYTES);
+        sealed.resize(HEAD_BYTES, 0);
+        sealed.extend_from_slice(map);
+        sealed.extend_from_slice(content);
         let flags = if plain { STORED_PLAIN } else { 0 } | if absent == 0 { 0 } else { HAS_ABSENT };
         if let Some(place) = sealed.first_chunk_mut::<HEAD_BYTES>() {
             *place = (len | flags).to_le_bytes();
         }
         key.seal(nonce, &mut sealed, 0)?;
-        sealed.shrink_to_fit();
         Ok(sealed)
     }
 }

@@ -453,7 +453,7 @@ mod tests {
             frames: (0..frames).map(entry).collect(),
             fingerprints: (0..u64::from(frames) * 2).map(fingerprint).collect(),
         };
-        key.build(keys, sealed, directory, 0).unwrap()
+        key.build(keys, sealed, directory, 0, Vec::new()).unwrap()
     }
 
     #[test]

@@ -114,7 +114,14 @@ impl Builder {
     /// An empty body.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        let mut bytes = Vec::with_capacity(capacity);
+        Self::reusing(Vec::new(), capacity)
+    }
+
+    /// An empty body in memory that was used before.
+    #[must_use]
+    pub fn reusing(mut bytes: Vec<u8>, capacity: usize) -> Self {
+        bytes.clear();
+        bytes.reserve(capacity);
         bytes.resize(HEADER_BYTES, 0);
         Self { bytes }
     }

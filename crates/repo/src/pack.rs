@@ -153,7 +153,7 @@ impl PackKey {
         self.content.nonce(position)
     }
 
-    /// Puts a pack together from sealed frames, their table and their fingerprints.
+    /// Puts a pack together from sealed frames, their table and their fingerprints, in memory that was used before.
     ///
     /// # Errors
     /// [`Error::Pipeline`] when they do not fit each other; [`Error::Crypto`].
@@ -163,6 +163,7 @@ impl PackKey {
         sealed: Vec<Vec<u8>>,
         directory: Directory,
         parity_percent: u8,
+        memory: Vec<u8>,
     ) -> Result<BuiltPack> {
         let pages: usize = directory.frames.iter().map(|frame| usize::from(frame.pages)).sum();
         if sealed.len() != directory.frames.len() || pages != directory.fingerprints.len() {
@@ -171,7 +172,7 @@ impl PackKey {
         let stored: usize = sealed.iter().map(Vec::len).sum();
         let extra = directory.frames.len() * ENTRY_BYTES + pages * 16 + 4096;
         let with_parity = (stored + extra) * (100 + usize::from(parity_percent)) / 100 + 200_000;
-        let mut builder = Builder::new(with_parity);
+        let mut builder = Builder::reusing(memory, with_parity);
         let buffer = builder.buffer();
         buffer.extend_from_slice(&self.sealed);
         for frame in sealed {

@@ -470,7 +470,7 @@ impl<'a> Copier<'a> {
         let directory = std::mem::replace(&mut self.directory, empty);
         let sealed = std::mem::take(&mut self.sealed);
         self.bytes = 0;
-        let built = self.key.build(repository.keys(), sealed, directory, repository.parity_percent())?;
+        let built = self.key.build(repository.keys(), sealed, directory, repository.parity_percent(), Vec::new())?;
         repository.store().put(&ObjectKind::Pack.name(built.id)?, &built.bytes, Put::Create)?;
         self.moved += built.bytes.len() as u64;
         index.add(&built)?;

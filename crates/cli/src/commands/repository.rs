@@ -27,6 +27,7 @@ pub fn carry_out(
     output: &Output,
     command: impl FnOnce(&Ctx<'_>) -> Result<u8, Error>,
 ) -> u8 {
+    keep_memory();
     let outcome = command(&Ctx { run: Run { progress, cancel }, output });
     progress.clear();
     outcome.unwrap_or_else(|error| {
@@ -39,6 +40,17 @@ pub fn carry_out(
             Kind::Interrupted => 130,
         }
     })
+}
+
+/// Has the allocator keep memory that is used again and again: taking it from the kernel anew for each frame costs more than
+/// compressing it.
+fn keep_memory() {
+    #[cfg(target_env = "gnu")]
+    for (what, value) in [(libc::M_MMAP_THRESHOLD, 32 << 20), (libc::M_TRIM_THRESHOLD, 64 << 20)] {
+        // SAFETY: `mallopt` takes two integers and changes thresholds of the allocator only; it refuses what it does not
+        // know, and then everything is as before.
+        unsafe { libc::mallopt(what, value) };
+    }
 }
 
 /// The store that is named.

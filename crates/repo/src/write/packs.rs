@@ -171,19 +171,26 @@ pub fn write_packs(
     written: &Mutex<Written>,
     failure: &Failure,
 ) {
+    let mut memory = Vec::new();
     loop {
         let next = complete.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((pack, frames)) = next else { return };
         if failure.happened() {
             continue;
         }
-        if let Err(error) = write_pack(repository, &pack.key, frames, written) {
+        if let Err(error) = write_pack(repository, &pack.key, frames, written, &mut memory) {
             failure.report(error);
         }
     }
 }
 
-fn write_pack(repository: &Repository, key: &PackKey, frames: SealedFrames, written: &Mutex<Written>) -> Result<()> {
+fn write_pack(
+    repository: &Repository,
+    key: &PackKey,
+    frames: SealedFrames,
+    written: &Mutex<Written>,
+    memory: &mut Vec<u8>,
+) -> Result<()> {
     let mut directory = Directory { content: key.content, frames: Vec::new(), fingerprints: Vec::new() };
     let mut sealed = Vec::with_capacity(frames.len());
     for (number, frame) in frames.into_iter().enumerate() {
@@ -196,10 +203,16 @@ fn write_pack(repository: &Repository, key: &PackKey, frames: SealedFrames, writ
         directory.fingerprints.extend(fingerprints);
         sealed.push(bytes);
     }
-    let built = key.build(repository.keys(), sealed, directory, repository.parity_percent())?;
+    let memory_used = std::mem::take(memory);
+    let mut built = {
+        // One at a time: parity takes the pack's size in memory once more.
+        let _turn = written.lock().unwrap_or_else(PoisonError::into_inner);
+        key.build(repository.keys(), sealed, directory, repository.parity_percent(), memory_used)?
+    };
     repository.store().put(&ObjectKind::Pack.name(built.id)?, &built.bytes, Put::Create)?;
     let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
     written.bytes += built.bytes.len() as u64;
+    *memory = std::mem::take(&mut built.bytes);
     written.index.add(&built)
 }
 
