@@ -4,10 +4,12 @@ mod console;
 mod doctor;
 pub mod image;
 pub mod internal;
+mod keys;
 mod machines;
 pub mod repo;
 mod repository;
 mod snapshots;
+mod upkeep;
 
 use keyframe_engine::{Context, Error};
 

@@ -4,11 +4,12 @@ use std::sync::atomic::AtomicBool;
 
 use keyframe_repo::index::Hooks;
 use keyframe_repo::pack::Content;
-use keyframe_repo::{Error, Parameters, Repository, Unlock};
+use keyframe_repo::{Error, Parameters, PruneOptions, Repository, Unlock};
 use keyframe_types::ByteLen;
 use serde_json::json;
 
 use super::repository::{self, Ctx, carry_out};
+use super::{keys, upkeep};
 use crate::output::{Output, table};
 use crate::progress::Terminal;
 use crate::repo_args::{RepoCommand, Where};
@@ -20,6 +21,18 @@ pub fn run(command: RepoCommand, progress: &Terminal, cancel: &AtomicBool, outpu
             init(ctx, &place, no_encryption, Parameters { parity_percent: parity, level })
         }
         RepoCommand::Info { place } => info(ctx, &place),
+        RepoCommand::Forget { place, keep, name, dry_run } => {
+            upkeep::forget(ctx, &place, &keep.into(), name.as_deref(), dry_run)
+        }
+        RepoCommand::Prune { place, waste, grace, dry_run } => {
+            upkeep::prune(ctx, &place, PruneOptions { waste_percent: waste, grace, dry_run })
+        }
+        RepoCommand::Check { place } => upkeep::check(ctx, &place),
+        RepoCommand::Verify { place, no_data, percent, after } => {
+            upkeep::verify(ctx, &place, !no_data, percent, after.as_deref())
+        }
+        RepoCommand::Repair { place } => upkeep::repair(ctx, &place),
+        RepoCommand::Key(command) => keys::run(ctx, command),
     })
 }
 

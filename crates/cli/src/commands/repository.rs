@@ -83,6 +83,11 @@ pub fn passphrase(prompt: &str) -> Result<Zeroizing<String>, Error> {
         let text = text.into_string().map_err(|_| usage("KEYFRAME_PASSPHRASE is no UTF-8"))?;
         return if text.is_empty() { Err(usage("KEYFRAME_PASSPHRASE is empty")) } else { Ok(Zeroizing::new(text)) };
     }
+    asked_passphrase(prompt)
+}
+
+/// The passphrase from a person at a terminal.
+pub fn asked_passphrase(prompt: &str) -> Result<Zeroizing<String>, Error> {
     if !std::io::stdin().is_terminal() {
         return Err(usage("a key is needed: --key-file, KEYFRAME_KEY_FILE or KEYFRAME_PASSPHRASE"));
     }
