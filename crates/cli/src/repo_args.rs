@@ -11,7 +11,7 @@ use keyframe_types::TimeToLive;
 /// Which repository, and what opens it.
 #[derive(Debug, Args)]
 pub struct Where {
-    /// The repository: a directory
+    /// The repository: a directory, or sftp://[USER@]HOST[:PORT]/PATH
     #[arg(long, env = "KEYFRAME_REPO", value_name = "REPO", hide_env_values = true)]
     pub repo: String,
     /// The key file; instead, a passphrase is taken from KEYFRAME_PASSPHRASE or asked for

@@ -44,6 +44,8 @@ pub struct PackRecord {
     pub content: Content,
     /// Where its parts lie.
     pub layout: Layout,
+    /// Pages that are there: those that were given up do not count.
+    pub pages: u32,
     /// Its frames.
     pub segments: Vec<Segment>,
     /// Where each frame begins in the object, and where the last one ends.
@@ -71,7 +73,8 @@ impl PackRecord {
             }
         }
         let offsets = offsets(&lengths, &layout).ok_or_else(|| Error::damaged(format_args!("pack {id}"), FRAMES))?;
-        Ok(Self { id, content: directory.content, layout, segments, offsets })
+        let pages = directory.fingerprints.iter().filter(|page| !page.is_absent()).count() as u32;
+        Ok(Self { id, content: directory.content, layout, pages, segments, offsets })
     }
 
     /// The names of its frames in the order of their positions.
@@ -216,6 +219,7 @@ fn put_record(into: &mut Vec<u8>, record: &PackRecord) {
     into.extend_from_slice(&record.layout.body_len.to_le_bytes());
     into.extend_from_slice(&record.layout.table_len.to_le_bytes());
     into.extend_from_slice(&record.layout.fingerprints_len.to_le_bytes());
+    into.extend_from_slice(&record.pages.to_le_bytes());
     into.extend_from_slice(&u32::from(record.content.code()).to_le_bytes());
     into.extend_from_slice(&(record.segments.len() as u32).to_le_bytes());
     for segment in &record.segments {
@@ -231,7 +235,7 @@ fn put_record(into: &mut Vec<u8>, record: &PackRecord) {
 fn read_record(fields: &mut Fields<'_>) -> Option<PackRecord> {
     let id = fields.id()?;
     let (object_len, body_len) = (fields.u64()?, fields.u64()?);
-    let (table_len, fingerprints_len) = (fields.u32()?, fields.u32()?);
+    let (table_len, fingerprints_len, pages) = (fields.u32()?, fields.u32()?, fields.u32()?);
     let layout = Layout { object_len, body_len, table_len, fingerprints_len };
     let content = u8::try_from(fields.u32()?).ok().and_then(Content::from_code)?;
     let mut segments = Vec::new();
@@ -244,7 +248,7 @@ fn read_record(fields: &mut Fields<'_>) -> Option<PackRecord> {
     let (lengths, _) = fields.bytes(count * 4)?.as_chunks::<4>();
     let lengths: Vec<u32> = lengths.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
     let offsets = offsets(&lengths, &layout)?;
-    Some(PackRecord { id, content, layout, segments, offsets })
+    Some(PackRecord { id, content, layout, pages, segments, offsets })
 }
 
 const RECORD: &str = "a pack in it is not possible";
@@ -351,7 +355,7 @@ impl Index {
             self.origins.entry(segment.first.pack).or_default().push(place);
             position += segment.count;
         }
-        self.pages += u64::from(record.layout.fingerprints_len).saturating_sub(16) / 16;
+        self.pages += u64::from(record.pages);
         self.by_id.insert(record.id, number);
         self.packs.push(record);
         Some(number)

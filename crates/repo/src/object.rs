@@ -133,7 +133,7 @@ impl Builder {
 
     /// Bytes so far, header included.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn position(&self) -> usize {
         self.bytes.len()
     }
 

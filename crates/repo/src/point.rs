@@ -96,7 +96,7 @@ impl Point {
     pub(crate) fn encode(&self, keys: &Keys, parity_percent: u8) -> Result<Vec<u8>> {
         let key = keys.metadata_key(ObjectKind::Point, self.id)?;
         let mut builder = Builder::new(1024);
-        let start = builder.len();
+        let start = builder.position();
         serde_json::to_writer(builder.buffer(), self).map_err(|_| Error::Pipeline)?;
         key.seal(0, builder.buffer(), start)?;
         builder.finish(ObjectKind::Point, self.id, keys.repository(), keys.auth(), parity_percent)

@@ -213,7 +213,7 @@ impl<'a> State<'a> {
             }
             Content::Pages => {
                 let used: u64 = pack.names().map(|name| u64::from(self.live.pages(name).count_ones())).sum();
-                let all = u64::from(pack.layout.fingerprints_len).saturating_sub(crate::crypto::TAG_BYTES as u64) / 16;
+                let all = u64::from(pack.pages);
                 // What another pack has of a frame may be more than this one.
                 (used.min(all), all)
             }
@@ -523,7 +523,7 @@ pub(crate) fn read_condemned(repository: &Repository, id: ObjectId) -> Result<Ve
 pub(crate) fn write_condemned(repository: &Repository, packs: &[ObjectId]) -> Result<ObjectId> {
     let id = ObjectId::random()?;
     let mut builder = Builder::new(packs.len() * 16 + 128);
-    let start = builder.len();
+    let start = builder.position();
     packs.iter().for_each(|pack| builder.buffer().extend_from_slice(pack.as_bytes()));
     repository.keys().metadata_key(ObjectKind::Condemned, id)?.seal(0, builder.buffer(), start)?;
     let (keys, parity) = (repository.keys(), repository.parity_percent());

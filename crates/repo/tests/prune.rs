@@ -39,6 +39,8 @@ fn space_is_freed_and_what_is_in_use_stays() {
     assert!(swept.freed_bytes >= moved.pending_bytes, "{swept:?}");
     assert!(store.total_bytes() < full * 8 / 10, "{} of {full}", store.total_bytes());
     assert_eq!(restore(&repository, &second), bytes);
+    let settled = prune(&repository, options(DAY), Run::silent()).unwrap();
+    assert!(settled.plan.rewrite.is_empty(), "what was rewritten is not rewritten again: {settled:?}");
     let again = put(&repository, "disk", &bytes, None);
     assert_eq!(again.totals.new_bytes, 0, "moved pages are known");
 }
@@ -94,7 +96,7 @@ fn condemned_packs_that_are_needed_again_are_spared() {
     store.put(&name, &hidden, keyframe_store::Put::Create).unwrap();
     store.pass(2 * DAY);
     let report = prune(&repository, options(DAY), Run::silent()).unwrap();
-    assert!(!report.plan.spare.is_empty() && report.plan.remove.is_empty(), "{report:?}");
+    assert!(report.plan.spare.len() == 2, "pages and nodes: {report:?}");
     assert_eq!(restore(&repository, &point), bytes);
 }
 

@@ -5,6 +5,8 @@
 //! | [`name`] | names of objects: short, plain, the same on every store |
 //! | [`local`] | a directory |
 //! | [`memory`] | memory, for tests and simulations |
+//! | [`sftp`] | a directory on another machine, over the system's ssh |
+//! | [`retry`] | wrappers that try again, and that keep to a bandwidth |
 //! | [`fault`] | a wrapper that fails, loses and spoils on purpose |
 //!
 //! A store knows nothing of what an object holds. Objects are written once and whole; nothing is ever changed in place.
@@ -15,6 +17,8 @@ pub mod fault;
 pub mod local;
 pub mod memory;
 pub mod name;
+pub mod retry;
+pub mod sftp;
 
 use std::time::SystemTime;
 
@@ -22,6 +26,8 @@ pub use error::{Error, Result};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use name::ObjectName;
+pub use retry::{LimitStore, RetryStore};
+pub use sftp::SftpStore;
 
 /// Whether an object may be there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

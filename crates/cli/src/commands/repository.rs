@@ -5,14 +5,19 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use keyframe_repo::{Error, Kind, Repository, Run, Unlock};
-use keyframe_store::{LocalStore, Store};
+use keyframe_store::{LocalStore, RetryStore, SftpStore, Store};
 use zeroize::Zeroizing;
 
 use crate::output::Output;
 use crate::progress::Terminal;
 use crate::repo_args::Where;
+
+/// A connection that broke is tried so often: for about a minute.
+const ATTEMPTS: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
 
 /// The surroundings of a command.
 pub struct Ctx<'a> {
@@ -55,6 +60,18 @@ fn keep_memory() {
 
 /// The store that is named.
 pub fn store(text: &str, create: bool) -> Result<Arc<dyn Store>, Error> {
+    if text.starts_with("sftp://") {
+        let store = SftpStore::new(text)?;
+        if create {
+            store.create_root()?;
+        } else if !store.has_root()? {
+            return Err(Error::NoRepository { place: text.to_owned() });
+        }
+        return Ok(Arc::new(RetryStore::new(store, ATTEMPTS, FIRST_PAUSE)));
+    }
+    if let Some((scheme, _)) = text.split_once("://") {
+        return Err(usage(&format!("repositories lie in directories and behind sftp://; {scheme}:// is not known")));
+    }
     let path = Path::new(text);
     if create {
         return Ok(Arc::new(LocalStore::create(path)?));

@@ -204,11 +204,7 @@ fn write_pack(
         sealed.push(bytes);
     }
     let memory_used = std::mem::take(memory);
-    let mut built = {
-        // One at a time: parity takes the pack's size in memory once more.
-        let _turn = written.lock().unwrap_or_else(PoisonError::into_inner);
-        key.build(repository.keys(), sealed, directory, repository.parity_percent(), memory_used)?
-    };
+    let mut built = key.build(repository.keys(), sealed, directory, repository.parity_percent(), memory_used)?;
     repository.store().put(&ObjectKind::Pack.name(built.id)?, &built.bytes, Put::Create)?;
     let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
     written.bytes += built.bytes.len() as u64;
@@ -218,7 +214,7 @@ fn write_pack(
 
 /// The queues for so many sealers.
 pub fn queues(sealers: usize) -> (Queues, Mutex<Receiver<Frame>>, Mutex<Receiver<Complete>>) {
-    let (frames, to_seal) = sync_channel(sealers + 2);
-    let (complete, to_write) = sync_channel(0);
+    let (frames, to_seal) = sync_channel(2 * sealers + 4);
+    let (complete, to_write) = sync_channel(1);
     (Queues { frames, complete }, Mutex::new(to_seal), Mutex::new(to_write))
 }
