@@ -13,8 +13,9 @@ use crate::index::IndexWriter;
 use crate::pack::{Content, Directory, PackKey, TableEntry};
 use crate::repository::Repository;
 
-/// Frames of a pack: 32 MiB before compression.
-pub const PACK_FRAMES: u32 = 64;
+/// Frames of a pack: 20 MiB before compression. Larger packs would be fewer objects, and more memory: several are on their way
+/// at once.
+pub const PACK_FRAMES: u32 = 40;
 
 /// A frame on its way to a pack.
 #[derive(Debug)]

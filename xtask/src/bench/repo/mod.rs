@@ -53,7 +53,7 @@ struct Row {
 /// When there are no images, or a tool that is installed fails.
 pub fn run(options: &Options) -> Result<()> {
     run::quiet(&mut run::command("/usr/bin/time", ["--version"])).context("GNU time is needed (Debian: time)")?;
-    let images = images(&options.images)?;
+    let images = images(&fs::canonicalize(&options.images).context("there is no directory of images")?)?;
     let wanted = |name: &str| options.tools.is_empty() || options.tools.iter().any(|tool| tool == name);
     if wanted("keyframe") {
         say::step("Building keyframe");
