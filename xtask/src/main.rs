@@ -9,6 +9,7 @@ mod demo;
 mod fuzz;
 mod guests;
 mod host;
+mod images;
 mod lint;
 mod paths;
 mod run;
@@ -51,6 +52,8 @@ enum Task {
     /// Measure Keyframe beside what QEMU does on its own.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Make the images that `bench repo` stores: a disk over five days, and memory.
+    BenchImages(images::Options),
     /// Run every fuzz target for a while.
     Fuzz(fuzz::Options),
 }
@@ -77,6 +80,7 @@ fn carry_out(task: Task) -> anyhow::Result<()> {
         Task::Demo => demo::demo(),
         Task::Lint => lint::lint(),
         Task::Bench(bench) => bench::bench(&bench),
+        Task::BenchImages(options) => images::make(&options),
         Task::Fuzz(options) => fuzz::fuzz(&options),
     }
 }

@@ -9,6 +9,8 @@ use keyframe_engine::snapshot::Freeze;
 use keyframe_hypervisor::{AccelChoice, Firmware, Network};
 use keyframe_types::{ByteLen, SnapshotName, SnapshotRef, TimeToLive, VmName};
 
+use crate::repo_args::{ImageCommand, RepoCommand};
+
 /// Snapshots of running virtual machines on stock QEMU: memory, devices and disks of one instant, with
 /// milliseconds of pause.
 #[derive(Debug, Parser)]
@@ -72,6 +74,12 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Make and keep repositories, where images and backups live
+    #[command(subcommand)]
+    Repo(RepoCommand),
+    /// Store any disk or memory image in a repository, and get it back
+    #[command(subcommand)]
+    Image(ImageCommand),
     #[command(flatten)]
     Internal(Internal),
 }

@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod output;
 mod progress;
+mod repo_args;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -71,13 +72,19 @@ fn run(arguments: Arguments, output: &Output) -> Result<u8, Error> {
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&cancel)));
         registered.map_err(|source| Error::Io { action: "listen for", path: "signals".into(), source })?;
     }
-    let home = Home::open(&global.home.unwrap_or_else(Home::default_root))?;
     let telling = match (global.quiet, output.is_json()) {
         (true, _) => Telling::Nothing,
         (false, true) => Telling::Notes,
         (false, false) => Telling::All,
     };
     let progress = Terminal::new(telling);
+    // Repositories need no home.
+    let command = match command {
+        Command::Repo(command) => return Ok(commands::repo::run(command, &progress, &cancel, output)),
+        Command::Image(command) => return Ok(commands::image::run(command, &progress, &cancel, output)),
+        command => command,
+    };
+    let home = Home::open(&global.home.unwrap_or_else(Home::default_root))?;
     let ctx = Context { home: &home, progress: &progress, cancel: &cancel };
     let status = commands::run(&ctx, command, output);
     progress.clear();

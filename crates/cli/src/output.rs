@@ -7,6 +7,50 @@ use keyframe_engine::{Error, Kind};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+/// An error as a person is told of it.
+pub trait Failure: std::error::Error {
+    /// What it means, in a word.
+    fn kind_name(&self) -> &'static str;
+    /// What is as it was.
+    fn kept(&self) -> Option<String>;
+    /// What to do.
+    fn advice(&self) -> Option<String>;
+}
+
+impl Failure for Error {
+    fn kind_name(&self) -> &'static str {
+        kind_name(self.kind())
+    }
+
+    fn kept(&self) -> Option<String> {
+        Self::kept(self)
+    }
+
+    fn advice(&self) -> Option<String> {
+        Self::advice(self)
+    }
+}
+
+impl Failure for keyframe_repo::Error {
+    fn kind_name(&self) -> &'static str {
+        match self.kind() {
+            keyframe_repo::Kind::Failed => "failed",
+            keyframe_repo::Kind::Usage => "usage",
+            keyframe_repo::Kind::NotFound => "not-found",
+            keyframe_repo::Kind::WrongKey => "wrong-key",
+            keyframe_repo::Kind::Interrupted => "interrupted",
+        }
+    }
+
+    fn kept(&self) -> Option<String> {
+        Self::kept(self)
+    }
+
+    fn advice(&self) -> Option<String> {
+        Self::advice(self)
+    }
+}
+
 /// Where results go.
 #[derive(Debug)]
 pub struct Output {
@@ -47,12 +91,12 @@ impl Output {
     }
 
     /// Says what happened, what was kept safe, and what to do.
-    pub fn failure(&self, error: &Error) {
+    pub fn failure(&self, error: &impl Failure) {
         let sentence = self.trouble(error);
         if self.json {
             let document = json!({
                 "error": sentence,
-                "kind": kind_name(error.kind()),
+                "kind": error.kind_name(),
                 "kept": error.kept(),
                 "advice": error.advice(),
             });
@@ -61,7 +105,7 @@ impl Output {
     }
 
     /// The same for people only, beside a result; returns what happened in one sentence.
-    pub fn trouble(&self, error: &Error) -> String {
+    pub fn trouble(&self, error: &impl Failure) -> String {
         let mut causes = Vec::new();
         let mut cause = std::error::Error::source(error);
         while let Some(error) = cause {
@@ -88,7 +132,7 @@ fn error_text_differs(text: &str, causes: &[String]) -> bool {
     causes.iter().all(|cause| !cause.contains(text))
 }
 
-fn one_sentence(error: &Error, causes: &[String]) -> String {
+fn one_sentence(error: &impl Failure, causes: &[String]) -> String {
     std::iter::once(error.to_string()).chain(causes.iter().cloned()).collect::<Vec<_>>().join(": ")
 }
 

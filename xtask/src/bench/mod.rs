@@ -9,6 +9,7 @@ mod guest;
 mod keyframe;
 mod peak;
 mod qemu;
+mod repo;
 mod report;
 mod samples;
 mod snapshot;
@@ -22,6 +23,8 @@ use clap::Subcommand;
 pub enum Bench {
     /// Snapshot, revert and fork, against QEMU's own snapshots, live migration to a file, and QEMU's floor.
     Snapshot(snapshot::Options),
+    /// Storing, restoring and verifying images, against borg, restic, rustic, bupstash and qemu-img.
+    Repo(repo::Options),
 }
 
 /// Measures.
@@ -31,5 +34,6 @@ pub enum Bench {
 pub fn bench(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Snapshot(options) => snapshot::run(options),
+        Bench::Repo(options) => repo::run(options),
     }
 }

@@ -130,7 +130,10 @@ fn quoted(path: &Path) -> Result<String> {
 }
 
 /// The machine's own mirrors, for the guest's release: main, and security updates where the machine has them.
-fn mirrors() -> Result<String> {
+///
+/// # Errors
+/// When the machine has none.
+pub fn mirrors() -> Result<String> {
     let host = OsRelease::of_this_machine()?.codename;
     let sources = apt::machine_sources()?;
     let serving = |suite: String| sources.iter().find(move |source| source.serves(&suite));
@@ -178,7 +181,10 @@ fn fill_esp(images: &Path, guest: &Path) -> Result<()> {
 }
 
 /// Runs a command that reads `input`; what it says is shown only when it fails.
-fn feed(command: &mut Command, input: &str) -> Result<()> {
+///
+/// # Errors
+/// When it cannot be run or fails.
+pub fn feed(command: &mut Command, input: &str) -> Result<()> {
     let shown = run::shown(command);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot run {shown}"))?;

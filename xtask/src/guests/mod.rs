@@ -12,7 +12,7 @@
 
 mod checker;
 mod cpio;
-mod debian;
+pub mod debian;
 mod kernel;
 mod modules;
 mod small;

@@ -2,9 +2,14 @@
 
 mod console;
 mod doctor;
+pub mod image;
 pub mod internal;
+mod keys;
 mod machines;
+pub mod repo;
+mod repository;
 mod snapshots;
+mod upkeep;
 
 use keyframe_engine::{Context, Error};
 
@@ -22,6 +27,7 @@ pub fn run(ctx: &Context<'_>, command: Command, output: &Output) -> Result<u8, E
         Command::Revert(args) => snapshots::revert(ctx, args, output),
         Command::Fork(args) => snapshots::fork(ctx, args, output),
         Command::Delete { snapshots, dry_run } => snapshots::delete(ctx, &snapshots, dry_run, output),
+        Command::Repo(_) | Command::Image(_) => unreachable!("commands on repositories were carried out before"),
         Command::Internal(internal) => internal::run(internal),
     }
 }

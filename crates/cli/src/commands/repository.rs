@@ -1,0 +1,138 @@
+//! What commands on repositories share: opening one, telling how it ended.
+
+use std::env;
+use std::io::IsTerminal as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use keyframe_repo::{Error, Kind, Repository, Run, Unlock};
+use keyframe_store::{LocalStore, RetryStore, SftpStore, Store};
+use zeroize::Zeroizing;
+
+use crate::output::Output;
+use crate::progress::Terminal;
+use crate::repo_args::Where;
+
+/// A connection that broke is tried so often: for about a minute.
+const ATTEMPTS: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The surroundings of a command.
+pub struct Ctx<'a> {
+    pub run: Run<'a>,
+    pub output: &'a Output,
+}
+
+/// Carries a command out; tells how it ended, and with which exit status.
+pub fn carry_out(
+    progress: &Terminal,
+    cancel: &AtomicBool,
+    output: &Output,
+    command: impl FnOnce(&Ctx<'_>) -> Result<u8, Error>,
+) -> u8 {
+    keep_memory();
+    let outcome = command(&Ctx { run: Run { progress, cancel }, output });
+    progress.clear();
+    outcome.unwrap_or_else(|error| {
+        output.failure(&error);
+        match error.kind() {
+            Kind::Failed => 1,
+            Kind::Usage => 2,
+            Kind::NotFound => 10,
+            Kind::WrongKey => 12,
+            Kind::Interrupted => 130,
+        }
+    })
+}
+
+/// Has the allocator keep memory that is used again and again: taking it from the kernel anew for each frame costs more than
+/// compressing it.
+fn keep_memory() {
+    #[cfg(target_env = "gnu")]
+    for (what, value) in [(libc::M_MMAP_THRESHOLD, 32 << 20), (libc::M_TRIM_THRESHOLD, 64 << 20)] {
+        // SAFETY: `mallopt` takes two integers and changes thresholds of the allocator only; it refuses what it does not
+        // know, and then everything is as before.
+        unsafe { libc::mallopt(what, value) };
+    }
+}
+
+/// The store that is named.
+pub fn store(text: &str, create: bool) -> Result<Arc<dyn Store>, Error> {
+    if text.starts_with("sftp://") {
+        let store = SftpStore::new(text)?;
+        if create {
+            store.create_root()?;
+        } else if !store.has_root()? {
+            return Err(Error::NoRepository { place: text.to_owned() });
+        }
+        return Ok(Arc::new(RetryStore::new(store, ATTEMPTS, FIRST_PAUSE)));
+    }
+    if let Some((scheme, _)) = text.split_once("://") {
+        return Err(usage(&format!("repositories lie in directories and behind sftp://; {scheme}:// is not known")));
+    }
+    let path = Path::new(text);
+    if create {
+        return Ok(Arc::new(LocalStore::create(path)?));
+    }
+    if !path.is_dir() {
+        return Err(Error::NoRepository { place: text.to_owned() });
+    }
+    Ok(Arc::new(LocalStore::open(path)?))
+}
+
+/// Opens the repository that is named with the key that is given.
+pub fn open(place: &Where) -> Result<Repository, Error> {
+    let store = store(&place.repo, false)?;
+    let config = Repository::config_of(&*store)?;
+    let unlock = match &place.key_file {
+        Some(path) => Unlock::from_file(path)?,
+        None if !config.encrypted => Unlock::Nothing,
+        None => Unlock::Passphrase(passphrase("Passphrase: ")?),
+    };
+    Repository::open(store, &unlock)
+}
+
+/// The passphrase from the environment, or from a person at a terminal.
+pub fn passphrase(prompt: &str) -> Result<Zeroizing<String>, Error> {
+    if let Some(text) = env::var_os("KEYFRAME_PASSPHRASE") {
+        let text = text.into_string().map_err(|_| usage("KEYFRAME_PASSPHRASE is no UTF-8"))?;
+        return if text.is_empty() { Err(usage("KEYFRAME_PASSPHRASE is empty")) } else { Ok(Zeroizing::new(text)) };
+    }
+    asked_passphrase(prompt)
+}
+
+/// The passphrase from a person at a terminal.
+pub fn asked_passphrase(prompt: &str) -> Result<Zeroizing<String>, Error> {
+    if !std::io::stdin().is_terminal() {
+        return Err(usage("a key is needed: --key-file, KEYFRAME_KEY_FILE or KEYFRAME_PASSPHRASE"));
+    }
+    let text = hidden_line(prompt).map_err(|source| Error::Io {
+        action: "read a passphrase from",
+        path: "the terminal".into(),
+        source,
+    })?;
+    if text.is_empty() { Err(usage("the passphrase is empty")) } else { Ok(text) }
+}
+
+/// Reads a line that the terminal does not show.
+fn hidden_line(prompt: &str) -> std::io::Result<Zeroizing<String>> {
+    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+    let stdin = std::io::stdin();
+    eprint!("{prompt}");
+    let shown = tcgetattr(&stdin)?;
+    let mut hidden = shown.clone();
+    hidden.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(&stdin, OptionalActions::Flush, &hidden)?;
+    let mut line = Zeroizing::new(String::new());
+    let read = stdin.read_line(&mut line);
+    tcsetattr(&stdin, OptionalActions::Flush, &shown)?;
+    eprintln!();
+    read?;
+    Ok(Zeroizing::new(line.trim_end_matches(['\n', '\r']).to_owned()))
+}
+
+pub fn usage(what: &str) -> Error {
+    Error::Usage { what: what.to_owned() }
+}

@@ -1,0 +1,164 @@
+//! `keyframe repo forget`, `prune`, `check`, `verify`, `repair`
+
+use std::fmt::Write as _;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use keyframe_repo::ids::ObjectId;
+use keyframe_repo::{Error, Problem, PruneOptions, Retention, VerifyOptions};
+use keyframe_types::ByteLen;
+use serde_json::json;
+
+use super::repository::{self, Ctx, usage};
+use crate::output::table;
+use crate::repo_args::Where;
+
+/// Done, but something is wrong.
+const INCOMPLETE: u8 = 3;
+
+fn size(bytes: u64) -> String {
+    ByteLen::from_bytes(bytes).to_string()
+}
+
+/// `keyframe repo forget`
+pub fn forget(
+    ctx: &Ctx<'_>,
+    place: &Where,
+    retention: &Retention,
+    name: Option<&str>,
+    dry_run: bool,
+) -> Result<u8, Error> {
+    if retention.is_empty() {
+        return Err(usage("say what to keep: --keep-last, --keep-daily, …; keeping nothing is never meant"));
+    }
+    let repository = repository::open(place)?;
+    let (mut points, damaged) = repository.points()?;
+    points.retain(|point| name.is_none_or(|name| point.name == name));
+    let decisions = retention.decide(&points);
+    let go: Vec<ObjectId> =
+        decisions.iter().filter(|decision| decision.reasons.is_empty()).map(|decision| decision.id).collect();
+    if !dry_run {
+        keyframe_repo::forget(&repository, &go)?;
+    }
+    let mut rows = vec![["NAME", "ID", "CREATED", "KEPT AS"].map(str::to_owned).to_vec()];
+    rows.extend(decisions.iter().map(|decision| {
+        let reasons = if decision.reasons.is_empty() { "- forgotten".to_owned() } else { decision.reasons.join(", ") };
+        vec![decision.name.clone(), decision.id.short(), decision.created.to_string(), reasons]
+    }));
+    let mut text = table(&rows);
+    let verb = if dry_run { "would be forgotten" } else { "forgotten; `keyframe repo prune` frees their space" };
+    let _ = writeln!(text, "{} of {} points {verb}", go.len(), decisions.len());
+    let document = json!({"dry_run": dry_run, "forgotten": go, "decisions": decisions});
+    ctx.output.result("repo-forgotten", &document, text);
+    Ok(if damaged.is_empty() { 0 } else { INCOMPLETE })
+}
+
+/// `keyframe repo prune`
+pub fn prune(ctx: &Ctx<'_>, place: &Where, options: PruneOptions) -> Result<u8, Error> {
+    let repository = repository::open(place)?;
+    let report = keyframe_repo::prune(&repository, options, ctx.run)?;
+    let plan = &report.plan;
+    let count = |list: &[ObjectId]| list.len().to_string();
+    let mut rows = vec![
+        ("packs that nothing refers to", count(&plan.unused)),
+        ("packs to be rewritten", count(&plan.rewrite)),
+        ("packs of broken-off backups", count(&plan.stray)),
+        ("condemned packs, removed", count(&plan.remove)),
+        ("condemned packs, needed after all", count(&plan.spare)),
+        ("kept as it is", size(plan.kept_bytes)),
+    ];
+    if options.dry_run {
+        rows.push(("would be freed now", size(plan.removed_bytes)));
+        rows.push(("would be condemned", size(plan.condemned_bytes)));
+    } else {
+        rows.push(("moved", size(report.moved_bytes)));
+        rows.push(("freed", size(report.freed_bytes)));
+        rows.push(("freed by a prune after the grace period", size(report.pending_bytes)));
+    }
+    let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    ctx.output.result("repo-pruned", &json!({"dry_run": options.dry_run, "report": report}), table(&rows));
+    Ok(0)
+}
+
+/// `keyframe repo check`
+pub fn check(ctx: &Ctx<'_>, place: &Where) -> Result<u8, Error> {
+    let repository = repository::open(place)?;
+    let report = keyframe_repo::check(&repository, ctx.run)?;
+    let mut text = problems(&report.problems);
+    let _ = writeln!(
+        text,
+        "{} points, {} packs, {} frames in use: {}",
+        report.points,
+        report.packs,
+        report.frames,
+        verdict(&report.problems)
+    );
+    ctx.output.result("repo-checked", &report, text);
+    Ok(status(&report.problems))
+}
+
+/// `keyframe repo verify`
+pub fn verify(ctx: &Ctx<'_>, place: &Where, data: bool, percent: u8, after: Option<&str>) -> Result<u8, Error> {
+    let begun = Instant::now();
+    let bad = |text: &str| usage(&format!("{text:?} is not a pack's id of 32 hexadecimal digits"));
+    let after = after.map(|text| ObjectId::parse(text).ok_or_else(|| bad(text))).transpose()?;
+    let repository = repository::open(place)?;
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let report = keyframe_repo::verify(&repository, VerifyOptions { data, percent, seed, after }, ctx.run)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let mut text = problems(&report.problems);
+    let what = if data { "authenticated, opened and compared" } else { "authenticated" };
+    let _ = writeln!(
+        text,
+        "{} objects, {} {what} in {seconds:.1} s: {}",
+        report.objects,
+        size(report.bytes),
+        verdict(&report.problems)
+    );
+    if report.left_out > 0 {
+        let _ = writeln!(text, "{} packs were left out, as only {percent} percent were asked for", report.left_out);
+    }
+    if let Some(id) = report.up_to.filter(|_| report.interrupted) {
+        let _ = writeln!(text, "interrupted; go on with --after {id}");
+    }
+    ctx.output.result("repo-verified", &json!({"report": report, "seconds": seconds}), text);
+    Ok(if report.interrupted { 130 } else { status(&report.problems) })
+}
+
+/// `keyframe repo repair`
+pub fn repair(ctx: &Ctx<'_>, place: &Where) -> Result<u8, Error> {
+    let repository = repository::open(place)?;
+    let report = keyframe_repo::repair(&repository, ctx.run)?;
+    let mut text = problems(&report.problems);
+    report.mended.iter().for_each(|object| {
+        let _ = writeln!(text, "mended: {object}");
+    });
+    let _ = writeln!(
+        text,
+        "{} objects: {} mended, {} packs put into the index again, {} beyond repair",
+        report.objects,
+        report.mended.len(),
+        report.reindexed,
+        report.problems.len()
+    );
+    ctx.output.result("repo-repaired", &report, text);
+    Ok(status(&report.problems))
+}
+
+fn problems(problems: &[Problem]) -> String {
+    problems.iter().fold(String::new(), |mut text, problem| {
+        let word = if problem.serious { "problem" } else { "note" };
+        let _ = writeln!(text, "{word}: {}: {}", problem.object, problem.what);
+        text
+    })
+}
+
+fn verdict(problems: &[Problem]) -> String {
+    match problems.iter().filter(|problem| problem.serious).count() {
+        0 => "nothing is wrong".to_owned(),
+        count => format!("{count} problems"),
+    }
+}
+
+fn status(problems: &[Problem]) -> u8 {
+    if problems.iter().any(|problem| problem.serious) { INCOMPLETE } else { 0 }
+}

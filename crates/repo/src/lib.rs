@@ -1,0 +1,40 @@
+//! Repositories for machine images: deduplicated, encrypted, hard to lose.
+//!
+//! docs/formats/repository.md tells the format and why it is so.
+
+mod check;
+mod crypto;
+mod error;
+mod failure;
+pub mod frame;
+pub mod ids;
+pub mod index;
+mod known;
+mod live;
+pub mod object;
+pub mod pack;
+pub mod parity;
+mod point;
+mod progress;
+mod prune;
+mod read;
+mod repair;
+mod repository;
+mod retain;
+pub mod source;
+pub mod tree;
+mod verify;
+mod write;
+
+pub use check::{CheckReport, Problem, check};
+pub use crypto::*;
+pub use error::{Error, Kind, Result};
+pub use point::{Point, StoredImage, Totals};
+pub use progress::{Progress, Run, Silent};
+pub use prune::{PruneOptions, PrunePlan, PruneReport, prune};
+pub use read::{ImageReader, RestoreReport, restore_raw};
+pub use repair::{RepairReport, repair};
+pub use repository::{Config, NodeReader, PARITY_MOST, Parameters, Repository};
+pub use retain::{Decision, Retention, forget};
+pub use verify::{VerifyOptions, VerifyReport, verify};
+pub use write::{Session, WriteOptions};

@@ -1,0 +1,189 @@
+//! Mending: objects by their parity, the index from the packs.
+
+use keyframe_store::Put;
+use serde::Serialize;
+
+use crate::check::Problem;
+use crate::crypto::Rights;
+use crate::error::{Error, Result};
+use crate::ids::{ObjectId, ObjectKind};
+use crate::index::{Hooks, Index, IndexWriter, PackRecord};
+use crate::object::{HEADER_BYTES, Header, OBJECT_MOST, Object, PUBLIC_KEY};
+use crate::pack::{read_directory, read_tail};
+use crate::parity;
+use crate::progress::Run;
+use crate::repository::{Repository, config_id};
+
+/// The object in these bytes, mended in memory when it has to be.
+///
+/// # Errors
+/// What is wrong with it, when parity does not mend it.
+pub(crate) fn checked_or_mended(
+    bytes: Vec<u8>,
+    kind: ObjectKind,
+    id: ObjectId,
+    repository: Option<ObjectId>,
+    auth: &[u8; 32],
+) -> Result<Object> {
+    match Object::check(bytes.clone(), kind, id, repository, auth) {
+        // Another version may be a flipped bit.
+        Err(error @ (Error::Damaged { .. } | Error::Version { .. })) => match mend(&bytes, kind, id, auth) {
+            Some(mended) => Object::check(mended, kind, id, repository, auth),
+            None => Err(error),
+        },
+        checked => checked,
+    }
+}
+
+/// The whole object as it was written, when its parity suffices.
+#[must_use]
+pub(crate) fn mend(bytes: &[u8], kind: ObjectKind, id: ObjectId, auth: &[u8; 32]) -> Option<Vec<u8>> {
+    let headers = [bytes.get(..HEADER_BYTES), parity::header_copy(bytes)];
+    headers.into_iter().flatten().find_map(|header| {
+        let header = Header::decode(header, kind, id).ok()?;
+        let protected = usize::try_from(header.protected_len()).ok()?;
+        let fixed = parity::mend(bytes, header.parity, protected, auth);
+        // Where the content is whole, only the parity was damaged.
+        let mut whole = fixed.or_else(|| bytes.get(..protected).map(<[u8]>::to_vec))?;
+        parity::append(&mut whole, header.parity, auth).ok()?;
+        Object::check(whole.clone(), kind, id, Some(header.repository), auth).is_ok().then_some(whole)
+    })
+}
+
+/// What a repair did.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct RepairReport {
+    /// Objects that were looked at.
+    pub objects: u64,
+    /// Objects that were mended by their parity.
+    pub mended: Vec<String>,
+    /// Packs that were put into the index again.
+    pub reindexed: u64,
+    /// What could not be mended.
+    pub problems: Vec<Problem>,
+}
+
+/// Mends every object that its parity covers, then puts packs into the index that are in none, and takes the place of index
+/// objects that are beyond repair.
+///
+/// # Errors
+/// [`Error::NotAllowed`] without the right to write; [`Error::Store`]. Damage that stays is in the report.
+pub fn repair(repository: &Repository, run: Run<'_>) -> Result<RepairReport> {
+    repository.keys().require(Rights::Write, "repair")?;
+    let mut report = RepairReport::default();
+    run.progress.step("looking for damage");
+    let mut work = vec![(ObjectKind::Config, config_id(), OBJECT_MOST)];
+    for kind in [ObjectKind::Key].into_iter().chain(ObjectKind::AUTHENTICATED) {
+        work.extend(repository.list(kind)?.into_iter().map(|(id, entry)| (kind, id, entry.len)));
+    }
+    let total = work.len() as u64;
+    let mut lost_indexes = Vec::new();
+    for (kind, id, len) in work {
+        run.check()?;
+        report.objects += 1;
+        run.progress.bytes(report.objects, total);
+        match mend_object(repository, kind, id, len) {
+            Ok(false) => {}
+            Ok(true) => report.mended.push(format!("{} {id}", kind.area())),
+            Err(Error::Store(error)) if error.is_not_found() => {}
+            Err(error @ (Error::Damaged { .. } | Error::Version { .. })) => {
+                // One of a newer version is not lost, and not ours to remove.
+                if kind == ObjectKind::Index && matches!(error, Error::Damaged { .. }) {
+                    lost_indexes.push(id);
+                }
+                let object = format!("{} {id}", kind.area());
+                report.problems.push(Problem { object, what: error.to_string(), serious: kind != ObjectKind::Index });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    report.reindexed = reindex(repository, &lost_indexes, run)?;
+    Ok(report)
+}
+
+/// Whether it had to be mended, and was.
+fn mend_object(repository: &Repository, kind: ObjectKind, id: ObjectId, len: u64) -> Result<bool> {
+    let name = kind.name(id)?;
+    let bytes = repository.store().get(&name, len)?;
+    let public = matches!(kind, ObjectKind::Config | ObjectKind::Key);
+    let auth = if public { &PUBLIC_KEY } else { repository.keys().auth() };
+    let parity_is_whole = |bytes: &[u8]| mend(bytes, kind, id, auth).as_deref() == Some(bytes);
+    match Object::check(bytes.clone(), kind, id, Some(repository.keys().repository()), auth) {
+        Ok(object) if object.header.parity.recovery == 0 || parity_is_whole(&bytes) => Ok(false),
+        found => {
+            let Some(mended) = mend(&bytes, kind, id, auth) else { return found.map(|_| false) };
+            repository.store().put(&name, &mended, Put::Replace)?;
+            Ok(true)
+        }
+    }
+}
+
+/// Writes an index of the packs that are in no readable index; then removes the unreadable ones.
+fn reindex(repository: &Repository, lost: &[ObjectId], run: Run<'_>) -> Result<u64> {
+    let mut index = Index::default();
+    for (id, entry) in repository.list(ObjectKind::Index)? {
+        if !lost.contains(&id) {
+            index.add(repository.read_object(ObjectKind::Index, id, entry.len)?, repository.keys(), Hooks::Skip)?;
+        }
+    }
+    let condemned = crate::prune::condemned_packs(repository)?;
+    let mut writer = IndexWriter::default();
+    for (id, entry) in repository.list(ObjectKind::Pack)? {
+        run.check()?;
+        if index.number_of(id).is_some() || condemned.contains(&id) {
+            continue;
+        }
+        match repository.read_object(ObjectKind::Pack, id, entry.len).and_then(|pack| record_of(repository, id, &pack))
+        {
+            Ok((record, directory)) => writer.add_directory(record, &directory),
+            // It was told as a problem already.
+            Err(Error::Damaged { .. } | Error::Version { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let count = writer.records().len() as u64;
+    if count > 0 {
+        let id = ObjectId::random()?;
+        let bytes = writer.finish(id, repository.keys(), repository.parity_percent())?;
+        repository.store().put(&ObjectKind::Index.name(id)?, &bytes, Put::Create)?;
+    }
+    for id in lost {
+        repository.store().delete(&ObjectKind::Index.name(*id)?)?;
+    }
+    Ok(count)
+}
+
+fn record_of(repository: &Repository, id: ObjectId, pack: &Object) -> Result<(PackRecord, crate::pack::Directory)> {
+    let (layout, content) = read_tail(id, &pack.header, pack.body())?;
+    let (at, len) = layout.directory()?;
+    let start = usize::try_from(at).ok().and_then(|at| at.checked_sub(HEADER_BYTES));
+    let bytes = start.and_then(|start| pack.body().get(start..start.checked_add(len)?));
+    let bytes = bytes.ok_or_else(|| Error::damaged(format_args!("pack {id}"), "it has no directory"))?;
+    let directory = read_directory(repository.keys(), id, content, layout.table_len, bytes.to_vec())?;
+    Ok((PackRecord::new(id, layout, &directory)?, directory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::Builder;
+
+    #[test]
+    fn damage_anywhere_is_mended() {
+        let (id, auth) = (ObjectId::random().unwrap(), [4; 32]);
+        let mut builder = Builder::new(0);
+        builder.buffer().extend((0..20_000_u32).flat_map(u32::to_le_bytes));
+        let bytes = builder.finish(ObjectKind::Point, id, id, &auth, 3).unwrap();
+        for at in (0..bytes.len()).step_by(977).chain([0, 8, 48, bytes.len() - 1, bytes.len() - 40]) {
+            let mut bad = bytes.clone();
+            bad[at] ^= 0x10;
+            assert_eq!(mend(&bad, ObjectKind::Point, id, &auth).as_ref(), Some(&bytes), "byte {at}");
+        }
+        let mut sector = bytes.clone();
+        sector[5000..5512].fill(0);
+        assert_eq!(mend(&sector, ObjectKind::Point, id, &auth).as_ref(), Some(&bytes));
+        let mut gone = bytes;
+        gone[..40_000].fill(0);
+        assert_eq!(mend(&gone, ObjectKind::Point, id, &auth), None);
+    }
+}

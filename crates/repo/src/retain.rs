@@ -1,0 +1,176 @@
+//! Which points are kept: by number, hour, day, week, month, year and tag, for each name on its own.
+
+use std::collections::{BTreeMap, HashSet};
+
+use jiff::civil::Date;
+use serde::Serialize;
+
+use crate::crypto::Rights;
+use crate::error::{Error, Result};
+use crate::ids::{ObjectId, ObjectKind};
+use crate::point::Point;
+use crate::repository::Repository;
+
+/// How many to keep of each kind. Days begin at midnight UTC, weeks on Monday.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// The latest ones.
+    pub last: usize,
+    /// The latest of each of so many hours that have any.
+    pub hourly: usize,
+    /// Of so many days.
+    pub daily: usize,
+    /// Of so many weeks.
+    pub weekly: usize,
+    /// Of so many months.
+    pub monthly: usize,
+    /// Of so many years.
+    pub yearly: usize,
+    /// All with one of these tags.
+    pub tags: Vec<String>,
+}
+
+/// What is to become of a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Decision {
+    /// The point.
+    pub id: ObjectId,
+    /// Its name.
+    pub name: String,
+    /// When it was made.
+    pub created: keyframe_types::Timestamp,
+    /// Why it is kept; it is forgotten when there is no reason.
+    pub reasons: Vec<&'static str>,
+}
+
+/// The part of a time that makes two points of one hour, day, week, month or year.
+fn periods(point: &Point) -> [(&'static str, i64); 5] {
+    let time = jiff::civil::DateTime::from(
+        point
+            .created
+            .to_string()
+            .parse::<jiff::Timestamp>()
+            .unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+            .to_zoned(jiff::tz::TimeZone::UTC),
+    );
+    let date: Date = time.date();
+    let day = date.since(Date::constant(1970, 1, 5)).map_or(0, |span| i64::from(span.get_days()));
+    let month = i64::from(date.year()) * 12 + i64::from(date.month());
+    [
+        ("hourly", day * 24 + i64::from(time.hour())),
+        ("daily", day),
+        ("weekly", day.div_euclid(7)),
+        ("monthly", month),
+        ("yearly", date.year().into()),
+    ]
+}
+
+impl Retention {
+    /// Whether it keeps nothing at all: that is more likely a slip than a wish.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Decides on points that are sorted from the oldest to the latest.
+    #[must_use]
+    pub fn decide(&self, points: &[Point]) -> Vec<Decision> {
+        let mut by_name: BTreeMap<&str, Vec<&Point>> = BTreeMap::new();
+        points.iter().for_each(|point| by_name.entry(&point.name).or_default().push(point));
+        by_name.into_values().flat_map(|history| self.decide_history(&history)).collect()
+    }
+
+    fn decide_history(&self, history: &[&Point]) -> Vec<Decision> {
+        let mut left = [self.hourly, self.daily, self.weekly, self.monthly, self.yearly];
+        let mut seen: [HashSet<i64>; 5] = Default::default();
+        let mut decisions = Vec::with_capacity(history.len());
+        for (age, point) in history.iter().rev().enumerate() {
+            let mut reasons = Vec::new();
+            if age < self.last {
+                reasons.push("last");
+            }
+            for (((word, period), left), seen) in periods(point).into_iter().zip(&mut left).zip(&mut seen) {
+                if *left > 0 && seen.insert(period) {
+                    *left -= 1;
+                    reasons.push(word);
+                }
+            }
+            if point.tags.iter().any(|tag| self.tags.contains(tag)) {
+                reasons.push("tag");
+            }
+            let (id, name, created) = (point.id, point.name.clone(), point.created);
+            decisions.push(Decision { id, name, created, reasons });
+        }
+        decisions.reverse();
+        decisions
+    }
+}
+
+/// Forgets points: from then on they do not exist. Their space is freed by a prune.
+///
+/// # Errors
+/// [`Error::NotAllowed`] without all rights; [`Error::Store`].
+pub fn forget(repository: &Repository, points: &[ObjectId]) -> Result<()> {
+    repository.keys().require(Rights::Full, "forget points")?;
+    for id in points {
+        repository.store().delete(&ObjectKind::Point.name(*id)?).map_err(Error::Store)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::point::Totals;
+
+    fn point(name: &str, time: &str, tags: &[&str]) -> Point {
+        let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+        let mut point = Point::new(name, tags, Vec::new(), Totals::default()).unwrap();
+        point.created = serde_json::from_value(serde_json::json!(time)).unwrap();
+        point
+    }
+
+    fn kept(retention: &Retention, points: &[Point]) -> Vec<String> {
+        let kept = retention.decide(points).into_iter().filter(|decision| !decision.reasons.is_empty());
+        kept.map(|decision| format!("{} {}", decision.name, decision.created.to_string().get(..13).unwrap())).collect()
+    }
+
+    #[test]
+    fn the_latest_of_each_period_is_kept() {
+        let times = [
+            "2024-12-31T23:00:00Z",
+            "2025-12-28T10:00:00Z",
+            "2025-12-29T10:00:00Z",
+            "2026-01-01T08:00:00Z",
+            "2026-01-01T09:00:00Z",
+            "2026-01-01T09:30:00Z",
+        ];
+        let points: Vec<_> = times.iter().map(|time| point("db", time, &[])).collect();
+        let keep = |retention: Retention| kept(&retention, &points).len();
+        assert_eq!(keep(Retention { last: 2, ..Default::default() }), 2);
+        assert_eq!(keep(Retention { hourly: 9, ..Default::default() }), 5);
+        assert_eq!(keep(Retention { daily: 2, ..Default::default() }), 2);
+        assert_eq!(keep(Retention { daily: 9, ..Default::default() }), 4);
+        // 29 December 2025 is a Monday: with 1 January in one week.
+        assert_eq!(keep(Retention { weekly: 9, ..Default::default() }), 3);
+        assert_eq!(keep(Retention { monthly: 9, ..Default::default() }), 3);
+        assert_eq!(keep(Retention { yearly: 2, ..Default::default() }), 2);
+        assert_eq!(
+            kept(&Retention { yearly: 2, ..Default::default() }, &points),
+            ["db 2025-12-29T10", "db 2026-01-01T09"]
+        );
+    }
+
+    #[test]
+    fn names_have_histories_of_their_own_and_tags_keep() {
+        let points = [
+            point("a", "2026-01-01T00:00:00Z", &["x"]),
+            point("b", "2026-01-02T00:00:00Z", &[]),
+            point("a", "2026-01-03T00:00:00Z", &[]),
+        ];
+        let retention = Retention { last: 1, tags: vec!["x".to_owned()], ..Default::default() };
+        assert_eq!(kept(&retention, &points).len(), 3);
+        assert_eq!(kept(&Retention { last: 1, ..Default::default() }, &points).len(), 2);
+        assert!(Retention::default().is_empty());
+    }
+}

@@ -1,0 +1,273 @@
+//! A directory as a store.
+//!
+//! An object is a file under its name. It is written beside (`tmp/`), synced, and renamed or linked into its place; then its
+//! directory is synced. What a crash leaves in `tmp/` is never read, and removed by [`LocalStore::tidy`].
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use crate::error::{Error, Result, io_error};
+use crate::{Entry, ObjectName, Put, Store};
+
+const TEMPORARY: &str = "tmp";
+
+/// A directory.
+#[derive(Debug)]
+pub struct LocalStore {
+    root: PathBuf,
+    counter: AtomicU64,
+}
+
+impl LocalStore {
+    /// Uses a directory that is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when there is none.
+    pub fn open(root: &Path) -> Result<Self> {
+        let metadata = fs::metadata(root).map_err(io_error("open", root))?;
+        if !metadata.is_dir() {
+            return Err(io_error("open", root)(io::ErrorKind::NotADirectory.into()));
+        }
+        Ok(Self { root: root.to_owned(), counter: AtomicU64::new(0) })
+    }
+
+    /// Makes the directory, for its owner alone, where it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create(root: &Path) -> Result<Self> {
+        make_dir(root)?;
+        Self::open(root)
+    }
+
+    /// Removes what crashed writers left half-written and `age` ago.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn tidy(&self, age: Duration) -> Result<u64> {
+        let dir = self.root.join(TEMPORARY);
+        let mut removed = 0;
+        for entry in read_dir(&dir)? {
+            let entry = entry.map_err(io_error("list", &dir))?;
+            let metadata = entry.metadata().map_err(io_error("look at", &entry.path()))?;
+            let old = metadata.modified().ok().and_then(|at| at.elapsed().ok()).is_some_and(|passed| passed >= age);
+            if old && metadata.is_file() {
+                fs::remove_file(entry.path()).map_err(io_error("remove", &entry.path()))?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn path(&self, name: &ObjectName) -> PathBuf {
+        self.root.join(name.as_str())
+    }
+
+    fn temporary(&self) -> Result<(PathBuf, File)> {
+        let dir = self.root.join(TEMPORARY);
+        make_dir(&dir)?;
+        loop {
+            let number = self.counter.fetch_add(1, Ordering::Relaxed);
+            let path = dir.join(format!("{}-{number}", std::process::id()));
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+                Ok(file) => return Ok((path, file)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(io_error("create", &path)(error)),
+            }
+        }
+    }
+
+    fn open_object(&self, name: &ObjectName) -> Result<(PathBuf, File)> {
+        let path = self.path(name);
+        match File::open(&path) {
+            Ok(file) => Ok((path, file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(not_found(name)),
+            Err(error) => Err(io_error("open", &path)(error)),
+        }
+    }
+}
+
+impl Store for LocalStore {
+    fn put(&self, name: &ObjectName, bytes: &[u8], mode: Put) -> Result<()> {
+        let path = self.path(name);
+        let dir = path.parent().unwrap_or(&self.root);
+        make_dir(dir)?;
+        let (temporary, mut file) = self.temporary()?;
+        let written = file.write_all(bytes).and_then(|()| file.sync_data());
+        let placed = written.map_err(io_error("write", &temporary)).and_then(|()| match mode {
+            Put::Replace => fs::rename(&temporary, &path).map_err(io_error("rename to", &path)),
+            Put::Create => match fs::hard_link(&temporary, &path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    Err(Error::Exists { name: name.to_string() })
+                }
+                linked => linked.map_err(io_error("link to", &path)),
+            },
+        });
+        if placed.is_err() || mode == Put::Create {
+            // If it stays, `tidy` removes it; the error says more.
+            let _ = fs::remove_file(&temporary);
+        }
+        placed?;
+        sync_dir(dir)
+    }
+
+    fn get(&self, name: &ObjectName, limit: u64) -> Result<Vec<u8>> {
+        let (path, file) = self.open_object(name)?;
+        let len = file.metadata().map_err(io_error("look at", &path))?.len();
+        if len > limit {
+            return Err(Error::TooLarge { name: name.to_string(), len, limit });
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
+        file.take(limit).read_to_end(&mut bytes).map_err(io_error("read", &path))?;
+        Ok(bytes)
+    }
+
+    fn get_range(&self, name: &ObjectName, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let (path, file) = self.open_object(name)?;
+        let end = offset.saturating_add(len as u64);
+        // Before memory is taken: the length may come from a hostile repository.
+        if file.metadata().map_err(io_error("look at", &path))?.len() < end {
+            return Err(Error::Short { name: name.to_string(), end });
+        }
+        let mut bytes = vec![0; len];
+        match file.read_exact_at(&mut bytes, offset) {
+            Ok(()) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(Error::Short { name: name.to_string(), end })
+            }
+            Err(error) => Err(io_error("read", &path)(error)),
+        }
+    }
+
+    fn stat(&self, name: &ObjectName) -> Result<Entry> {
+        let path = self.path(name);
+        match fs::metadata(&path) {
+            Ok(metadata) => entry(name.clone(), &metadata, &path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(not_found(name)),
+            Err(error) => Err(io_error("look at", &path)(error)),
+        }
+    }
+
+    fn list(&self, area: &str) -> Result<Vec<Entry>> {
+        let mut found = Vec::new();
+        let mut pending = vec![area.to_owned()];
+        while let Some(area) = pending.pop() {
+            let dir = self.root.join(&area);
+            for file in read_dir(&dir)? {
+                let file = file.map_err(io_error("list", &dir))?;
+                // What is no name of ours is not ours.
+                let Some(text) = file.file_name().to_str().map(|leaf| format!("{area}/{leaf}")) else { continue };
+                let Ok(name) = ObjectName::new(text.as_str()) else { continue };
+                match file.metadata() {
+                    Ok(metadata) if metadata.is_dir() => pending.push(text),
+                    Ok(metadata) if metadata.is_file() => found.push(entry(name, &metadata, &file.path())?),
+                    Ok(_) => {}
+                    // Deleted by someone else since it was listed.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(io_error("look at", &file.path())(error)),
+                }
+            }
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<()> {
+        let path = self.path(name);
+        match fs::remove_file(&path) {
+            Ok(()) => sync_dir(path.parent().unwrap_or(&self.root)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io_error("remove", &path)(error)),
+        }
+    }
+
+    fn creates_exclusively(&self) -> bool {
+        true
+    }
+
+    fn describe(&self) -> String {
+        self.root.display().to_string()
+    }
+}
+
+fn not_found(name: &ObjectName) -> Error {
+    Error::NotFound { name: name.to_string() }
+}
+
+fn entry(name: ObjectName, metadata: &fs::Metadata, path: &Path) -> Result<Entry> {
+    let modified = metadata.modified().map_err(io_error("look at", path))?;
+    Ok(Entry { name, len: metadata.len(), modified: SystemTime::min(modified, SystemTime::now()) })
+}
+
+/// Entries of a directory; none where there is no directory.
+fn read_dir(dir: &Path) -> Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => Ok(Some(entries).into_iter().flatten()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None.into_iter().flatten()),
+        Err(error) => Err(io_error("list", dir)(error)),
+    }
+}
+
+/// Makes a directory and those above it, each durable in the one above it.
+fn make_dir(dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
+        make_dir(above)?;
+    }
+    let made = fs::DirBuilder::new().create(dir);
+    match made {
+        Ok(()) => {
+            use std::os::unix::fs::PermissionsExt as _;
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io_error("protect", dir))?;
+            sync_dir(dir.parent().unwrap_or(Path::new("/")))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(io_error("create", dir)(error)),
+    }
+}
+
+fn sync_dir(dir: &Path) -> Result<()> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    File::open(dir).and_then(|handle| handle.sync_all()).map_err(io_error("sync", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_conforms() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::create(&dir.path().join("a/b")).unwrap();
+        crate::conformance::run(&store).unwrap();
+    }
+
+    #[test]
+    fn what_a_crash_left_is_not_listed_and_is_tidied() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::create(dir.path()).unwrap();
+        store.put(&ObjectName::new("index/1").unwrap(), b"x", Put::Replace).unwrap();
+        fs::write(dir.path().join("tmp/1-1"), b"half").unwrap();
+        assert_eq!(store.list("index").unwrap().len(), 1);
+        assert_eq!(store.tidy(Duration::from_secs(3600)).unwrap(), 0);
+        assert_eq!(store.tidy(Duration::ZERO).unwrap(), 1);
+    }
+
+    #[test]
+    fn objects_are_their_owners_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::create(&dir.path().join("repo")).unwrap();
+        store.put(&ObjectName::new("keys/1").unwrap(), b"x", Put::Create).unwrap();
+        for (path, mode) in [("repo", 0o700), ("repo/keys", 0o700), ("repo/keys/1", 0o600)] {
+            let found = fs::metadata(dir.path().join(path)).unwrap().permissions().mode() & 0o777;
+            assert_eq!(found, mode, "{path}");
+        }
+    }
+}
