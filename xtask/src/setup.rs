@@ -19,8 +19,8 @@ use crate::{run, say};
 const QEMU: &str = "qemu-system-x86_64";
 const QEMU_PACKAGES: [&str; 2] = ["qemu-system-x86", "qemu-utils"];
 /// UEFI firmware; a Debian system out of packages; its file system, EFI partition and partition table; a reader of
-/// manifests, for restoring without Keyframe.
-const TOOL_PACKAGES: [&str; 6] = ["ovmf", "mmdebstrap", "e2fsprogs", "mtools", "fdisk", "jq"];
+/// manifests, for restoring without Keyframe; a server that the SFTP store is tested with.
+const TOOL_PACKAGES: [&str; 7] = ["ovmf", "mmdebstrap", "e2fsprogs", "mtools", "fdisk", "jq", "openssh-sftp-server"];
 const BACKPORTS: &str = "bookworm-backports";
 
 /// What set-up has to do.
