@@ -222,11 +222,11 @@ impl<'a> Prepared<'a> {
     /// [`Error::Migration`], [`Error::Qmp`], [`Error::Late`], [`Error::Cancelled`].
     pub fn cut(self, strategy: Strategy, cancel: &AtomicBool) -> Result<Streaming<'a>, Error> {
         let Self { monitor, overlays } = self;
-        let result = match strategy {
+        let result = forget_the_past(monitor).and_then(|()| match strategy {
             Strategy::AtQemusStop => at_qemus_stop(monitor, overlays, cancel),
             Strategy::StopFirst => stop_first(monitor, overlays, cancel),
             Strategy::Still => still(monitor, overlays),
-        };
+        });
         match result {
             Ok(report) => Ok(Streaming { monitor, report }),
             Err(error) => {
@@ -238,6 +238,15 @@ impl<'a> Prepared<'a> {
             }
         }
     }
+}
+
+/// Forgets events of before: the STOP of an attempt that failed must not be taken for the one that is coming, or disks
+/// would be cut at one instant and memory at a later one.
+fn forget_the_past(monitor: &mut Client) -> Result<(), Error> {
+    // Events and replies come in order: behind this reply nothing older is on its way.
+    monitor.call(&QueryStatus {})?;
+    while monitor.next_event(Instant::now())?.is_some() {}
+    Ok(())
 }
 
 /// Sends `migrate`.
