@@ -83,17 +83,3 @@ impl Progress for Terminal {
         }
     }
 }
-
-impl keyframe_repo::Progress for Terminal {
-    fn step(&self, what: &str) {
-        Progress::step(self, what);
-    }
-
-    fn bytes(&self, done: u64, total: u64) {
-        Progress::bytes(self, done, total);
-    }
-
-    fn note(&self, text: &str) {
-        Progress::note(self, text);
-    }
-}

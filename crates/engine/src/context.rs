@@ -2,28 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use keyframe_types::{Progress, Silent};
+
 use crate::error::Error;
 use crate::state::home::Home;
-
-/// Told how an operation goes on. Called from several threads, often; must return at once.
-pub trait Progress: Send + Sync {
-    /// A new part has begun.
-    fn step(&self, what: &str);
-    /// So many bytes of a known total are done.
-    fn bytes(&self, done: u64, total: u64);
-    /// Something a person should know; not an error.
-    fn note(&self, text: &str);
-}
-
-/// Tells nobody.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Silent;
-
-impl Progress for Silent {
-    fn step(&self, _what: &str) {}
-    fn bytes(&self, _done: u64, _total: u64) {}
-    fn note(&self, _text: &str) {}
-}
 
 /// The surroundings of an operation.
 #[derive(Clone, Copy)]

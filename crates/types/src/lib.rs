@@ -1,4 +1,4 @@
-//! The words of Keyframe as types: names, identifiers, sizes and times.
+//! The words of Keyframe as types: names, identifiers, sizes and times; and whom to tell how work goes on.
 //!
 //! Everything a person types or a file contains passes through one of these constructors once; behind
 //! them the rest of the code can rely on what a `VmName` or a `SnapshotId` is. No type here does I/O
@@ -6,12 +6,14 @@
 
 mod id;
 mod name;
+mod progress;
 mod size;
 mod snapshot_ref;
 mod time;
 
 pub use id::{IdError, InstanceId, LayerId, SnapshotId};
 pub use name::{DiskId, NameError, SnapshotName, VmName};
+pub use progress::{Progress, Silent};
 pub use size::{ByteLen, SizeError};
 pub use snapshot_ref::{RefError, SnapshotRef, SnapshotSelector};
 pub use time::{TimeError, TimeToLive, Timestamp};

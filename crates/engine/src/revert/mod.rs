@@ -268,10 +268,10 @@ impl<'a> Reverting<'a> {
         if self.stays_off() {
             return self.without_process(machine);
         }
-        let (mut started, stopped) = self.loaded(machine)?;
+        let definition = at_snapshot(&machine.definition, &self.source.manifest.definition);
+        let (mut started, stopped) = self.loaded(machine, &definition)?;
         self.ctx.check()?;
         machine.head = self.journal.after.clone();
-        let definition = at_snapshot(&machine.definition, &self.source.manifest.definition);
         machine.head.process = Some(self.source.process(self.ctx, &started, &definition));
         machine.write_head()?;
         pass(Failpoint::RevertHeadWritten)?;
@@ -334,7 +334,7 @@ impl<'a> Reverting<'a> {
     }
 
     /// Starts the new process while the present stops, and loads the snapshot into it.
-    fn loaded(&self, machine: &Machine) -> Result<(Started, Option<Instant>), Error> {
+    fn loaded(&self, machine: &Machine, definition: &MachineDefinition) -> Result<(Started, Option<Instant>), Error> {
         let after = &self.journal.after;
         let chains: Vec<_> = after.chains().cloned().collect();
         layers::create_tops(self.ctx.home, &chains)?;
@@ -342,8 +342,7 @@ impl<'a> Reverting<'a> {
         if let Present::Exclusive(_) = self.present {
             undo::quit(machine)?;
         }
-        let definition = at_snapshot(&machine.definition, &self.source.manifest.definition);
-        let target = Target { definition: &definition, disks: &after.disks, nvram: after.nvram.as_ref() };
+        let target = Target { definition, disks: &after.disks, nvram: after.nvram.as_ref() };
         let starting = self.source.begin(self.ctx, &machine.dir, &target)?;
         pass(Failpoint::RevertProcessStarted)?;
         let mut started = starting.ready()?;

@@ -13,12 +13,11 @@
 
 use std::os::fd::AsFd as _;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use keyframe_hypervisor::cut::{self, Strategy as CutStrategy};
 use keyframe_hypervisor::load;
 use keyframe_qmp::commands::machine::Quit;
-use keyframe_types::Timestamp;
 
 use crate::context::Context;
 use crate::error::Error;
@@ -29,12 +28,12 @@ use crate::memory;
 use crate::pages;
 use crate::pause;
 use crate::recover::{Patience, Recovered};
-use crate::snapshot::{self, Plan, SnapshotReport, SnapshotRequest, Taken, host_cpu};
+use crate::snapshot::{self, Plan, SnapshotReport, SnapshotRequest, Taken, qemu_used};
 use crate::snapshots;
 use crate::space;
 use crate::state::head::{Head, Process};
 use crate::state::journal::{Journal, RevertJournal};
-use crate::state::manifest::{Consistency, Cut, Memory, QemuUsed, StateAtCut};
+use crate::state::manifest::{Consistency, Cut, Memory, StateAtCut};
 use crate::state::{durable, sealed};
 
 use super::{QUIT_PATIENCE, unpark};
@@ -93,16 +92,19 @@ pub(crate) fn write_journal(machine: &Machine, journal: &RevertJournal) -> Resul
 }
 
 fn committed(machine: &Machine, journal: &RevertJournal) -> bool {
-    Head { process: None, ..machine.head.clone() } == journal.after
+    is_after(&machine.head, journal)
+}
+
+fn is_after(head: &Head, journal: &RevertJournal) -> bool {
+    Head { process: None, ..head.clone() } == journal.after
 }
 
 /// Whether the past is all that runs: it is on record, and the process of the present has ended. A machine that was off can
 /// be off again.
 pub(crate) fn only_forward(machine: &Machine, journal: &RevertJournal) -> bool {
     let on_record: Result<Option<Head>, Error> = sealed::read(&machine.dir.head());
-    let committed = on_record.is_ok_and(|head| {
-        head.is_some_and(|head| Head { process: None, ..head.clone() } == journal.after && head.process.is_some())
-    });
+    let committed =
+        on_record.is_ok_and(|head| head.is_some_and(|head| head.process.is_some() && is_after(&head, journal)));
     journal.had_process && committed && !present_alive(journal)
 }
 
@@ -195,20 +197,8 @@ fn save_parked(ctx: &Context<'_>, machine: &Machine, process: &Process, plan: &P
 }
 
 fn without_memory(process: &Process) -> Taken {
-    let accelerator = process.accelerator;
-    Taken {
-        consistency: Consistency::Crash,
-        cut: Cut::Still,
-        state: StateAtCut::Stopped,
-        created: Timestamp::now(),
-        pause: Duration::ZERO,
-        stall: None,
-        frozen: None,
-        may_be_frozen: false,
-        memory: None,
-        qemu: QemuUsed { version: process.instance.version, accelerator, host_cpu: host_cpu(accelerator) },
-        notes: Vec::new(),
-    }
+    let qemu = qemu_used(process.instance.version, process.accelerator);
+    Taken::disks(Cut::Still, StateAtCut::Stopped, Consistency::Crash, qemu)
 }
 
 /// Ends the parked process: lets it close its disks, kills it when it does not.

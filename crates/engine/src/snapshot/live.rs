@@ -11,7 +11,7 @@ use keyframe_qmp::Client;
 use keyframe_qmp::commands::machine::{QueryCpusFast, Stop};
 use keyframe_types::Timestamp;
 
-use super::{Afterwards, Freeze, Plan, SnapshotReport, SnapshotRequest, Taken, commit, host_cpu, undo};
+use super::{Afterwards, Freeze, Plan, SnapshotReport, SnapshotRequest, Taken, commit, qemu_used, undo};
 use crate::context::Context;
 use crate::error::{Error, Kind};
 use crate::failpoint::{Failpoint, pass};
@@ -225,17 +225,11 @@ impl Taking<'_> {
         self.head_is_cut(machine)?;
         let consistency = if frozen.is_some() { Consistency::Filesystem } else { Consistency::Crash };
         Ok(Taken {
-            consistency,
-            cut: Cut::DisksOnly,
-            state: self.state,
             created,
-            pause: Duration::ZERO,
-            stall: None,
             frozen,
             may_be_frozen: self.freezes(),
-            memory: None,
-            qemu: self.qemu(),
             notes: std::mem::take(&mut scope.notes),
+            ..Taken::disks(Cut::DisksOnly, self.state, consistency, self.qemu())
         })
     }
 
@@ -369,8 +363,7 @@ impl Taking<'_> {
     }
 
     fn qemu(&self) -> QemuUsed {
-        let accelerator = self.process.accelerator;
-        QemuUsed { version: self.process.instance.version, accelerator, host_cpu: host_cpu(accelerator) }
+        qemu_used(self.process.instance.version, self.process.accelerator)
     }
 }
 

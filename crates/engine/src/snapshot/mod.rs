@@ -14,7 +14,7 @@ pub(crate) mod undo;
 
 use std::time::{Duration, Instant};
 
-use keyframe_hypervisor::{Accelerator, MachineDefinition};
+use keyframe_hypervisor::{Accelerator, MachineDefinition, QemuVersion};
 use keyframe_types::{ByteLen, SnapshotId, SnapshotName, TimeToLive, Timestamp, VmName};
 use serde::Serialize;
 
@@ -204,6 +204,30 @@ pub(crate) struct Taken {
     pub(crate) memory: Option<Memory>,
     pub(crate) qemu: QemuUsed,
     pub(crate) notes: Vec<String>,
+}
+
+impl Taken {
+    /// Disks as they lie now, and nothing else.
+    pub(crate) fn disks(cut: Cut, state: StateAtCut, consistency: Consistency, qemu: QemuUsed) -> Self {
+        Self {
+            consistency,
+            cut,
+            state,
+            created: Timestamp::now(),
+            pause: Duration::ZERO,
+            stall: None,
+            frozen: None,
+            may_be_frozen: false,
+            memory: None,
+            qemu,
+            notes: Vec::new(),
+        }
+    }
+}
+
+/// The QEMU of a snapshot, as its manifest tells it.
+pub(crate) fn qemu_used(version: QemuVersion, accelerator: Accelerator) -> QemuUsed {
+    QemuUsed { version, accelerator, host_cpu: host_cpu(accelerator) }
 }
 
 fn ms(span: Duration) -> f64 {

@@ -1,12 +1,9 @@
 //! A snapshot of a machine that is off: its layers are frozen as they lie, and it gets fresh ones.
 
-use std::time::Duration;
-
 use keyframe_hypervisor::Qemu;
 use keyframe_hypervisor::host::choose_accelerator;
-use keyframe_types::Timestamp;
 
-use super::{Freeze, Plan, SnapshotReport, SnapshotRequest, Taken, commit, host_cpu};
+use super::{Freeze, Plan, SnapshotReport, SnapshotRequest, Taken, commit, qemu_used};
 use crate::context::Context;
 use crate::error::Error;
 use crate::failpoint::{Failpoint, pass};
@@ -14,7 +11,7 @@ use crate::layers;
 use crate::machine::Machine;
 use crate::state::head::Head;
 use crate::state::journal::{Journal, SnapshotJournal};
-use crate::state::manifest::{Consistency, Cut, QemuUsed, StateAtCut};
+use crate::state::manifest::{Consistency, Cut, StateAtCut};
 use crate::state::{durable, sealed};
 
 pub(super) fn take(
@@ -61,19 +58,9 @@ fn carry_out(
     if !request.disk_only {
         notes.push("the machine is off: there is no memory to keep".to_owned());
     }
-    let taken = Taken {
-        consistency: if before.clean_shutdown { Consistency::Filesystem } else { Consistency::Crash },
-        cut: Cut::Still,
-        state: StateAtCut::Stopped,
-        created: Timestamp::now(),
-        pause: Duration::ZERO,
-        stall: None,
-        frozen: None,
-        may_be_frozen: false,
-        memory: None,
-        qemu: QemuUsed { version: Qemu::find()?.version()?, accelerator, host_cpu: host_cpu(accelerator) },
-        notes,
-    };
+    let consistency = if before.clean_shutdown { Consistency::Filesystem } else { Consistency::Crash };
+    let qemu = qemu_used(Qemu::find()?.version()?, accelerator);
+    let taken = Taken { notes, ..Taken::disks(Cut::Still, StateAtCut::Stopped, consistency, qemu) };
     let report = commit(machine, request, plan, &machine.definition, &before, &taken)?;
     pass(Failpoint::SnapshotCommitted)?;
     super::undo::finish(ctx, machine, journal, &before)?;
