@@ -84,10 +84,20 @@ failpoints! {
     DeleteJournaled = "delete-journaled",
     /// The manifest is gone: committed.
     DeleteManifestGone = "delete-manifest-gone",
-    /// Children and head have the new parent.
-    DeleteReparented = "delete-reparented",
-    /// Memory and layers are gone.
+    /// Memory and layers that nothing needs are gone.
     DeleteFilesGone = "delete-files-gone",
+    /// The journal of a merge is written.
+    MergeJournaled = "merge-journaled",
+    /// All data are copied.
+    MergeCopied = "merge-copied",
+    /// QEMU reads through the shorter chain.
+    MergeChainChanged = "merge-chain-changed",
+    /// All headers name the merged layer.
+    MergeHeadersWritten = "merge-headers-written",
+    /// The documents tell of the merged layer: committed.
+    MergeCommitted = "merge-committed",
+    /// The files of merged layers are gone.
+    MergeFilesGone = "merge-files-gone",
 }
 
 /// The variable that names the failpoint.

@@ -1,4 +1,4 @@
-//! `keyframe snapshot`, `snapshots`, `show`, `revert`, `fork`, `delete`
+//! `keyframe snapshot`, `snapshots`, `show`, `revert`, `fork`
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,9 +9,8 @@ use keyframe_engine::outcome::Outcome;
 use keyframe_engine::revert::{self, RevertReport, RevertRequest};
 use keyframe_engine::snapshot::{self, SnapshotReport, SnapshotRequest};
 use keyframe_engine::tree::{self, SnapshotSummary, Tree};
-use keyframe_engine::{Context, Error, delete};
-use keyframe_types::{SnapshotId, SnapshotRef, SnapshotSelector, Timestamp, VmName};
-use serde_json::json;
+use keyframe_engine::{Context, Error};
+use keyframe_types::{SnapshotId, SnapshotRef, Timestamp, VmName};
 
 use crate::args::{ForkArgs, ForkStrategy, RevertArgs, SnapshotArgs};
 use crate::output::{Output, ms, table};
@@ -223,43 +222,4 @@ pub fn fork(ctx: &Context<'_>, args: ForkArgs, output: &Output) -> Result<u8, Er
     }
     output.result("forked", &report, text);
     Ok(exit_status(Outcome::of_fork(&report)))
-}
-
-/// `keyframe delete`
-pub fn delete(ctx: &Context<'_>, references: &[SnapshotRef], dry_run: bool, output: &Output) -> Result<u8, Error> {
-    let mut by_machine: BTreeMap<&VmName, Vec<SnapshotSelector>> = BTreeMap::new();
-    for reference in references {
-        by_machine.entry(&reference.vm).or_default().push(reference.snapshot.clone());
-    }
-    // All are planned before the first goes.
-    for (vm, selectors) in &by_machine {
-        delete::delete(ctx, vm, selectors, true)?;
-    }
-    let (mut gone, mut failure) = (Vec::new(), None);
-    for (vm, selectors) in by_machine {
-        match delete::delete(ctx, vm, &selectors, dry_run) {
-            Ok(deletion) => {
-                gone.extend(deletion.gone.into_iter().map(|plan| (vm.clone(), plan)));
-                failure = deletion.failure;
-            }
-            Err(error) if gone.is_empty() => return Err(error),
-            Err(error) => failure = Some(error),
-        }
-        if failure.is_some() {
-            break;
-        }
-    }
-    let verb = if dry_run { "would delete" } else { "deleted" };
-    let text: String = gone
-        .iter()
-        .map(|(vm, plan)| format!("{verb} {vm}@{} ({}), {} freed\n", plan.name, plan.id.short(), plan.bytes_freed))
-        .collect();
-    let documents: Vec<_> = gone.iter().map(|(vm, plan)| json!({"vm": vm, "snapshot": plan})).collect();
-    let failed = failure.as_ref().map(ToString::to_string);
-    output.result("deleted", &json!({"dry_run": dry_run, "snapshots": documents, "failed": failed}), text);
-    if let Some(error) = failure {
-        output.trouble(&error);
-        return Ok(exit_status(Outcome::Incomplete));
-    }
-    Ok(0)
 }
