@@ -10,6 +10,8 @@
 
 pub mod forecast;
 pub mod graph;
+#[cfg(test)]
+mod model;
 pub mod plan;
 pub(crate) mod step;
 
