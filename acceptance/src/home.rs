@@ -107,6 +107,18 @@ impl Home {
         self.start_with(arguments, &[("KEYFRAME_FAILPOINT", failpoint)])?.wait()
     }
 
+    /// Runs `keyframe` with further variables in its environment, and waits until it has ended.
+    ///
+    /// # Errors
+    /// When it cannot be built or started.
+    pub fn run_with<S: AsRef<OsStr>>(
+        &self,
+        environment: &[(&str, &str)],
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<Outcome> {
+        self.start_with(arguments, environment)?.wait()
+    }
+
     fn start_with<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,

@@ -10,6 +10,7 @@
 //! | [`checker`] | the lines of the program in the small guest |
 //! | [`monitor`] | raw QMP, for what `keyframe` has no command for |
 //! | [`bare`] | a QEMU without Keyframe, to compare with |
+//! | [`small_fs`] | a file system that is soon full |
 //! | [`process`] | killing what is ours and nothing else |
 //!
 //! The kit uses nothing of the crates it tests: it knows the command line and its JSON, and the files that
@@ -25,6 +26,7 @@ pub mod monitor;
 pub mod process;
 pub mod running;
 pub mod serial;
+pub mod small_fs;
 
 pub use error::{Error, Result};
 pub use home::Home;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use keyframe_acceptance::small_fs::SmallFs;
 use keyframe_acceptance::{Home, Machine, MachineSpec, Outcome, Result, guests};
 use keyframe_engine::state::manifest::Manifest;
 use keyframe_engine::state::sealed;
@@ -209,27 +210,6 @@ fn kill_in(home: &Path, word: &str) -> bool {
         }
     }
     false
-}
-
-/// A small file system, mounted until dropped. Needs root, as the tests' container has.
-struct SmallFs<'p>(&'p Path);
-
-impl<'p> SmallFs<'p> {
-    fn mount(at: &'p Path, size: &str) -> Self {
-        fs::create_dir_all(at).unwrap();
-        let option = format!("size={size}");
-        let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &option, "keyframe-test"]).arg(at).status().unwrap();
-        assert!(mounted.success(), "this test mounts a small file system and needs root for it");
-        Self(at)
-    }
-}
-
-impl Drop for SmallFs<'_> {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("-l").arg(self.0).status();
-        assert!(unmounted.is_ok_and(|status| status.success()));
-    }
 }
 
 #[test]

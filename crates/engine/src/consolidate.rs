@@ -93,9 +93,7 @@ pub fn consolidate(ctx: &Context<'_>, request: &ConsolidateRequest) -> Result<Co
             }
         }
     }
-    if let Some(guard) = guard {
-        guard.dismiss();
-    }
+    Guard::dismiss_if_tidy(guard, &machine.dir);
     consolidation.depth_after = depth(&machine);
     let nothing = consolidation.merged.is_empty() && consolidation.flattened.is_empty();
     match consolidation.failure.take() {

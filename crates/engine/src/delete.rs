@@ -131,9 +131,7 @@ pub(crate) fn delete_locked(
         deletion.gone.push(plan);
     }
     (deletion.merged, deletion.failure) = merge_all(ctx, machine, options.speed);
-    if let Some(guard) = guard {
-        guard.dismiss();
-    }
+    Guard::dismiss_if_tidy(guard, &machine.dir);
     Ok(deletion)
 }
 
@@ -197,9 +195,7 @@ fn detach(ctx: &Context<'_>, name: &VmName, speed: Option<u64>) -> Result<(), Er
         ctx.check()?;
         merge::copy(ctx, &mut machine, copy, speed)?;
     }
-    if let Some(guard) = guard {
-        guard.dismiss();
-    }
+    Guard::dismiss_if_tidy(guard, &machine.dir);
     Ok(())
 }
 

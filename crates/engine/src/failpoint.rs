@@ -1,7 +1,8 @@
 //! Places where a test may kill the process, as a power cut or `kill -9` would, or make a step fail.
 //!
 //! `KEYFRAME_FAILPOINT=NAME` makes the process kill itself when it comes by, `KEYFRAME_FAILPOINT=NAME!` makes the step
-//! fail there, as a full disk would. Every step of every operation
+//! fail there, as a full disk would. `KEYFRAME_FAILPOINT_WITH=PID` has that process, a QEMU, killed with it, as a power cut
+//! would. Every step of every operation
 //! that changes something has one, so that a loop over [`Failpoint::ALL`] kills at every step.
 
 use std::sync::OnceLock;
@@ -103,6 +104,9 @@ failpoints! {
 /// The variable that names the failpoint.
 pub const VARIABLE: &str = "KEYFRAME_FAILPOINT";
 
+/// The variable that names a process which dies with this one.
+pub const WITH_VARIABLE: &str = "KEYFRAME_FAILPOINT_WITH";
+
 /// Kills the process, or fails, if this is the failpoint that was asked for.
 ///
 /// # Errors
@@ -116,6 +120,11 @@ pub fn pass(point: Failpoint) -> Result<(), Error> {
         return Err(Error::Failpoint { name: point.name() });
     }
     if asked == Some(point.name()) {
+        let with = std::env::var(WITH_VARIABLE).ok().and_then(|pid| pid.parse().ok());
+        if let Some(with) = with.and_then(rustix::process::Pid::from_raw) {
+            // One that is gone already is as good.
+            let _ = rustix::process::kill_process(with, rustix::process::Signal::KILL);
+        }
         let us = rustix::process::getpid();
         // Nothing may run behind this, no destructor and no handler: SIGKILL is what a test wants to see.
         let _ = rustix::process::kill_process(us, rustix::process::Signal::KILL);

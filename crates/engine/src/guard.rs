@@ -21,7 +21,7 @@ use crate::context::{Context, Silent};
 use crate::error::{Error, IoContext as _};
 use crate::failpoint;
 use crate::machine::Machine;
-use crate::state::home::Home;
+use crate::state::home::{Home, VmDir};
 use crate::state::lock::{Lock, TIDYING_UP};
 use crate::{guest, recover};
 
@@ -84,6 +84,13 @@ impl Guard {
         self.say("done");
         if let Ok(mut pipe) = self.pipe.lock() {
             *pipe = None;
+        }
+    }
+
+    /// [`Guard::dismiss`], unless an operation is left that it shall finish.
+    pub fn dismiss_if_tidy(guard: Option<Self>, dir: &VmDir) {
+        if let Some(guard) = guard.filter(|_| !dir.journal().exists()) {
+            guard.dismiss();
         }
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Why a text is not a time to live.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a time to live: write a whole number with m, h, d or w, such as 90m, 12h, 7d or 2w")]
+#[error("{0:?} is not a time to live: write a whole number with s, m, h, d or w, such as 90m, 12h, 7d or 2w")]
 pub struct TimeError(String);
 
 /// An instant in UTC, to the millisecond, written as RFC 3339.
@@ -71,6 +71,7 @@ impl FromStr for TimeToLive {
         let bad = || TimeError(text.to_owned());
         let unit = text.chars().last().ok_or_else(bad)?;
         let seconds_each: u64 = match unit {
+            's' => 1,
             'm' => 60,
             'h' => 3600,
             'd' => 86_400,
