@@ -18,8 +18,12 @@ const SECOND: Duration = Duration::from_secs(1);
 const WORDS: &str = "checker.mb=32 checker.rate=20 checker.diskrate=200";
 
 fn worker<'h>(home: &'h Home, name: &str) -> Result<Machine<'h>> {
+    worker_with(home, name, &["a", "b"])
+}
+
+fn worker_with<'h>(home: &'h Home, name: &str, disks: &[&str]) -> Result<Machine<'h>> {
     let mut spec = MachineSpec::small(&guests::small()?, "128M", WORDS);
-    for disk in ["a", "b"] {
+    for disk in disks {
         spec = spec.disk(&home.empty_disk(&format!("{name}-{disk}.qcow2"), "32M")?);
     }
     let machine = Machine::start(home, name, &spec)?;
@@ -275,7 +279,7 @@ fn what_is_past_its_time_goes_in_one_pass_and_what_is_pinned_stays() -> Result<(
 #[test]
 fn a_full_disk_during_a_merge_leaves_everything_as_it_was() -> Result<()> {
     let home = Home::new("merge-full")?;
-    let machine = worker(&home, "worker")?;
+    let machine = worker_with(&home, "worker", &["a"])?;
     let layers = home.path().join("vms/worker/layers/disk0");
     let _small = SmallFs::mount(&layers, "200m");
     // What is above is less than what is below, and is pushed down.

@@ -92,6 +92,7 @@ pub fn runs(home: &Home, graph: &Graph, vm: &VmName) -> Vec<Run> {
             runs.extend(run_from(home, graph, vm, name));
         }
     }
+    runs.sort_by(|a, b| a.disk.as_str().cmp(b.disk.as_str()));
     runs
 }
 
