@@ -128,6 +128,7 @@ fn build(
         nic: request.network.map(|network| Nic { mac: MacAddress::random(), network }),
         kernel,
         disks,
+        probes: Vec::new(),
         extra_args: request.extra_args,
     };
     let head = Head { parent: None, disks: chains, nvram, process: None, clean_shutdown: false, origin: None };

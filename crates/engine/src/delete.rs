@@ -10,6 +10,7 @@ use keyframe_types::{ByteLen, SnapshotId, SnapshotSelector, VmName};
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::drill;
 use crate::error::Error;
 use crate::failpoint::{Failpoint, pass};
 use crate::layers;
@@ -93,6 +94,9 @@ fn plan(
     let held = |reason: String| Error::Held { name: manifest.name.to_string(), reason };
     if manifest.pinned {
         return Err(held("it is pinned".to_owned()));
+    }
+    if drill::being_tested(&machine.dir)?.contains(&manifest.id) {
+        return Err(held("it is being tested; try again when the test has ended".to_owned()));
     }
     let others = snapshots::read_all(&machine.dir)?;
     let child = others

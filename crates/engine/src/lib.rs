@@ -9,6 +9,8 @@
 //! | [`bringup`] | a fresh process that continues from a snapshot |
 //! | [`revert`], [`fork`] | going back; going on beside |
 //! | [`tree`], [`delete`] | looking at snapshots; letting them go |
+//! | [`drill`] | whether a snapshot really comes back |
+//! | [`label`] | what is said about a snapshot after it was taken |
 //! | [`pages`] | the page server's process |
 //! | [`guard`] | who watches over a command |
 //! | [`recover`] | tidying up behind a killed command |
@@ -21,11 +23,13 @@ pub mod context;
 pub mod create;
 pub mod delete;
 pub mod doctor;
+pub mod drill;
 mod error;
 pub mod failpoint;
 pub mod fork;
 pub mod guard;
 mod guest;
+pub mod label;
 mod layers;
 pub mod lifecycle;
 pub mod machine;

@@ -4,6 +4,7 @@ use keyframe_types::{SnapshotId, SnapshotSelector, VmName};
 
 use crate::error::{Error, IoContext as _};
 use crate::state::home::VmDir;
+use crate::state::label::Label;
 use crate::state::manifest::Manifest;
 use crate::state::sealed;
 
@@ -53,19 +54,19 @@ pub fn read_all(dir: &VmDir) -> Result<Vec<Manifest>, Error> {
     }
 }
 
-/// One snapshot; `None` when there is no manifest, and so no snapshot.
+/// One snapshot, as it is described now; `None` when there is no manifest, and so no snapshot.
 ///
 /// # Errors
 /// [`Error::Damaged`], [`Error::Schema`], [`Error::Io`].
 pub fn read(dir: &VmDir, id: &SnapshotId) -> Result<Option<Manifest>, Error> {
-    let path = dir.snapshot(id).manifest();
-    let manifest: Option<Manifest> = sealed::read(&path)?;
-    match manifest {
-        Some(manifest) if manifest.id != *id => {
-            Err(Error::Damaged { path, reason: format!("it is the manifest of {}", manifest.id) })
-        }
-        other => Ok(other),
+    let dir = dir.snapshot(id);
+    let path = dir.manifest();
+    let Some(mut manifest): Option<Manifest> = sealed::read(&path)? else { return Ok(None) };
+    if manifest.id != *id {
+        return Err(Error::Damaged { path, reason: format!("it is the manifest of {}", manifest.id) });
     }
+    Label::read(&dir)?.apply(&mut manifest);
+    Ok(Some(manifest))
 }
 
 /// The snapshot that a person means: by name, by id, or by the beginning of an id that is unique.

@@ -4,10 +4,12 @@ use keyframe_types::{ByteLen, SnapshotId, SnapshotRef, Timestamp, VmName};
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::drill::record::{self, LastTest, TestRecord};
 use crate::error::Error;
 use crate::machine::Machine;
 use crate::snapshots;
 use crate::state::head::Chain;
+use crate::state::home::VmDir;
 use crate::state::manifest::{Consistency, Manifest};
 
 /// A snapshot in one line.
@@ -39,6 +41,8 @@ pub struct SnapshotSummary {
     pub depth: usize,
     /// Whether the machine's present descends directly from it.
     pub is_head: bool,
+    /// How its last test ended; `None` for one that was never tested.
+    pub last_test: Option<LastTest>,
 }
 
 /// A snapshot that cannot be read.
@@ -72,7 +76,7 @@ pub fn tree(ctx: &Context<'_>, vm: &VmName) -> Result<Tree, Error> {
     let machine = Machine::open(ctx.home, vm)?;
     let (manifests, damaged) = snapshots::scan(&machine.dir)?;
     let head = machine.head.parent.clone();
-    let snapshots = manifests.iter().map(|manifest| summary(ctx, manifest, head.as_ref())).collect();
+    let snapshots = manifests.iter().map(|manifest| summary(ctx, &machine.dir, manifest, head.as_ref())).collect();
     let damaged = damaged
         .into_iter()
         .map(|damaged| DamagedSummary { id: damaged.id, reason: damaged.error.to_string() })
@@ -80,7 +84,7 @@ pub fn tree(ctx: &Context<'_>, vm: &VmName) -> Result<Tree, Error> {
     Ok(Tree { vm: vm.clone(), head, snapshots, damaged })
 }
 
-fn summary(ctx: &Context<'_>, manifest: &Manifest, head: Option<&SnapshotId>) -> SnapshotSummary {
+fn summary(ctx: &Context<'_>, dir: &VmDir, manifest: &Manifest, head: Option<&SnapshotId>) -> SnapshotSummary {
     let memory = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
     let layers: ByteLen = manifest.chains().filter_map(|chain| own_bytes(ctx, manifest, chain)).sum();
     SnapshotSummary {
@@ -97,6 +101,7 @@ fn summary(ctx: &Context<'_>, manifest: &Manifest, head: Option<&SnapshotId>) ->
         bytes_own: memory + layers,
         depth: manifest.chains().map(|chain| chain.layers.len()).max().unwrap_or(0),
         is_head: head == Some(&manifest.id),
+        last_test: record::last(&dir.snapshot(&manifest.id)),
     }
 }
 
@@ -111,11 +116,28 @@ fn own_bytes(ctx: &Context<'_>, manifest: &Manifest, chain: &Chain) -> Option<By
 }
 
 /// One snapshot in full.
+#[derive(Debug, Serialize)]
+pub struct SnapshotReport {
+    /// What it is, as it is described now.
+    #[serde(flatten)]
+    pub manifest: Manifest,
+    /// How its tests ended, the oldest first.
+    pub tests: Vec<TestRecord>,
+    /// Why nothing is known of its tests, although there were some.
+    pub tests_unreadable: Option<String>,
+}
+
+/// One snapshot in full.
 ///
 /// # Errors
 /// [`Error::NoMachine`], [`Error::NoSnapshot`], [`Error::AmbiguousSnapshot`], [`Error::Damaged`].
-pub fn show(ctx: &Context<'_>, reference: &SnapshotRef) -> Result<Manifest, Error> {
+pub fn show(ctx: &Context<'_>, reference: &SnapshotRef) -> Result<SnapshotReport, Error> {
     crate::recover::recover_if_idle(ctx, &reference.vm);
     let machine = Machine::open(ctx.home, &reference.vm)?;
-    snapshots::find(&machine.dir, &reference.vm, &reference.snapshot)
+    let manifest = snapshots::find(&machine.dir, &reference.vm, &reference.snapshot)?;
+    let (tests, tests_unreadable) = match record::read(&machine.dir.snapshot(&manifest.id)) {
+        Ok(tests) => (tests, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    Ok(SnapshotReport { manifest, tests, tests_unreadable })
 }

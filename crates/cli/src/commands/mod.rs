@@ -9,6 +9,7 @@ mod machines;
 pub mod repo;
 mod repository;
 mod snapshots;
+mod test;
 mod upkeep;
 
 use keyframe_engine::{Context, Error};
@@ -26,6 +27,8 @@ pub fn run(ctx: &Context<'_>, command: Command, output: &Output) -> Result<u8, E
         Command::Show { snapshot } => snapshots::show(ctx, &snapshot, output),
         Command::Revert(args) => snapshots::revert(ctx, args, output),
         Command::Fork(args) => snapshots::fork(ctx, args, output),
+        Command::SnapshotSet(args) => snapshots::set(ctx, args, output),
+        Command::Test(args) => test::run(ctx, args, output),
         Command::Delete { snapshots, dry_run } => snapshots::delete(ctx, &snapshots, dry_run, output),
         Command::Repo(_) | Command::Image(_) => unreachable!("commands on repositories were carried out before"),
         Command::Internal(internal) => internal::run(internal),
