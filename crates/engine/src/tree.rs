@@ -141,3 +141,138 @@ pub fn show(ctx: &Context<'_>, reference: &SnapshotRef) -> Result<SnapshotReport
     };
     Ok(SnapshotReport { manifest, tests, tests_unreadable })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::{Duration, Instant};
+
+    use keyframe_hypervisor::{AccelChoice, Accelerator, Firmware, LayerFormat, MachineDefinition, QemuVersion};
+    use keyframe_types::{DiskId, LayerId, SnapshotName};
+
+    use super::*;
+    use crate::context::Silent;
+    use crate::drill::record::{Check, Verdict};
+    use crate::machine::write_definition;
+    use crate::state::head::{Head, Layer};
+    use crate::state::home::Home;
+    use crate::state::label::{Expires, Label};
+    use crate::state::manifest::{Cost, Cut, QemuUsed, StateAtCut};
+    use crate::state::sealed::{self, Document};
+
+    fn definition(name: &VmName) -> MachineDefinition {
+        MachineDefinition {
+            schema: MachineDefinition::SCHEMA.to_owned(),
+            name: name.clone(),
+            uuid: "0".to_owned(),
+            memory_mib: 1024,
+            cpus: 1,
+            machine_type: "pc-q35-10.0".to_owned(),
+            accel: AccelChoice::Tcg,
+            firmware: Firmware::Bios,
+            nic: None,
+            kernel: None,
+            disks: vec![],
+            probes: vec!["agent".parse().unwrap()],
+            extra_args: vec![],
+        }
+    }
+
+    fn chain(home: &Home, dir: &VmDir, disk: &str) -> Chain {
+        let (disk, id) = (DiskId::new(disk).unwrap(), LayerId::random());
+        let path = home.relative(&dir.layer(&disk, &id));
+        let layer =
+            Layer { id, path, format: LayerFormat::Qcow2, virtual_bytes: ByteLen::from_mib(1 << 10), frozen: None };
+        Chain { disk, layers: vec![layer] }
+    }
+
+    fn manifest(home: &Home, dir: &VmDir, number: usize) -> Manifest {
+        let name: VmName = "db".parse().unwrap();
+        Manifest {
+            id: SnapshotId::random(),
+            name: SnapshotName::new(format!("s{number}")).unwrap(),
+            note: Some("an hour has passed".to_owned()),
+            owner: "anna".to_owned(),
+            created: Timestamp::now(),
+            expires: None,
+            pinned: false,
+            parent: None,
+            consistency: Consistency::RunningState,
+            cut: Cut::AtQemusStop,
+            state: StateAtCut::Running,
+            frozen: false,
+            definition: definition(&name),
+            qemu: QemuUsed {
+                version: QemuVersion { major: 10, minor: 0, micro: 2 },
+                accelerator: Accelerator::Tcg,
+                host_cpu: None,
+            },
+            memory: None,
+            disks: ["disk0", "disk1"].map(|disk| chain(home, dir, disk)).into(),
+            nvram: None,
+            cost: Cost { pause_ms: 3.5, guest_stall_ms_max: None, total_ms: 1200.0 },
+        }
+    }
+
+    /// Written without waiting for the disk: there are thousands.
+    fn put<T: Document>(path: &std::path::Path, document: &T) {
+        let body = serde_json::to_string_pretty(document).unwrap();
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, sealed::sealed(T::SCHEMA, &body)).unwrap();
+    }
+
+    fn test_record() -> TestRecord {
+        let check =
+            Check { name: "serial /login/".into(), passed: true, after_ms: Some(230.1), seen: "login: ".repeat(20) };
+        TestRecord {
+            started: Timestamp::now(),
+            verdict: Verdict::Passed,
+            strategy: None,
+            within_ms: 60_000,
+            running_ms: Some(1.0),
+            total_ms: 2.0,
+            checks: vec![check; 8],
+            screenshot: Some("x.png".into()),
+            serial: Some("x.serial.log".into()),
+            notes: vec![],
+        }
+    }
+
+    #[test]
+    fn a_thousand_snapshots_are_listed_in_no_time_with_what_was_said_and_tested_later() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::open(root.path()).unwrap();
+        let name: VmName = "db".parse().unwrap();
+        let dir = home.vm(&name);
+        std::fs::create_dir_all(dir.root()).unwrap();
+        write_definition(&dir.definition(), &definition(&name)).unwrap();
+        let head =
+            Head { parent: None, disks: vec![], nvram: None, process: None, clean_shutdown: false, origin: None };
+        put(&dir.head(), &head);
+        for number in 0..1000 {
+            let manifest = manifest(&home, &dir, number);
+            let snapshot = dir.snapshot(&manifest.id);
+            put(&snapshot.manifest(), &manifest);
+            let expires = Some(Expires::At(Timestamp::now()));
+            let note = Some(format!("later {number}"));
+            put(&snapshot.label(), &Label { note, expires, pinned: Some(true), ..Label::default() });
+            record::put_for_a_test(&snapshot, &vec![test_record(); 10]);
+        }
+        let never = AtomicBool::new(false);
+        let ctx = Context { home: &home, progress: &Silent, cancel: &never };
+        let mut quickest = Duration::MAX;
+        for _ in 0..5 {
+            let begun = Instant::now();
+            let listed = tree(&ctx, &name).unwrap();
+            quickest = quickest.min(begun.elapsed());
+            assert_eq!((listed.snapshots.len(), listed.damaged.len()), (1000, 0));
+            let told = |one: &SnapshotSummary| {
+                one.pinned && one.expires.is_some() && one.note.as_ref().is_some_and(|note| note.starts_with("later"))
+            };
+            assert!(listed.snapshots.iter().all(told), "what was said later goes before the manifest");
+            assert!(listed.snapshots.iter().all(|one| one.last_test.is_some()));
+        }
+        println!("1000 snapshots listed in {quickest:?}");
+        assert!(quickest < Duration::from_millis(200), "{quickest:?}");
+    }
+}

@@ -332,6 +332,45 @@ mod tests {
     use super::*;
 
     #[test]
+    fn probes_in_a_definition_read_back_and_unknown_members_are_refused() {
+        #[derive(Debug, PartialEq, serde::Deserialize, Serialize)]
+        struct Part {
+            probe: Vec<ProbeDefinition>,
+        }
+        let text = r#"
+            [[probe]]
+            kind = "agent"
+            [[probe]]
+            kind = "serial"
+            regex = "login: $"
+            send = "\n"
+            [[probe]]
+            kind = "tcp"
+            port = 5432
+            address = "192.168.1.5"
+            [[probe]]
+            kind = "command"
+            run = ["/usr/bin/pg_isready", "-q"]
+            [[probe]]
+            kind = "screen"
+        "#;
+        let part: Part = toml::from_str(text).unwrap();
+        assert_eq!(part.probe.len(), 5);
+        let again: Part = toml::from_str(&toml::to_string_pretty(&part).unwrap()).unwrap();
+        assert_eq!(again, part);
+        for (good, bad) in [
+            ("kind = \"agent\"", "kind = \"agent\"\nregex = \"x\""),
+            ("kind = \"screen\"", "kind = \"screen\"\nport = 1"),
+            ("port = 5432", "port = 0"),
+            ("port = 5432", "ports = 5432"),
+            ("\"192.168.1.5\"", "\"localhost\""),
+            ("kind = \"tcp\"", "kind = \"udp\""),
+        ] {
+            assert!(toml::from_str::<Part>(&text.replace(good, bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn what_fails_on_the_host_is_no_verdict_on_the_snapshot() {
         let id = SnapshotId::random();
         let damaged = keyframe_memory::Error::DamagedSums { path: "memory.b3".into() };

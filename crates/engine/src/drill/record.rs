@@ -209,6 +209,13 @@ fn drop_unnamed(dir: &Path, tests: &[TestRecord]) -> Result<(), Error> {
     Ok(())
 }
 
+/// Writes a list of tests without waiting for the disk.
+#[cfg(test)]
+pub(crate) fn put_for_a_test(dir: &SnapshotDir, tests: &[TestRecord]) {
+    let body = serde_json::to_string_pretty(&Tests { tests: tests.to_vec() }).unwrap();
+    std::fs::write(dir.tests(), sealed::sealed(Tests::SCHEMA, &body)).unwrap();
+}
+
 #[cfg(test)]
 mod tests {
     use keyframe_types::{SnapshotId, VmName};

@@ -29,7 +29,7 @@ const BETWEEN_ROUNDS: Duration = Duration::from_millis(20);
 /// The largest compiled regular expression, in bytes.
 const REGEX_BYTES: usize = 1 << 20;
 /// The most of a guest's words that a report repeats, in characters.
-const QUOTED: usize = 200;
+const QUOTED: usize = 120;
 
 /// What a look came to.
 #[derive(Debug)]
