@@ -10,6 +10,8 @@
 //! machine's lock.
 
 use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -39,15 +41,16 @@ impl Claim {
     /// [`Error::Busy`] when somebody tests it; [`Error::Io`].
     pub(crate) fn take(machine: &VmDir, id: &SnapshotId) -> Result<Self, Error> {
         let dir = machine.drill(id);
-        durable::create_private_dir(dir.root())?;
-        let held = File::open(dir.root()).or_io("open", dir.root())?;
         let deadline = Instant::now() + LOOKED_AT_FOR;
-        while !locks(&held, FlockOperation::NonBlockingLockExclusive).or_io("lock", dir.root())? {
+        let held = loop {
+            if let Some(held) = attempt(dir.root())? {
+                break held;
+            }
             if Instant::now() >= deadline {
                 return Err(Error::Busy { holder: format!("another test of snapshot {id}") });
             }
             std::thread::sleep(Duration::from_millis(5));
-        }
+        };
         let claim = Self { dir, _held: held };
         // Left behind by a test that was killed; recovery may not have come by.
         claim.throw_away_machine()?;
@@ -70,6 +73,21 @@ impl Claim {
             if path.is_dir() { durable::remove_dir(&path)? } else { durable::remove_file(&path)? }
         }
         Ok(())
+    }
+}
+
+/// Makes a directory and locks it, if nobody has it. One that its last holder removes meanwhile is nobody's, and not there: `None`.
+fn attempt(dir: &Path) -> Result<Option<File>, Error> {
+    let gone = |error: &Error| matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::NotFound);
+    match durable::create_private_dir(dir).and_then(|()| File::open(dir).or_io("open", dir)) {
+        Err(error) if gone(&error) => Ok(None),
+        Err(error) => Err(error),
+        Ok(held) => {
+            let locked = locks(&held, FlockOperation::NonBlockingLockExclusive).or_io("lock", dir)?;
+            let ours = held.metadata().or_io("look at", dir)?;
+            let there = std::fs::metadata(dir).is_ok_and(|now| (now.dev(), now.ino()) == (ours.dev(), ours.ino()));
+            Ok((locked && there).then_some(held))
+        }
     }
 }
 
@@ -128,7 +146,7 @@ pub(crate) fn tidy(machine: &VmDir) -> Result<(), Error> {
 fn places(machine: &VmDir) -> Result<Vec<(SnapshotId, bool)>, Error> {
     let all = machine.drills();
     let entries = match std::fs::read_dir(&all) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.or_io("list", &all)?,
     };
     let mut places = Vec::new();
@@ -145,7 +163,7 @@ fn places(machine: &VmDir) -> Result<Vec<(SnapshotId, bool)>, Error> {
 /// Whether somebody holds the lock on a directory; `None` when it has gone meanwhile.
 fn is_held(dir: &Path) -> Result<Option<bool>, Error> {
     let opened = match File::open(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         other => other.or_io("open", dir)?,
     };
     let free = locks(&opened, FlockOperation::NonBlockingLockShared).or_io("lock", dir)?;

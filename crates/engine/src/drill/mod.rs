@@ -41,8 +41,8 @@ use probe::Probes;
 use record::{Check, Evidence, TestRecord, Verdict};
 use throwaway::{Parts, Throwaway};
 
-/// How long all probes together may take, unless someone says otherwise.
-pub const USUAL_LIMIT: Duration = Duration::from_secs(60);
+/// The longest that all probes together may take.
+const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// How much of the end of the serial console's log is kept as evidence, in bytes.
 const SERIAL_KEPT: usize = 64 << 10;
 
@@ -119,6 +119,9 @@ fn claim_snapshot(
     let declared: Vec<_> = machine.definition.probes.iter().chain(&request.probes).cloned().collect();
     if declared.len() > MOST_PROBES {
         return Err(Error::BadRequest { what: format!("a machine is asked at most {MOST_PROBES} probes") });
+    }
+    if request.within > LONGEST_LIMIT {
+        return Err(Error::BadRequest { what: "a test may last for 24 hours at most".to_owned() });
     }
     // Refused before anything is made.
     Probes::of(&declared)?;

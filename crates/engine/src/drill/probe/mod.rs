@@ -24,6 +24,8 @@ use crate::space;
 
 /// The longest that one look may take.
 const LOOK_PATIENCE: Duration = Duration::from_secs(2);
+/// A look that begins in time may take so much longer: cut off in the middle, it would only tell of that.
+const LAST_LOOK_PATIENCE: Duration = Duration::from_millis(500);
 /// Between two rounds.
 const BETWEEN_ROUNDS: Duration = Duration::from_millis(20);
 /// The largest compiled regular expression, in bytes.
@@ -115,18 +117,20 @@ pub(crate) fn ask_all(
     probes: Probes,
     deadline: Instant,
 ) -> Result<Vec<Check>, Error> {
-    let unasked = |probe: &Box<dyn Probe>| Check {
+    let unasked = |probe: &dyn Probe| Check {
         name: probe.name(),
         passed: false,
         after_ms: None,
         seen: "nobody came to ask".to_owned(),
     };
     let mut probes = probes.0;
-    let mut checks: Vec<Check> = probes.iter().map(unasked).collect();
+    let mut checks: Vec<Check> = probes.iter().map(|probe| unasked(probe.as_ref())).collect();
     let ended = loop {
         for (probe, check) in probes.iter_mut().zip(&mut checks).filter(|(_, check)| !check.passed) {
             ctx.check()?;
-            match probe.look(machine, deadline.min(Instant::now() + LOOK_PATIENCE)) {
+            let by = (deadline + LAST_LOOK_PATIENCE).min(Instant::now() + LOOK_PATIENCE);
+            match probe.look(machine, by) {
+                Look::Passed(seen) if Instant::now() > deadline => check.seen = format!("too late: {seen}"),
                 Look::Passed(seen) => {
                     let after_ms = Some(super::ms(machine.begun.elapsed()));
                     *check = Check { passed: true, after_ms, seen, ..check.clone() };
