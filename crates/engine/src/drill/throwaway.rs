@@ -32,6 +32,8 @@ use crate::state::manifest::Manifest;
 const SERIAL_BYTES: u64 = 1 << 20;
 /// How long QEMU may take to answer: less than a test may last.
 const MONITOR_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a process that has closed its monitor may take to end.
+const ENDING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a throw-away machine is made of.
 #[derive(Debug)]
@@ -120,18 +122,27 @@ impl Throwaway {
 
     /// Why it does not run any more; `None` while it does.
     pub(crate) fn ending(&mut self) -> Option<String> {
-        if self.instance().was_shut_down_by_guest() {
-            return Some("the guest shut itself down".to_owned());
-        }
-        if !self.instance().is_alive() {
-            let said = log_tail(&self.instance().log());
-            let said = if said.is_empty() { "without a word".to_owned() } else { format!("and said: {said}") };
-            return Some(format!("its QEMU ended {said}"));
-        }
-        match state_of(self.monitor()) {
+        let state = if self.instance().is_alive() { state_of(self.monitor()) } else { State::Stopped };
+        // One that is killed closes its monitor a moment before it is gone.
+        let ends = state == State::Unresponsive && self.instance().process.wait_gone(ENDING_PATIENCE).is_ok();
+        match state {
             State::Running => None,
-            state => Some(format!("it is {}", state.as_str())),
+            State::Stopped => Some(self.last_words()),
+            _ if ends => Some(self.last_words()),
+            other => Some(format!("it is {}", other.as_str())),
         }
+    }
+
+    /// How its process ended.
+    fn last_words(&self) -> String {
+        if self.instance().was_shut_down_by_guest() {
+            return "the guest shut itself down".to_owned();
+        }
+        let said = log_tail(&self.instance().log());
+        if said.is_empty() {
+            return "its QEMU ended without a word".to_owned();
+        }
+        format!("its QEMU ended and said: {said}")
     }
 
     /// A command of QEMU's human monitor; gives what it says.

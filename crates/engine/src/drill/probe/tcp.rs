@@ -25,6 +25,8 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct PortAccepts {
     guest: SocketAddrV4,
     trying: Option<Trial>,
+    /// How the last connection ended: another may be on its way.
+    seen: String,
 }
 
 /// A connection on its way.
@@ -38,7 +40,11 @@ struct Trial {
 
 impl PortAccepts {
     pub(super) fn new(port: NonZeroU16, address: Option<Ipv4Addr>) -> Self {
-        Self { guest: SocketAddrV4::new(address.unwrap_or(USUAL_ADDRESS), port.get()), trying: None }
+        Self {
+            guest: SocketAddrV4::new(address.unwrap_or(USUAL_ADDRESS), port.get()),
+            trying: None,
+            seen: "the guest has not answered".to_owned(),
+        }
     }
 
     /// Opens a forward on a port that the host chooses, and connects to it.
@@ -83,7 +89,7 @@ impl Probe for PortAccepts {
         let asking = state == Some("SYN_SENT") || (state.is_none() && !gone(&trial.ours));
         if asking && Instant::now() < trial.until {
             self.trying = Some(trial);
-            return Look::NotYet("the guest has not answered".to_owned());
+            return Look::NotYet(self.seen.clone());
         }
         if let Err(error) = close(machine, trial.forward) {
             return Look::NotYet(error.to_string());
@@ -91,11 +97,12 @@ impl Probe for PortAccepts {
         match state {
             // A server that says its word and hangs up has accepted, too.
             Some("ESTABLISHED" | "CLOSE_WAIT" | "FIN_WAIT_1" | "FIN_WAIT_2" | "CLOSING" | "LAST_ACK" | "TIME_WAIT") => {
-                Look::Passed("the guest accepts a connection".to_owned())
+                return Look::Passed("the guest accepts a connection".to_owned());
             }
-            _ if asking => Look::NotYet("the guest does not answer".to_owned()),
-            _ => Look::NotYet("the guest refuses the connection".to_owned()),
+            _ if asking => self.seen = "the guest does not answer".to_owned(),
+            _ => self.seen = "the guest refuses the connection".to_owned(),
         }
+        Look::NotYet(self.seen.clone())
     }
 }
 
