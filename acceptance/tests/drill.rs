@@ -282,6 +282,46 @@ fn what_is_said_about_a_snapshot_can_be_said_anew() -> Result<()> {
 }
 
 #[test]
+fn what_snapshots_cost_is_told_with_the_command_that_helps() -> Result<()> {
+    let home = Home::new("cost")?;
+    let machine = worker(&home)?;
+    machine.snapshot("one")?;
+    machine.snapshot("two")?;
+    let cost = home.run(["cost", "worker", "--check", "--json"])?.succeeded()?;
+    let told = &cost.json["machines"][0];
+    assert_eq!((&told["snapshots"], told["disks"][0]["layers"].as_array().map(Vec::len)), (&2.into(), Some(3)));
+    assert!(told["bytes"].as_u64().unwrap() > 1 << 20, "{told}");
+    assert!(told["disks"][0]["reads"]["requests"].as_u64().unwrap() > 0, "{told}");
+    assert_eq!(told["warnings"], serde_json::json!([]));
+    // The checker reads its disk all the time: QEMU has been counting since it was asked first.
+    wait_until("counting", || {
+        let again = home.run(["cost", "worker", "--json"]).unwrap();
+        again.json["machines"][0]["disks"][0]["reads"]["p99_ms"].is_number()
+    });
+
+    let path = vm_dir(&home).join("machine.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{text}\n[cost]\nmax_depth = 2\n")).unwrap();
+    let warned = home.run(["cost", "--check", "--json"])?;
+    let warnings = warned.json["machines"][0]["warnings"].as_array().unwrap().clone();
+    assert_eq!((warned.status, warnings.len()), (Some(1), 1), "{}", warned.stdout);
+    assert_eq!(warnings[0]["fix"], "keyframe consolidate worker");
+    for listing in [&["snapshots", "worker"][..], &["vm", "list"]] {
+        let listed = home.run(listing)?.succeeded()?;
+        assert!(
+            listed.stdout.contains("3 layers") && listed.stdout.contains("keyframe cost worker"),
+            "{}",
+            listed.stdout
+        );
+    }
+    assert_eq!(home.run(["cost", "worker"])?.status, Some(0), "only --check makes it a status");
+    fs::write(&path, format!("{text}\n[cost]\nmax_dept = 2\n")).unwrap();
+    assert_eq!(home.run(["cost", "worker"])?.status, Some(1), "a mistyped limit is none");
+    fs::write(&path, text).unwrap();
+    assert_works(&machine)
+}
+
+#[test]
 fn agent_port_command_and_screen_of_a_whole_system_are_asked() -> Result<()> {
     let home = Home::new("drill-debian")?;
     let guest = guests::debian()?;

@@ -70,6 +70,14 @@ pub enum Command {
     SnapshotSet(SnapshotSetArgs),
     /// Bring a snapshot up in isolation, see whether it works, and throw it away again
     Test(TestArgs),
+    /// Say what snapshots cost and will cost, and what to do about it
+    Cost {
+        /// The machine [default: all]
+        vm: Option<VmName>,
+        /// End with status 1 where there is something to see to
+        #[arg(long)]
+        check: bool,
+    },
     /// Delete snapshots that nothing hangs on
     Delete {
         /// The snapshots, of one machine

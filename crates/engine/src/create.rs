@@ -129,6 +129,7 @@ fn build(
         kernel,
         disks,
         probes: Vec::new(),
+        cost: None,
         extra_args: request.extra_args,
     };
     let head = Head { parent: None, disks: chains, nvram, process: None, clean_shutdown: false, origin: None };

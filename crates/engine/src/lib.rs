@@ -8,6 +8,7 @@
 //! | [`snapshot`] | taking a snapshot |
 //! | [`bringup`] | a fresh process that continues from a snapshot |
 //! | [`revert`], [`fork`] | going back; going on beside |
+//! | [`cost`] | what snapshots cost, and what to do about it |
 //! | [`tree`], [`delete`] | looking at snapshots; letting them go |
 //! | [`drill`] | whether a snapshot really comes back |
 //! | [`label`] | what is said about a snapshot after it was taken |
@@ -20,6 +21,7 @@
 
 pub mod bringup;
 pub mod context;
+pub mod cost;
 pub mod create;
 pub mod delete;
 pub mod doctor;

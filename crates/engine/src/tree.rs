@@ -4,6 +4,7 @@ use keyframe_types::{ByteLen, SnapshotId, SnapshotRef, Timestamp, VmName};
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::cost;
 use crate::drill::record::{self, LastTest, TestRecord};
 use crate::error::Error;
 use crate::machine::Machine;
@@ -65,6 +66,8 @@ pub struct Tree {
     pub snapshots: Vec<SnapshotSummary>,
     /// Those that cannot be read.
     pub damaged: Vec<DamagedSummary>,
+    /// What should be seen to, in a line.
+    pub warning: Option<String>,
 }
 
 /// Lists a machine's snapshots.
@@ -81,12 +84,11 @@ pub fn tree(ctx: &Context<'_>, vm: &VmName) -> Result<Tree, Error> {
         .into_iter()
         .map(|damaged| DamagedSummary { id: damaged.id, reason: damaged.error.to_string() })
         .collect();
-    Ok(Tree { vm: vm.clone(), head, snapshots, damaged })
+    let warning = cost::brief(ctx, &machine, &manifests);
+    Ok(Tree { vm: vm.clone(), head, snapshots, damaged, warning })
 }
 
 fn summary(ctx: &Context<'_>, dir: &VmDir, manifest: &Manifest, head: Option<&SnapshotId>) -> SnapshotSummary {
-    let memory = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
-    let layers: ByteLen = manifest.chains().filter_map(|chain| own_bytes(ctx, manifest, chain)).sum();
     SnapshotSummary {
         id: manifest.id.clone(),
         name: manifest.name.to_string(),
@@ -98,11 +100,18 @@ fn summary(ctx: &Context<'_>, dir: &VmDir, manifest: &Manifest, head: Option<&Sn
         note: manifest.note.clone(),
         expires: manifest.expires,
         pinned: manifest.pinned,
-        bytes_own: memory + layers,
+        bytes_own: own_bytes_of(ctx, manifest),
         depth: manifest.chains().map(|chain| chain.layers.len()).max().unwrap_or(0),
         is_head: head == Some(&manifest.id),
         last_test: record::last(&dir.snapshot(&manifest.id)),
     }
+}
+
+/// Space that only a snapshot takes: its memory image, and the layers that it froze.
+pub(crate) fn own_bytes_of(ctx: &Context<'_>, manifest: &Manifest) -> ByteLen {
+    let memory = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
+    let layers: ByteLen = manifest.chains().filter_map(|chain| own_bytes(ctx, manifest, chain)).sum();
+    memory + layers
 }
 
 /// Space of the layer that the snapshot froze; `None` for a disk that was there before the machine.
@@ -174,6 +183,7 @@ mod tests {
             kernel: None,
             disks: vec![],
             probes: vec!["agent".parse().unwrap()],
+            cost: None,
             extra_args: vec![],
         }
     }

@@ -48,6 +48,9 @@ pub struct MachineDefinition {
     /// What tells, when a snapshot is tested, that the machine works.
     #[serde(default, rename = "probe", skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<ProbeDefinition>,
+    /// From when on `keyframe cost` warns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<CostLimits>,
     /// Further QEMU arguments, checked by [`crate::extra_args`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extra_args: Vec<String>,
@@ -76,6 +79,26 @@ impl MachineDefinition {
     #[must_use]
     pub fn memory(&self) -> ByteLen {
         ByteLen::from_mib(self.memory_mib)
+    }
+}
+
+/// What a machine's snapshots may cost before there are warnings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CostLimits {
+    /// The most layers of a disk.
+    pub max_depth: u32,
+    /// The greatest age of a snapshot that is not pinned and never expires, in days.
+    pub max_age_days: u32,
+    /// The least time until the file system is full, in days.
+    pub min_days_left: u32,
+    /// What 99 of 100 reads take at most, in milliseconds.
+    pub max_read_ms: u32,
+}
+
+impl Default for CostLimits {
+    fn default() -> Self {
+        Self { max_depth: 32, max_age_days: 30, min_days_left: 14, max_read_ms: 100 }
     }
 }
 

@@ -426,6 +426,7 @@ mod tests {
             kernel: None,
             disks: vec![],
             probes: vec![],
+            cost: None,
             extra_args: vec!["-usb".into()],
         }
     }

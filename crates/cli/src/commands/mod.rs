@@ -1,6 +1,7 @@
 //! One module for each group of commands: calls the engine, says what came of it.
 
 mod console;
+mod cost;
 mod doctor;
 pub mod image;
 pub mod internal;
@@ -29,6 +30,7 @@ pub fn run(ctx: &Context<'_>, command: Command, output: &Output) -> Result<u8, E
         Command::Fork(args) => snapshots::fork(ctx, args, output),
         Command::SnapshotSet(args) => snapshots::set(ctx, args, output),
         Command::Test(args) => test::run(ctx, args, output),
+        Command::Cost { vm, check } => cost::run(ctx, vm, check, output),
         Command::Delete { snapshots, dry_run } => snapshots::delete(ctx, &snapshots, dry_run, output),
         Command::Repo(_) | Command::Image(_) => unreachable!("commands on repositories were carried out before"),
         Command::Internal(internal) => internal::run(internal),

@@ -101,6 +101,9 @@ fn drawn(tree: &Tree) -> String {
     for damaged in &tree.damaged {
         let _ = writeln!(text, "damaged: {}: {}", damaged.id, damaged.reason);
     }
+    if let Some(warning) = &tree.warning {
+        let _ = writeln!(text, "{warning}");
+    }
     text
 }
 
