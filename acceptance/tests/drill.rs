@@ -249,6 +249,32 @@ fn a_snapshot_without_memory_is_booted_in_the_same_isolation() -> Result<()> {
 }
 
 #[test]
+fn a_machine_with_further_ways_out_is_tested_without_them() -> Result<()> {
+    let home = Home::new("drill-ways-out")?;
+    let (heard, port) = (home.file("heard"), TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+    let spec = MachineSpec::small(&guests::small()?, "256M", WORDS).option("--firmware", "uefi");
+    let spec = spec.disk(&home.empty_disk("worker.qcow2", "64M")?).for_qemu(&[
+        "-netdev",
+        &format!("user,id=more,hostfwd=tcp:127.0.0.1:{port}-:22"),
+        "-device",
+        "e1000,netdev=more",
+        "-chardev",
+        &format!("file,id=out,path={}", heard.display()),
+        "-device",
+        "isa-serial,chardev=out,index=1",
+    ]);
+    let machine = Machine::start(&home, "worker", &spec)?;
+    machine.wait_until_checking()?;
+    machine.snapshot("good")?;
+    // QEMU cuts such a file when it opens it, and cannot forward a port twice.
+    fs::write(&heard, "what was heard before").unwrap();
+    home.run(["test", "worker@good", "--json"])?.succeeded()?;
+    assert_nothing_left(&home, "further ways out");
+    assert_eq!(fs::read_to_string(&heard).unwrap(), "what was heard before");
+    assert_works(&machine)
+}
+
+#[test]
 fn what_is_said_about_a_snapshot_can_be_said_anew() -> Result<()> {
     let home = Home::new("label")?;
     let machine = worker(&home)?;

@@ -1,4 +1,5 @@
-//! What a machine is made of: the part of its definition that decides the QEMU command line.
+//! What a machine is made of: the part of its definition that decides the QEMU command line, and what its owner wants to
+//! know of it.
 //!
 //! Two QEMU processes started from equal definitions accept each other's device state; so a snapshot
 //! carries a copy of the definition it was taken with, and whatever could shift between hosts or

@@ -30,7 +30,7 @@ use crate::state::manifest::Manifest;
 
 /// How much of the end of the serial log is looked at.
 const SERIAL_BYTES: u64 = 1 << 20;
-/// How long QEMU may take to answer: less than a test may last.
+/// How long QEMU may take to answer while it is looked at: less than a test may last.
 const MONITOR_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a process that has closed its monitor may take to end.
 const ENDING_PATIENCE: Duration = Duration::from_secs(2);
@@ -73,8 +73,7 @@ impl Parts {
     pub(crate) fn start(&self, ctx: &Context<'_>, claim: &Claim, source: &Source) -> Result<Throwaway, Error> {
         let begun = Instant::now();
         let target = Target { definition: &self.definition, disks: &self.disks, nvram: self.nvram.as_ref() };
-        let mut started = source.begin(ctx, claim.dir(), &target)?.ready()?;
-        started.monitor.set_timeout(MONITOR_PATIENCE);
+        let started = source.begin(ctx, claim.dir(), &target)?.ready()?;
         let booted = source.strategy == Strategy::Cold;
         Ok(Throwaway { dir: claim.dir().clone(), started, begun, booted, agent: None })
     }
@@ -110,6 +109,8 @@ impl Throwaway {
     pub(crate) fn run(&mut self, manifest: &Manifest) -> Result<(Duration, Vec<String>), Error> {
         load::run(&mut self.started.monitor).map_err(|error| self.instance().explain(error))?;
         let running = self.begun.elapsed();
+        // Loading has times of its own.
+        self.monitor().set_timeout(MONITOR_PATIENCE);
         let mut notes = Vec::new();
         if manifest.frozen
             && !self.booted

@@ -33,6 +33,9 @@ const REGEX_BYTES: usize = 1 << 20;
 /// The most of a guest's words that a report repeats, in characters.
 const QUOTED: usize = 120;
 
+/// The longest that is told of a look, in characters.
+const LONGEST_SEEN: usize = 500;
+
 /// What a look came to.
 #[derive(Debug)]
 enum Look {
@@ -130,12 +133,12 @@ pub(crate) fn ask_all(
             ctx.check()?;
             let by = (deadline + LAST_LOOK_PATIENCE).min(Instant::now() + LOOK_PATIENCE);
             match probe.look(machine, by) {
-                Look::Passed(seen) if Instant::now() > deadline => check.seen = format!("too late: {seen}"),
+                Look::Passed(seen) if Instant::now() > deadline => check.seen = plain(&format!("too late: {seen}")),
                 Look::Passed(seen) => {
                     let after_ms = Some(super::ms(machine.begun.elapsed()));
-                    *check = Check { passed: true, after_ms, seen, ..check.clone() };
+                    *check = Check { passed: true, after_ms, seen: plain(&seen), ..check.clone() };
                 }
-                Look::NotYet(seen) => check.seen = seen,
+                Look::NotYet(seen) => check.seen = plain(&seen),
             }
         }
         space::check(ctx.home.root(), keyframe_types::ByteLen::ZERO)?;
@@ -154,12 +157,18 @@ pub(crate) fn ask_all(
     Ok(checks)
 }
 
-/// The end of what a guest said, as a report repeats it: one line, without what a terminal would act on.
+/// The end of what a guest said, as a report repeats it.
 fn quoted(said: &[u8]) -> String {
     let text = String::from_utf8_lossy(said);
     let mut last: Vec<char> = text.trim_end().chars().rev().take(QUOTED).collect();
     last.reverse();
-    last.into_iter().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    plain(&last.into_iter().collect::<String>())
+}
+
+/// What was seen in one line of bounded length, without what a terminal would act on: most of it are a guest's words, those
+/// of its agent's errors, too.
+fn plain(text: &str) -> String {
+    text.chars().take(LONGEST_SEEN).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
