@@ -161,6 +161,7 @@ mod tests {
 
     use super::*;
     use crate::context::Silent;
+    use crate::drill;
     use crate::drill::record::{Check, Verdict};
     use crate::machine::write_definition;
     use crate::state::head::{Head, Layer};
@@ -246,6 +247,29 @@ mod tests {
             serial: Some("x.serial.log".into()),
             notes: vec![],
         }
+    }
+
+    #[test]
+    fn what_is_tested_stands_on_its_layers_and_no_other_does() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::open(root.path()).unwrap();
+        let name: VmName = "db".parse().unwrap();
+        let dir = home.vm(&name);
+        std::fs::create_dir_all(dir.root()).unwrap();
+        write_definition(&dir.definition(), &definition(&name)).unwrap();
+        let both: Vec<Manifest> = (0..2).map(|number| manifest(&home, &dir, number)).collect();
+        for one in &both {
+            put(&dir.snapshot(&one.id).manifest(), one);
+        }
+        assert!(drill::stood_on(&home).unwrap().is_empty());
+        let place = dir.drill(&both[1].id);
+        std::fs::create_dir_all(place.root()).unwrap();
+        assert!(drill::stood_on(&home).unwrap().is_empty(), "a test that was killed stands on nothing");
+        let held = std::fs::File::open(place.root()).unwrap();
+        rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let expected =
+            both[1].chains().flat_map(|chain| &chain.layers).map(|layer| home.absolute(&layer.path)).collect();
+        assert_eq!(drill::stood_on(&home).unwrap(), expected);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod probe;
 pub mod record;
 mod throwaway;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,7 @@ use crate::guard::Guard;
 use crate::machine::Machine;
 use crate::snapshots;
 use crate::space;
-use crate::state::home::SnapshotDir;
+use crate::state::home::{Home, SnapshotDir};
 use crate::state::manifest::Manifest;
 
 use claim::Claim;
@@ -129,6 +130,25 @@ fn claim_snapshot(
     let claim = Claim::take(&machine.dir, &manifest.id)?;
     pass(Failpoint::TestClaimed)?;
     Ok((claim, manifest, machine, declared))
+}
+
+/// Every file, absolute, that a test which is under way stands on, of any machine: layers, and memory images. Whoever merges or
+/// changes such files holds the machine's lock and asks first; tests of it do not begin meanwhile.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be told what is tested, [`Error::Damaged`] when it cannot be told what that stands on.
+pub fn stood_on(home: &Home) -> Result<BTreeSet<PathBuf>, Error> {
+    let mut files = BTreeSet::new();
+    for name in home.machine_names()? {
+        let dir = home.vm(&name);
+        for id in being_tested(&dir)? {
+            let Some(manifest) = snapshots::read(&dir, &id)? else { continue };
+            files.extend(manifest.memory.is_some().then(|| dir.snapshot(&id).memory()));
+            let layers = manifest.chains().flat_map(|chain| &chain.layers);
+            files.extend(layers.map(|layer| home.absolute(&layer.path)));
+        }
+    }
+    Ok(files)
 }
 
 /// A test that is under way.
