@@ -1,4 +1,4 @@
-//! Heads, manifests and journals: what is read is written the same again. Never panics.
+//! Heads, manifests, journals and labels: what is read is written the same again. Never panics.
 //!
 //! Input: the first byte says which, the rest is the document's body. It is read as it stands, which is nearly always refused,
 //! and in an envelope with the checksum that fits; otherwise nothing would get past it.
@@ -9,6 +9,7 @@ use std::path::Path;
 
 use keyframe_engine::state::head::Head;
 use keyframe_engine::state::journal::Journal;
+use keyframe_engine::state::label::Label;
 use keyframe_engine::state::manifest::{Cost, Manifest};
 use keyframe_engine::state::sealed::{self, Document};
 use libfuzzer_sys::fuzz_target;
@@ -16,14 +17,15 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|input: &[u8]| {
     let Some((which, rest)) = input.split_first() else { return };
     let Ok(text) = std::str::from_utf8(rest) else { return };
-    match which % 3 {
+    match which % 4 {
         0 => judge(text, |head: Head| head),
         // Numbers with a fraction may lose their last bit on the way.
         1 => judge(text, |manifest: Manifest| Manifest {
             cost: Cost { pause_ms: 0.0, guest_stall_ms_max: None, total_ms: 0.0 },
             ..manifest
         }),
-        _ => judge(text, |journal: Journal| journal),
+        2 => judge(text, |journal: Journal| journal),
+        _ => judge(text, |label: Label| label),
     }
 });
 

@@ -1,13 +1,14 @@
 //! The command line, as `--help` tells it.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use keyframe_engine::bringup::Strategy;
 use keyframe_engine::snapshot::Freeze;
-use keyframe_hypervisor::{AccelChoice, Firmware, Network};
-use keyframe_types::{ByteLen, SnapshotName, SnapshotRef, TimeToLive, VmName};
+use keyframe_hypervisor::{AccelChoice, Firmware, Network, ProbeDefinition};
+use keyframe_types::{ByteLen, NameError, RefError, SnapshotName, SnapshotRef, TimeToLive, VmName};
 
 use crate::repo_args::{ImageCommand, RepoCommand};
 
@@ -71,6 +72,18 @@ pub enum Command {
     Consolidate(ConsolidateArgs),
     /// Delete the snapshots whose time is up
     Expire(ExpireArgs),
+    /// Say something else about a snapshot: its name, note, owner, expiry or pin
+    SnapshotSet(SnapshotSetArgs),
+    /// Bring a snapshot up in isolation, see whether it works, and throw it away again
+    Test(TestArgs),
+    /// Say what snapshots cost and will cost, and what to do about it
+    Cost {
+        /// The machine [default: all]
+        vm: Option<VmName>,
+        /// End with status 1 where there is something to see to
+        #[arg(long)]
+        check: bool,
+    },
     /// Make and keep repositories, where images and backups live
     #[command(subcommand)]
     Repo(RepoCommand),
@@ -232,6 +245,9 @@ pub struct SnapshotArgs {
     /// Why it is taken
     #[arg(long, value_name = "TEXT")]
     pub note: Option<String>,
+    /// Whose it is [default: whoever asks]
+    #[arg(long, value_name = "NAME")]
+    pub owner: Option<String>,
     /// Without memory
     #[arg(long)]
     pub disk_only: bool,
@@ -268,6 +284,74 @@ impl From<FreezeArg> for Freeze {
             FreezeArg::No => Self::No,
             FreezeArg::Try => Self::Try,
             FreezeArg::Must => Self::Must,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true).multiple(true)
+    .args(["name", "note", "ttl", "no_ttl", "pin", "unpin", "owner"]))]
+pub struct SnapshotSetArgs {
+    /// The snapshot
+    #[arg(value_name = "VM@SNAP")]
+    pub snapshot: SnapshotRef,
+    /// Its new name
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<SnapshotName>,
+    /// Its new note; an empty one for none
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+    /// How long it is wanted from now on, such as 12h or 7d
+    #[arg(long, value_name = "TIME")]
+    pub ttl: Option<TimeToLive>,
+    /// It does not expire any more
+    #[arg(long, conflicts_with = "ttl")]
+    pub no_ttl: bool,
+    /// Keep it whatever else is said
+    #[arg(long)]
+    pub pin: bool,
+    /// It may go again
+    #[arg(long, conflicts_with = "pin")]
+    pub unpin: bool,
+    /// Whose it is
+    #[arg(long, value_name = "NAME")]
+    pub owner: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// The snapshot; with --all, the machine
+    #[arg(value_name = "VM@SNAP")]
+    pub target: TestTarget,
+    /// All snapshots of the machine, one after the other
+    #[arg(long)]
+    pub all: bool,
+    /// How long it may take from the start of the throw-away machine's process until all probes are satisfied
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_span)]
+    pub within: Duration,
+    /// Ask this too, besides what machine.toml declares: agent, screen, serial=REGEX, tcp=PORT, tcp=ADDRESS:PORT or
+    /// command='PROGRAM ARGUMENTS'; can be given several times
+    #[arg(long = "probe", value_name = "PROBE")]
+    pub probes: Vec<ProbeDefinition>,
+}
+
+/// What to test.
+#[derive(Debug, Clone)]
+pub enum TestTarget {
+    /// One snapshot.
+    Snapshot(SnapshotRef),
+    /// A machine's.
+    Machine(VmName),
+}
+
+impl FromStr for TestTarget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains('@') {
+            text.parse().map(Self::Snapshot).map_err(|error: RefError| error.to_string())
+        } else {
+            text.parse().map(Self::Machine).map_err(|error: NameError| error.to_string())
         }
     }
 }
@@ -417,6 +501,15 @@ mod tests {
         for text in ["", "ms", "-1s", "1h", "1.5s", "99999999999999999999s"] {
             assert!(parse_span(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn something_has_to_be_said_about_a_snapshot() {
+        let parse = |words: &str| Arguments::try_parse_from(words.split_whitespace());
+        assert!(parse("keyframe snapshot-set db@x").is_err());
+        assert!(parse("keyframe snapshot-set db@x --pin --unpin").is_err());
+        assert!(parse("keyframe snapshot-set db@x --ttl 7d --no-ttl").is_err());
+        assert!(parse("keyframe snapshot-set db@x --pin --no-ttl --owner anna --note x").is_ok());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use keyframe_hypervisor::launch::{RAM_BLOCK, RamBacking, Start};
 use keyframe_hypervisor::{AccelChoice, Accelerator, MachineDefinition, Qemu, QemuVersion, load};
 use keyframe_memory::MemoryImage;
 use keyframe_types::ByteLen;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
 use crate::error::Error;
@@ -31,7 +31,7 @@ use crate::state::home::{SnapshotDir, VmDir};
 use crate::state::manifest::Manifest;
 
 /// How a machine comes back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Strategy {
     /// All memory first.

@@ -130,6 +130,8 @@ fn build(
         nic: request.network.map(|network| Nic { mac: MacAddress::random(), network }),
         kernel,
         disks,
+        probes: Vec::new(),
+        cost: None,
         extra_args: request.extra_args,
     };
     let head = Head { parent: None, disks: chains, nvram, process: None, clean_shutdown: false, origin: None };

@@ -12,6 +12,7 @@ use keyframe_types::{ByteLen, SnapshotId, SnapshotSelector, VmName};
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::drill;
 use crate::error::Error;
 use crate::failpoint::{Failpoint, pass};
 use crate::guard::Guard;
@@ -167,6 +168,10 @@ fn refuse_held(ctx: &Context<'_>, manifest: &Manifest, graph: &Graph, detach: bo
     let held = |reason: String| Err(Error::Held { name: manifest.name.to_string(), reason });
     if manifest.pinned {
         return held("it is pinned".to_owned());
+    }
+    let dir = ctx.home.vm(&manifest.definition.name);
+    if drill::being_tested(&dir)?.contains(&manifest.id) {
+        return held("it is being tested; try again when the test has ended".to_owned());
     }
     let image = ctx.home.vm(&manifest.definition.name).snapshot(&manifest.id).memory();
     for name in ctx.home.machine_names()? {

@@ -106,6 +106,10 @@ pub enum Error {
     OtherHost { id: SnapshotId, taken: String, here: String },
     #[error("snapshot {id} has no memory")]
     NoMemory { id: SnapshotId },
+    #[error("a test of {vm} could not be kept inside")]
+    MayLeadOutside { vm: VmName, source: keyframe_hypervisor::isolation::MayLeadOutside },
+    #[error("probe {probe:?} is not usable: {reason}")]
+    BadProbe { probe: String, reason: String },
     #[error("snapshot {name} cannot be deleted: {reason}")]
     Held { name: String, reason: String },
     #[error("{vm} cannot be removed: {reason}")]
@@ -143,6 +147,7 @@ impl Error {
             Self::AmbiguousSnapshot { .. }
             | Self::TooManyDisks { .. }
             | Self::BadRequest { .. }
+            | Self::BadProbe { .. }
             | Self::RefusedArgument(_) => Kind::Usage,
             Self::Interrupted | Self::Hypervisor(Hypervisor::Cancelled) => Kind::Interrupted,
             Self::Capture(keyframe_memory::Error::Cancelled) => Kind::Interrupted,
@@ -171,6 +176,8 @@ impl Error {
             | Self::OtherHost { .. }
             | Self::Held { .. }
             | Self::MachineHeld { .. }
+            | Self::BadProbe { .. }
+            | Self::MayLeadOutside { .. }
             | Self::NoMemory { .. } => "nothing was changed",
             Self::Damaged { .. } => "nothing was changed; other snapshots are not affected",
             Self::Unfinished { .. } => {
@@ -223,6 +230,10 @@ impl Error {
                 "install that QEMU and name it in KEYFRAME_QEMU, or say --disk-only to boot its disks".to_owned()
             }
             Self::OtherHost { .. } => "revert on such a host, or say --disk-only to boot its disks".to_owned(),
+            Self::MayLeadOutside { .. } => {
+                "fork it with a network of your choice (`keyframe fork`), look, and remove the fork again".to_owned()
+            }
+            Self::BadProbe { .. } => "write it right, in the machine's machine.toml or behind --probe".to_owned(),
             Self::NoMemory { .. } => {
                 "`keyframe revert` starts a disk-only snapshot from its disks; a fork needs memory".to_owned()
             }

@@ -99,6 +99,24 @@ failpoints! {
     MergeCommitted = "merge-committed",
     /// The files of merged layers are gone.
     MergeFilesGone = "merge-files-gone",
+    /// The place for a test's throw-away machine is taken.
+    TestClaimed = "test-claimed",
+    /// Its layers exist.
+    TestPrepared = "test-prepared",
+    /// Its QEMU runs.
+    TestStarted = "test-started",
+    /// It has loaded its state.
+    TestLoaded = "test-loaded",
+    /// It runs, on its way to its first probe.
+    TestRunning = "test-running",
+    /// All probes are done.
+    TestProbed = "test-probed",
+    /// What was seen is kept beside the snapshot, and no record names it.
+    TestEvidenceKept = "test-evidence-kept",
+    /// The throw-away machine is gone.
+    TestThrownAway = "test-thrown-away",
+    /// The verdict is on record.
+    TestRecorded = "test-recorded",
 }
 
 /// The variable that names the failpoint.

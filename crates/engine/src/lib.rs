@@ -10,6 +10,9 @@
 //! | [`revert`], [`fork`] | going back; going on beside |
 //! | [`tree`], [`delete`], [`expire`] | looking at snapshots; letting them go |
 //! | [`merge`], [`consolidate`] | making chains of layers shorter |
+//! | [`cost`] | what snapshots cost, and what to do about it |
+//! | [`drill`] | whether a snapshot really comes back |
+//! | [`label`] | what is said about a snapshot after it was taken |
 //! | [`pages`] | the page server's process |
 //! | [`guard`] | who watches over a command |
 //! | [`recover`] | tidying up behind a killed command |
@@ -20,15 +23,18 @@
 pub mod bringup;
 pub mod consolidate;
 pub mod context;
+pub mod cost;
 pub mod create;
 pub mod delete;
 pub mod doctor;
+pub mod drill;
 mod error;
 pub mod expire;
 pub mod failpoint;
 pub mod fork;
 pub mod guard;
 mod guest;
+pub mod label;
 mod layers;
 pub mod lifecycle;
 pub mod machine;

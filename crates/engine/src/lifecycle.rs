@@ -12,6 +12,7 @@ use keyframe_types::{SnapshotId, Timestamp, VmName};
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::cost;
 use crate::error::Error;
 use crate::machine::{Ending, Launch, Machine, State, kill_strays};
 use crate::pages::HydrationReport;
@@ -205,6 +206,8 @@ pub struct MachineSummary {
     pub disks: usize,
     /// Number of its snapshots.
     pub snapshots: usize,
+    /// What should be seen to about them, in a line.
+    pub warning: Option<String>,
 }
 
 /// A machine in a list.
@@ -249,6 +252,7 @@ fn summary(ctx: &Context<'_>, name: &VmName) -> Result<MachineSummary, Error> {
         cpus: machine.definition.cpus,
         disks: machine.definition.disks.len(),
         snapshots: manifests.len() + damaged.len(),
+        warning: cost::brief(ctx, &machine, &manifests),
     })
 }
 

@@ -12,7 +12,7 @@ use crate::machine::{Machine, kill_strays};
 use crate::merge::step::Step;
 use crate::state::journal::Journal;
 use crate::state::lock::{Lock, TIDYING_UP};
-use crate::{delete, fork, revert, settle, snapshot};
+use crate::{delete, drill, fork, revert, settle, snapshot};
 
 /// How long tidying up may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,10 @@ pub(crate) fn recover(ctx: &Context<'_>, name: &VmName, patience: Patience) -> R
 
 fn recover_within(ctx: &Context<'_>, name: &VmName, patience: Patience) -> Result<Recovered, Error> {
     let dir = ctx.home.vm(name);
+    if let Err(error) = drill::tidy(&dir) {
+        // It is in nobody's way but its own snapshot's.
+        ctx.progress.note(&format!("something of a test that was killed stays for now: {error}"));
+    }
     let Some(journal) = snapshot::undo::read_journal(&dir)? else { return Ok(Recovered::Done) };
     ctx.progress.note("an earlier command was interrupted; tidying up behind it");
     let mut machine = Machine::open(ctx.home, name)?;
@@ -71,7 +75,7 @@ fn recover_within(ctx: &Context<'_>, name: &VmName, patience: Patience) -> Resul
 pub(crate) fn recover_if_idle(ctx: &Context<'_>, name: &VmName) {
     let dir = ctx.home.vm(name);
     let orphaned = || Machine::open(ctx.home, name).is_ok_and(|machine| machine.memory_is_orphaned());
-    if !snapshot::undo::has_journal(&dir) && !orphaned() {
+    if !snapshot::undo::has_journal(&dir) && !drill::has_leftovers(&dir) && !orphaned() {
         return;
     }
     if let Ok(Some(lock)) = Lock::attempt(&dir.lock(), TIDYING_UP) {

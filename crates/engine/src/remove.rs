@@ -6,6 +6,7 @@ use keyframe_types::{ByteLen, VmName};
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::drill;
 use crate::error::Error;
 use crate::layers;
 use crate::machine::{Machine, kill_strays};
@@ -78,6 +79,9 @@ fn plan(ctx: &Context<'_>, machine: &Machine, pinned: Pinned) -> Result<Removal,
     let held = |reason: String| Err(Error::MachineHeld { vm: name.clone(), reason });
     if let Some(other) = dependents(ctx.home, machine)?.first() {
         return held(format!("machine {other} was forked from it and stands on its layers; remove that one first"));
+    }
+    if let Some(id) = drill::being_tested(&machine.dir)?.first() {
+        return held(format!("its snapshot {id} is being tested; try again when the test has ended"));
     }
     let (manifests, damaged) = snapshots::scan(&machine.dir)?;
     if pinned == Pinned::Hold {

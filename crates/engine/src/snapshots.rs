@@ -61,7 +61,7 @@ pub fn read_all_with(trees: &Trees<'_>, dir: &VmDir) -> Result<Vec<Manifest>, Er
     }
 }
 
-/// One snapshot; `None` when there is no manifest, and so no snapshot.
+/// One snapshot, as it is described now; `None` when there is no manifest, and so no snapshot.
 ///
 /// # Errors
 /// [`Error::Damaged`], [`Error::Schema`], [`Error::Io`].

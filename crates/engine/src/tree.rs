@@ -4,10 +4,13 @@ use keyframe_types::{ByteLen, SnapshotId, SnapshotRef, Timestamp, VmName};
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::cost;
+use crate::drill::record::{self, LastTest, TestRecord};
 use crate::error::Error;
 use crate::machine::Machine;
 use crate::snapshots;
 use crate::state::head::Chain;
+use crate::state::home::VmDir;
 use crate::state::manifest::{Consistency, Manifest};
 
 /// A snapshot in one line.
@@ -39,6 +42,8 @@ pub struct SnapshotSummary {
     pub depth: usize,
     /// Whether the machine's present descends directly from it.
     pub is_head: bool,
+    /// How its last test ended; `None` for one that was never tested.
+    pub last_test: Option<LastTest>,
 }
 
 /// A snapshot that cannot be read.
@@ -61,6 +66,8 @@ pub struct Tree {
     pub snapshots: Vec<SnapshotSummary>,
     /// Those that cannot be read.
     pub damaged: Vec<DamagedSummary>,
+    /// What should be seen to, in a line.
+    pub warning: Option<String>,
 }
 
 /// Lists a machine's snapshots.
@@ -72,17 +79,16 @@ pub fn tree(ctx: &Context<'_>, vm: &VmName) -> Result<Tree, Error> {
     let machine = Machine::open(ctx.home, vm)?;
     let (manifests, damaged) = snapshots::scan(&machine.dir)?;
     let head = machine.head.parent.clone();
-    let snapshots = manifests.iter().map(|manifest| summary(ctx, manifest, head.as_ref())).collect();
+    let snapshots = manifests.iter().map(|manifest| summary(ctx, &machine.dir, manifest, head.as_ref())).collect();
     let damaged = damaged
         .into_iter()
         .map(|damaged| DamagedSummary { id: damaged.id, reason: damaged.error.to_string() })
         .collect();
-    Ok(Tree { vm: vm.clone(), head, snapshots, damaged })
+    let warning = cost::brief(ctx, &machine, &manifests);
+    Ok(Tree { vm: vm.clone(), head, snapshots, damaged, warning })
 }
 
-fn summary(ctx: &Context<'_>, manifest: &Manifest, head: Option<&SnapshotId>) -> SnapshotSummary {
-    let memory = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
-    let layers: ByteLen = manifest.chains().filter_map(|chain| own_bytes(ctx, manifest, chain)).sum();
+fn summary(ctx: &Context<'_>, dir: &VmDir, manifest: &Manifest, head: Option<&SnapshotId>) -> SnapshotSummary {
     SnapshotSummary {
         id: manifest.id.clone(),
         name: manifest.name.to_string(),
@@ -94,10 +100,18 @@ fn summary(ctx: &Context<'_>, manifest: &Manifest, head: Option<&SnapshotId>) ->
         note: manifest.note.clone(),
         expires: manifest.expires,
         pinned: manifest.pinned,
-        bytes_own: memory + layers,
+        bytes_own: own_bytes_of(ctx, manifest),
         depth: manifest.chains().map(|chain| chain.layers.len()).max().unwrap_or(0),
         is_head: head == Some(&manifest.id),
+        last_test: record::last(&dir.snapshot(&manifest.id)),
     }
+}
+
+/// Space that only a snapshot takes: its memory image, and the layers that it froze.
+pub(crate) fn own_bytes_of(ctx: &Context<'_>, manifest: &Manifest) -> ByteLen {
+    let memory = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
+    let layers: ByteLen = manifest.chains().filter_map(|chain| own_bytes(ctx, manifest, chain)).sum();
+    memory + layers
 }
 
 /// Space of the layer that the snapshot froze; `None` for a disk that was there before the machine.
@@ -111,11 +125,198 @@ fn own_bytes(ctx: &Context<'_>, manifest: &Manifest, chain: &Chain) -> Option<By
 }
 
 /// One snapshot in full.
+#[derive(Debug, Serialize)]
+pub struct SnapshotReport {
+    /// What it is, as it is described now.
+    #[serde(flatten)]
+    pub manifest: Manifest,
+    /// How its tests ended, the oldest first.
+    pub tests: Vec<TestRecord>,
+    /// Why nothing is known of its tests, although there were some.
+    pub tests_unreadable: Option<String>,
+}
+
+/// One snapshot in full.
 ///
 /// # Errors
 /// [`Error::NoMachine`], [`Error::NoSnapshot`], [`Error::AmbiguousSnapshot`], [`Error::Damaged`].
-pub fn show(ctx: &Context<'_>, reference: &SnapshotRef) -> Result<Manifest, Error> {
+pub fn show(ctx: &Context<'_>, reference: &SnapshotRef) -> Result<SnapshotReport, Error> {
     crate::recover::recover_if_idle(ctx, &reference.vm);
     let machine = Machine::open(ctx.home, &reference.vm)?;
-    snapshots::find(&machine.dir, &reference.vm, &reference.snapshot)
+    let manifest = snapshots::find(&machine.dir, &reference.vm, &reference.snapshot)?;
+    let (tests, tests_unreadable) = match record::read(&machine.dir.snapshot(&manifest.id)) {
+        Ok(tests) => (tests, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    Ok(SnapshotReport { manifest, tests, tests_unreadable })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::time::{Duration, Instant};
+
+    use keyframe_hypervisor::{AccelChoice, Accelerator, Firmware, LayerFormat, MachineDefinition, QemuVersion};
+    use keyframe_types::{DiskId, LayerId, SnapshotName};
+
+    use super::*;
+    use crate::context::Silent;
+    use crate::drill;
+    use crate::drill::record::{Check, Verdict};
+    use crate::machine::write_definition;
+    use crate::state::head::{FileOrigin, Head, Layer};
+    use crate::state::home::Home;
+    use crate::state::label::{Expires, Label};
+    use crate::state::manifest::{Cost, Cut, QemuUsed, StateAtCut};
+    use crate::state::sealed::{self, Document};
+    use crate::state::tree::{FrozenTop, write_head, write_manifest};
+
+    fn definition(name: &VmName) -> MachineDefinition {
+        MachineDefinition {
+            schema: MachineDefinition::SCHEMA.to_owned(),
+            name: name.clone(),
+            uuid: "0".to_owned(),
+            memory_mib: 1024,
+            cpus: 1,
+            machine_type: "pc-q35-10.0".to_owned(),
+            accel: AccelChoice::Tcg,
+            firmware: Firmware::Bios,
+            nic: None,
+            kernel: None,
+            disks: vec![],
+            probes: vec!["agent".parse().unwrap()],
+            cost: None,
+            extra_args: vec![],
+        }
+    }
+
+    fn chain(home: &Home, dir: &VmDir, disk: &str) -> Chain {
+        let (disk, id) = (DiskId::new(disk).unwrap(), LayerId::random());
+        let layer = Layer {
+            vm: dir.name().clone(),
+            file: id.clone(),
+            path: home.relative(&dir.layer(&disk, &id)),
+            id,
+            format: LayerFormat::Qcow2,
+            origin: FileOrigin::Made,
+            virtual_bytes: ByteLen::from_mib(1 << 10),
+            frozen: None,
+        };
+        Chain { disk, layers: vec![Arc::new(layer)] }
+    }
+
+    fn manifest(home: &Home, dir: &VmDir, number: usize) -> Manifest {
+        let name: VmName = "db".parse().unwrap();
+        Manifest {
+            id: SnapshotId::random(),
+            name: SnapshotName::new(format!("s{number}")).unwrap(),
+            note: Some("an hour has passed".to_owned()),
+            owner: "anna".to_owned(),
+            created: Timestamp::now(),
+            expires: None,
+            pinned: false,
+            parent: None,
+            consistency: Consistency::RunningState,
+            cut: Cut::AtQemusStop,
+            state: StateAtCut::Running,
+            frozen: false,
+            definition: definition(&name),
+            qemu: QemuUsed {
+                version: QemuVersion { major: 10, minor: 0, micro: 2 },
+                accelerator: Accelerator::Tcg,
+                host_cpu: None,
+            },
+            memory: None,
+            disks: ["disk0", "disk1"].map(|disk| chain(home, dir, disk)).into(),
+            nvram: None,
+            cost: Cost { pause_ms: 3.5, guest_stall_ms_max: None, total_ms: 1200.0 },
+        }
+    }
+
+    /// Written without waiting for the disk: there are thousands.
+    fn put<T: Document>(path: &std::path::Path, document: &T) {
+        let body = serde_json::to_string_pretty(document).unwrap();
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, sealed::sealed(T::SCHEMA, &body)).unwrap();
+    }
+
+    fn test_record() -> TestRecord {
+        let check =
+            Check { name: "serial /login/".into(), passed: true, after_ms: Some(230.1), seen: "login: ".repeat(20) };
+        TestRecord {
+            started: Timestamp::now(),
+            verdict: Verdict::Passed,
+            strategy: None,
+            within_ms: 60_000,
+            running_ms: Some(1.0),
+            total_ms: 2.0,
+            checks: vec![check; 8],
+            screenshot: Some("x.png".into()),
+            serial: Some("x.serial.log".into()),
+            notes: vec![],
+        }
+    }
+
+    #[test]
+    fn what_is_tested_stands_on_its_layers_and_no_other_does() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::open(root.path()).unwrap();
+        let name: VmName = "db".parse().unwrap();
+        let dir = home.vm(&name);
+        std::fs::create_dir_all(dir.root()).unwrap();
+        write_definition(&dir.definition(), &definition(&name)).unwrap();
+        let both: Vec<Manifest> = (0..2).map(|number| manifest(&home, &dir, number)).collect();
+        for one in &both {
+            std::fs::create_dir_all(dir.snapshot(&one.id).root()).unwrap();
+            write_manifest(&dir, one).unwrap();
+        }
+        assert!(drill::stood_on(&home).unwrap().is_empty());
+        let place = dir.drill(&both[1].id);
+        std::fs::create_dir_all(place.root()).unwrap();
+        assert!(drill::stood_on(&home).unwrap().is_empty(), "a test that was killed stands on nothing");
+        let held = std::fs::File::open(place.root()).unwrap();
+        rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let expected =
+            both[1].chains().flat_map(|chain| &chain.layers).map(|layer| home.absolute(&layer.path)).collect();
+        assert_eq!(drill::stood_on(&home).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_thousand_snapshots_are_listed_in_no_time_with_what_was_said_and_tested_later() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::open(root.path()).unwrap();
+        let name: VmName = "db".parse().unwrap();
+        let dir = home.vm(&name);
+        std::fs::create_dir_all(dir.root()).unwrap();
+        write_definition(&dir.definition(), &definition(&name)).unwrap();
+        let head =
+            Head { parent: None, disks: vec![], nvram: None, process: None, clean_shutdown: false, origin: None };
+        write_head(&dir, &head).unwrap();
+        for number in 0..1000 {
+            let manifest = Manifest { disks: vec![], ..manifest(&home, &dir, number) };
+            let snapshot = dir.snapshot(&manifest.id);
+            put(&snapshot.manifest(), &manifest.with_chains(FrozenTop::of).unwrap());
+            let expires = Some(Expires::At(Timestamp::now()));
+            let note = Some(format!("later {number}"));
+            put(&snapshot.label(), &Label { note, expires, pinned: Some(true), ..Label::default() });
+            record::put_for_a_test(&snapshot, &vec![test_record(); 10]);
+        }
+        let never = AtomicBool::new(false);
+        let ctx = Context { home: &home, progress: &Silent, cancel: &never };
+        let mut quickest = Duration::MAX;
+        for _ in 0..5 {
+            let begun = Instant::now();
+            let listed = tree(&ctx, &name).unwrap();
+            quickest = quickest.min(begun.elapsed());
+            assert_eq!((listed.snapshots.len(), listed.damaged.len()), (1000, 0));
+            let told = |one: &SnapshotSummary| {
+                one.pinned && one.expires.is_some() && one.note.as_ref().is_some_and(|note| note.starts_with("later"))
+            };
+            assert!(listed.snapshots.iter().all(told), "what was said later goes before the manifest");
+            assert!(listed.snapshots.iter().all(|one| one.last_test.is_some()));
+        }
+        println!("1000 snapshots listed in {quickest:?}");
+        assert!(quickest < Duration::from_millis(200), "{quickest:?}");
+    }
 }

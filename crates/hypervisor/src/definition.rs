@@ -1,15 +1,19 @@
-//! What a machine is made of: the part of its definition that decides the QEMU command line.
+//! What a machine is made of: the part of its definition that decides the QEMU command line, and what its owner wants to
+//! know of it.
 //!
 //! Two QEMU processes started from equal definitions accept each other's device state; so a snapshot
 //! carries a copy of the definition it was taken with, and whatever could shift between hosts or
 //! QEMU versions (machine type, CPU model) is pinned here when the machine is created.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use keyframe_types::{ByteLen, DiskId, VmName};
 use serde::{Deserialize, Serialize};
+
+use crate::probe::ProbeDefinition;
 
 /// A machine's hardware. Stored as `machine.toml`; a person may edit it while the machine is stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +46,12 @@ pub struct MachineDefinition {
     /// Disks in the order in which the guest sees them.
     #[serde(default, rename = "disk")]
     pub disks: Vec<DiskDefinition>,
+    /// What tells, when a snapshot is tested, that the machine works.
+    #[serde(default, rename = "probe", skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<ProbeDefinition>,
+    /// From when on `keyframe cost` warns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<CostLimits>,
     /// Further QEMU arguments, checked by [`crate::extra_args`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extra_args: Vec<String>,
@@ -70,6 +80,26 @@ impl MachineDefinition {
     #[must_use]
     pub fn memory(&self) -> ByteLen {
         ByteLen::from_mib(self.memory_mib)
+    }
+}
+
+/// What a machine's snapshots may cost before there are warnings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CostLimits {
+    /// The most layers of a disk.
+    pub max_depth: u32,
+    /// The greatest age of a snapshot that is not pinned and never expires, in days.
+    pub max_age_days: u32,
+    /// The least time until the file system is full, in days.
+    pub min_days_left: u32,
+    /// What 99 of 100 reads take at most, in milliseconds.
+    pub max_read_ms: u32,
+}
+
+impl Default for CostLimits {
+    fn default() -> Self {
+        Self { max_depth: 32, max_age_days: 30, min_days_left: 14, max_read_ms: 100 }
     }
 }
 
@@ -221,6 +251,8 @@ pub enum Network {
     User,
     /// A card whose cable leads nowhere that matters: user-mode network without any way out.
     Isolated,
+    /// The same, in which this address is the guest's, in a network of 256.
+    IsolatedFor(Ipv4Addr),
     /// An existing tap interface.
     Tap(InterfaceName),
     /// A fresh tap interface on an existing bridge.
@@ -232,6 +264,7 @@ impl fmt::Display for Network {
         match self {
             Self::User => f.pad("user"),
             Self::Isolated => f.pad("isolated"),
+            Self::IsolatedFor(address) => write!(f, "isolated:{address}"),
             Self::Tap(interface) => write!(f, "tap:{interface}"),
             Self::Bridge(bridge) => write!(f, "bridge:{bridge}"),
         }
@@ -251,6 +284,9 @@ impl FromStr for Network {
         match text.split_once(':') {
             None if text == "user" => Ok(Self::User),
             None if text == "isolated" => Ok(Self::Isolated),
+            Some(("isolated", address)) => {
+                address.parse().map(Self::IsolatedFor).map_err(|_| DefinitionError::BadNetwork(text.to_owned()))
+            }
             Some(("tap", name)) => InterfaceName::new(name).map(Self::Tap),
             Some(("bridge", name)) => InterfaceName::new(name).map(Self::Bridge),
             _ => Err(DefinitionError::BadNetwork(text.to_owned())),
@@ -323,10 +359,12 @@ mod tests {
 
     #[test]
     fn networks_read_back_as_written() {
-        for text in ["user", "isolated", "tap:tap0", "bridge:br-lan"] {
+        for text in ["user", "isolated", "isolated:192.168.7.5", "tap:tap0", "bridge:br-lan"] {
             assert_eq!(text.parse::<Network>().unwrap().to_string(), text);
         }
-        for text in ["", "none", "tap", "tap:", "bridge:a,b=c", "tap:0123456789abcdef", "vde:x"] {
+        for text in
+            ["", "none", "tap", "tap:", "bridge:a,b=c", "isolated:", "isolated:x", "tap:0123456789abcdef", "vde:x"]
+        {
             assert!(text.parse::<Network>().is_err(), "{text:?}");
         }
     }

@@ -4,6 +4,7 @@
 //! stream, so two processes started from one definition must agree on it whatever QEMU's defaults are.
 
 use std::ffi::OsString;
+use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
@@ -303,10 +304,21 @@ fn netdev(network: &Network, tap: Option<RawFd>) -> String {
     match (network, tap) {
         (Network::Tap(_) | Network::Bridge(_), Some(fd)) => format!("tap,id={NIC_NETDEV},fd={fd}"),
         (Network::User, _) => format!("user,id={NIC_NETDEV}"),
-        (Network::Isolated | Network::Tap(_) | Network::Bridge(_), _) => {
-            format!("user,id={NIC_NETDEV},restrict=on")
-        }
+        (Network::IsolatedFor(address), _) => format!("{}{}", isolated_netdev(), around(*address)),
+        (Network::Isolated | Network::Tap(_) | Network::Bridge(_), _) => isolated_netdev(),
     }
+}
+
+fn isolated_netdev() -> String {
+    format!("user,id={NIC_NETDEV},restrict=on")
+}
+
+/// A user-mode network in which `guest` is the guest's address: its other inhabitants are elsewhere.
+fn around(guest: Ipv4Addr) -> String {
+    let [a, b, c, own] = guest.octets();
+    let mut free = (1..=254_u8).filter(|&last| last != own).map(|last| Ipv4Addr::new(a, b, c, last));
+    let (host, dns) = (free.next().unwrap_or(guest), free.next().unwrap_or(guest));
+    format!(",net={a}.{b}.{c}.0/24,host={host},dns={dns},dhcpstart={guest}")
 }
 
 fn disk(args: &mut Arguments, slot: usize, chain: &DiskChain) {
@@ -412,6 +424,8 @@ mod tests {
             nic: Some(Nic { mac: MacAddress::random(), network: "bridge:br0".parse().unwrap() }),
             kernel: None,
             disks: vec![],
+            probes: vec![],
+            cost: None,
             extra_args: vec!["-usb".into()],
         }
     }
@@ -455,6 +469,13 @@ mod tests {
         assert!(args.iter().any(|arg| arg.ends_with("logfile=/run/a,,b/serial.log")), "{args:?}");
         assert!(args.contains(&"tap,id=net0,fd=8".to_owned()));
         assert_eq!(args.last().unwrap(), "-usb");
+    }
+
+    #[test]
+    fn a_private_network_has_room_for_the_guests_own_address() {
+        let around = |text: &str| around(text.parse().unwrap());
+        assert_eq!(around("10.1.2.5"), ",net=10.1.2.0/24,host=10.1.2.1,dns=10.1.2.2,dhcpstart=10.1.2.5");
+        assert_eq!(around("10.1.2.1"), ",net=10.1.2.0/24,host=10.1.2.2,dns=10.1.2.3,dhcpstart=10.1.2.1");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`definition`] | what a machine is made of |
+//! | [`probe`] | what a machine that works can do |
+//! | [`isolation`] | hardware without any way out |
 //! | [`extra_args`] | which further QEMU arguments are refused, and why |
 //! | [`launch`] | from a definition to a command line; pure |
 //! | [`host`] | what this host offers, by doing it |
@@ -23,10 +25,12 @@ mod error;
 pub mod extra_args;
 pub mod host;
 pub mod instance;
+pub mod isolation;
 pub mod launch;
 pub mod load;
 pub mod merge;
 pub mod network;
+pub mod probe;
 pub mod process;
 pub mod socket;
 pub mod stall;
@@ -39,3 +43,4 @@ pub use error::Error;
 pub use host::{HostError, KvmState, Qemu, QemuVersion};
 pub use instance::{InstanceRecord, Monitor};
 pub use launch::{DiskChain, LayerFile, LayerFormat};
+pub use probe::ProbeDefinition;

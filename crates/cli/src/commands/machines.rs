@@ -120,10 +120,15 @@ fn list(ctx: &Context<'_>, output: &Output) -> Result<u8, Error> {
             }
         }
     }
+    let warning = |entry: &Listed| match entry {
+        Listed::Machine(machine) => machine.warning.as_ref().map(|text| format!("{}: {text}\n", machine.name)),
+        Listed::Unreadable { .. } => None,
+    };
+    let warnings: String = entries.iter().filter_map(warning).collect();
     let text = if entries.is_empty() {
         "no machines yet; `keyframe vm create NAME --disk IMAGE` makes one\n".to_owned()
     } else {
-        table(&rows)
+        table(&rows) + &warnings
     };
     output.result("vm-list", &json!({"machines": documents}), text);
     Ok(if unreadable { 3 } else { 0 })

@@ -1,6 +1,7 @@
 //! One module for each group of commands: calls the engine, says what came of it.
 
 mod console;
+mod cost;
 mod doctor;
 pub mod image;
 pub mod internal;
@@ -9,6 +10,7 @@ mod machines;
 pub mod repo;
 mod repository;
 mod snapshots;
+mod test;
 mod tidying;
 mod upkeep;
 
@@ -30,6 +32,9 @@ pub fn run(ctx: &Context<'_>, command: Command, output: &Output) -> Result<u8, E
         Command::Delete(args) => tidying::delete(ctx, &args, output),
         Command::Consolidate(args) => tidying::consolidate(ctx, args, output),
         Command::Expire(args) => tidying::expire(ctx, args, output),
+        Command::SnapshotSet(args) => snapshots::set(ctx, args, output),
+        Command::Test(args) => test::run(ctx, args, output),
+        Command::Cost { vm, check } => cost::run(ctx, vm, check, output),
         Command::Repo(_) | Command::Image(_) => unreachable!("commands on repositories were carried out before"),
         Command::Internal(internal) => internal::run(internal),
     }

@@ -1,10 +1,12 @@
-//! `keyframe snapshot`, `snapshots`, `show`, `revert`, `fork`
+//! `keyframe snapshot`, `snapshots`, `show`, `snapshot-set`, `revert`, `fork`
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use keyframe_engine::bringup::Strategy;
+use keyframe_engine::drill::record::Verdict;
 use keyframe_engine::fork::{self, ForkRequest};
+use keyframe_engine::label::{self, LabelRequest, Wanted};
 use keyframe_engine::outcome::Outcome;
 use keyframe_engine::revert::{self, RevertReport, RevertRequest};
 use keyframe_engine::snapshot::{self, SnapshotReport, SnapshotRequest};
@@ -12,7 +14,8 @@ use keyframe_engine::tree::{self, SnapshotSummary, Tree};
 use keyframe_engine::{Context, Error};
 use keyframe_types::{SnapshotId, SnapshotRef, Timestamp, VmName};
 
-use crate::args::{ForkArgs, ForkStrategy, RevertArgs, SnapshotArgs};
+use super::test;
+use crate::args::{ForkArgs, ForkStrategy, RevertArgs, SnapshotArgs, SnapshotSetArgs};
 use crate::output::{Output, ms, table};
 
 fn exit_status(outcome: Outcome) -> u8 {
@@ -28,6 +31,7 @@ pub fn take(ctx: &Context<'_>, args: SnapshotArgs, output: &Output) -> Result<u8
         vm: args.vm,
         name: args.name,
         note: args.note,
+        owner: args.owner,
         disk_only: args.disk_only,
         ttl: args.ttl,
         pin: args.pin,
@@ -96,11 +100,15 @@ fn drawn(tree: &Tree) -> String {
     for damaged in &tree.damaged {
         let _ = writeln!(text, "damaged: {}: {}", damaged.id, damaged.reason);
     }
+    if let Some(warning) = &tree.warning {
+        let _ = writeln!(text, "{warning}");
+    }
     text
 }
 
 fn row(snapshot: &SnapshotSummary, depth: usize, now: Timestamp) -> Vec<String> {
-    let marks = [(snapshot.is_head, " *"), (snapshot.pinned, " (pinned)")];
+    let failed = snapshot.last_test.as_ref().is_some_and(|test| test.verdict == Verdict::Failed);
+    let marks = [(snapshot.is_head, " *"), (snapshot.pinned, " (pinned)"), (failed, " (test failed)")];
     let marks: String = marks.into_iter().filter(|(is, _)| *is).map(|(_, mark)| mark).collect();
     vec![
         format!("{}{}{marks}", "  ".repeat(depth), snapshot.name),
@@ -124,7 +132,8 @@ fn age(created: Timestamp, now: Timestamp) -> String {
 
 /// `keyframe show`
 pub fn show(ctx: &Context<'_>, reference: &SnapshotRef, output: &Output) -> Result<u8, Error> {
-    let manifest = tree::show(ctx, reference)?;
+    let report = tree::show(ctx, reference)?;
+    let manifest = &report.manifest;
     let mut rows = vec![
         vec!["snapshot".to_owned(), format!("{}@{}", reference.vm, manifest.name)],
         vec!["id".to_owned(), manifest.id.to_string()],
@@ -153,7 +162,36 @@ pub fn show(ctx: &Context<'_>, reference: &SnapshotRef, output: &Output) -> Resu
             chain.layers.iter().map(|layer| ctx.home.absolute(&layer.path).display().to_string()).collect();
         add(chain.disk.as_str(), layers.join(" on "));
     }
-    output.result("snapshot", &manifest, table(&rows));
+    let mut text = table(&rows);
+    for test in &report.tests {
+        text.push_str(&test::tested(test));
+    }
+    if let Some(reason) = &report.tests_unreadable {
+        let _ = writeln!(text, "its tests cannot be read: {reason}");
+    }
+    output.result("snapshot", &report, text);
+    Ok(0)
+}
+
+/// `keyframe snapshot-set`
+pub fn set(ctx: &Context<'_>, args: SnapshotSetArgs, output: &Output) -> Result<u8, Error> {
+    let vm = args.snapshot.vm.clone();
+    let request = LabelRequest {
+        reference: args.snapshot,
+        name: args.name,
+        note: args.note,
+        wanted: args.ttl.map(Wanted::For).or(args.no_ttl.then_some(Wanted::Always)),
+        pinned: args.pin.then_some(true).or(args.unpin.then_some(false)),
+        owner: args.owner,
+    };
+    let manifest = label::set(ctx, &request)?;
+    let mut rows = vec![vec!["  owner".to_owned(), manifest.owner.clone()]];
+    let expires = manifest.expires.map_or_else(|| "never".to_owned(), |expires| expires.to_string());
+    rows.push(vec!["  expires".to_owned(), expires]);
+    rows.push(vec!["  pinned".to_owned(), if manifest.pinned { "yes" } else { "no" }.to_owned()]);
+    rows.extend(manifest.note.as_ref().map(|note| vec!["  note".to_owned(), note.clone()]));
+    let text = format!("{vm}@{} ({})\n{}", manifest.name, manifest.id.short(), table(&rows));
+    output.result("snapshot-set", &manifest, text);
     Ok(0)
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use keyframe_types::{DiskId, SnapshotId, VmName};
 
+use crate::drill;
 use crate::error::Error;
 use crate::snapshots;
 use crate::state::head::{Chain, Head, Layer};
@@ -29,6 +30,8 @@ pub struct Node {
     pub active: bool,
     /// Machines whose present or snapshots stand on it, directly or not.
     pub machines: BTreeSet<VmName>,
+    /// Whether a test that is under way stands on it.
+    pub tested: bool,
 }
 
 /// All layers that are needed.
@@ -55,6 +58,10 @@ impl Graph {
                     graph.add_snapshot(&name, &manifest);
                 }
             }
+        }
+        let tested = drill::stood_on(home)?;
+        for node in graph.nodes.values_mut() {
+            node.tested = tested.contains(&home.absolute(&node.layer.path));
         }
         Ok(graph)
     }
@@ -88,6 +95,7 @@ impl Graph {
                 snapshots: BTreeSet::new(),
                 active: false,
                 machines: BTreeSet::new(),
+                tested: false,
             });
             node.children.extend(above.replace(name));
             if !node.machines.insert(vm.clone()) {

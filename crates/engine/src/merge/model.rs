@@ -85,6 +85,8 @@ fn definition(vm: &VmName) -> MachineDefinition {
         nic: None,
         kernel: None,
         disks: Vec::new(),
+        probes: Vec::new(),
+        cost: None,
         extra_args: Vec::new(),
     }
 }

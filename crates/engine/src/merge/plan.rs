@@ -96,11 +96,12 @@ pub fn runs(home: &Home, graph: &Graph, vm: &VmName) -> Vec<Run> {
     runs
 }
 
-/// Whether a layer's content is needed by one other layer only.
+/// Whether a layer's content is needed by one other layer only, and nobody reads it in this moment but the machine.
 fn can_go(vm: &VmName, node: &Node) -> bool {
     !node.active
         && node.snapshots.is_empty()
         && node.children.len() == 1
+        && !node.tested
         && node.layer.origin != FileOrigin::Foreign
         && node.machines.iter().all(|machine| machine == vm)
 }

@@ -394,13 +394,13 @@ impl<'a> Reverting<'a> {
     }
 }
 
-/// The hardware of the snapshot with the machine's own name and network: only hardware has to match its device state.
+/// The hardware of the snapshot with the machine's own name, network, probes and limits: only hardware has to match its device state.
 fn at_snapshot(now: &MachineDefinition, then: &MachineDefinition) -> MachineDefinition {
     let nic = match (&then.nic, &now.nic) {
         (Some(then), Some(now)) => Some(Nic { mac: then.mac, network: now.network.clone() }),
         (then, _) => then.clone(),
     };
-    MachineDefinition { name: now.name.clone(), nic, ..then.clone() }
+    MachineDefinition { name: now.name.clone(), nic, probes: now.probes.clone(), cost: now.cost, ..then.clone() }
 }
 
 /// Stops the present's vCPUs; says when.

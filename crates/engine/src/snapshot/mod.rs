@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::error::Error;
+use crate::label;
 use crate::machine::{Machine, State};
 use crate::snapshots;
 use crate::state::head::Head;
@@ -47,6 +48,8 @@ pub struct SnapshotRequest {
     pub name: Option<SnapshotName>,
     /// Why it is taken.
     pub note: Option<String>,
+    /// Whose it is; whoever asks if `None`.
+    pub owner: Option<String>,
     /// Without memory.
     pub disk_only: bool,
     /// How long it is wanted.
@@ -69,6 +72,7 @@ impl SnapshotRequest {
             vm,
             name: None,
             note: None,
+            owner: None,
             disk_only: false,
             ttl: None,
             pin: false,
@@ -168,6 +172,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(machine: &Machine, request: &SnapshotRequest, begun: Instant) -> Result<Self, Error> {
+        label::check(request.note.as_deref(), request.owner.as_deref())?;
         let (existing, _) = snapshots::scan(&machine.dir)?;
         let taken = |name: &str| existing.iter().any(|manifest| manifest.name.as_str() == name);
         let name = match &request.name {
@@ -251,7 +256,7 @@ pub(crate) fn commit(
         id: plan.id.clone(),
         name: plan.name.clone(),
         note: request.note.clone(),
-        owner: owner(),
+        owner: request.owner.clone().unwrap_or_else(owner),
         created: taken.created,
         expires: request.ttl.map(|ttl| taken.created.after(ttl)),
         pinned: request.pin,

@@ -177,6 +177,18 @@ impl VmDir {
         SnapshotDir { root: self.snapshots().join(id.as_str()) }
     }
 
+    /// The directory of all snapshots that are being tested.
+    #[must_use]
+    pub fn drills(&self) -> PathBuf {
+        self.root.join("drill")
+    }
+
+    /// The throw-away machine that tests a snapshot: no machine, as it never has a definition.
+    #[must_use]
+    pub fn drill(&self, id: &SnapshotId) -> Self {
+        Self { root: self.drills().join(id.as_str()), ..self.clone() }
+    }
+
     /// Sockets and logs; empty after a reboot at the latest.
     #[must_use]
     pub fn run(&self) -> PathBuf {
@@ -213,6 +225,24 @@ impl SnapshotDir {
     #[must_use]
     pub fn manifest(&self) -> PathBuf {
         self.root.join("manifest.json")
+    }
+
+    /// What was said about it later.
+    #[must_use]
+    pub fn label(&self) -> PathBuf {
+        self.root.join("label.json")
+    }
+
+    /// How its tests ended.
+    #[must_use]
+    pub fn tests(&self) -> PathBuf {
+        self.root.join("tests.json")
+    }
+
+    /// What its tests saw.
+    #[must_use]
+    pub fn evidence(&self) -> PathBuf {
+        self.root.join("tests")
     }
 
     /// The memory image: a mapped-ram file that QEMU itself can load.

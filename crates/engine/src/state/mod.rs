@@ -5,6 +5,7 @@ pub mod durable;
 pub mod head;
 pub mod home;
 pub mod journal;
+pub mod label;
 pub mod lock;
 pub mod manifest;
 pub mod sealed;

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::state::head::{Chain, Head, Layer};
 use crate::state::home::{Home, VmDir};
+use crate::state::label::Label;
 use crate::state::manifest::Manifest;
 use crate::state::sealed::{self, Document};
 
@@ -69,7 +70,7 @@ pub struct FrozenTop {
 }
 
 impl FrozenTop {
-    fn of(chain: &Chain) -> Result<Self, Error> {
+    pub(crate) fn of(chain: &Chain) -> Result<Self, Error> {
         Ok(Self { disk: chain.disk.clone(), layer: LayerRef::to(chain.top()?) })
     }
 }
@@ -295,6 +296,7 @@ impl<'h> Trees<'h> {
         let mut manifest =
             document.with_chains(|top| self.down_to_the_base(&top.disk, Vec::new(), Some(top.layer.clone())))?;
         manifest.parent = self.follows(dir, manifest.parent)?;
+        Label::read(&dir.snapshot(id))?.apply(&mut manifest);
         Ok(Some(manifest))
     }
 
