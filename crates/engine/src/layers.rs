@@ -256,7 +256,7 @@ pub fn drop_unused(home: &Home, dir: &VmDir) -> Result<(), Error> {
     Ok(())
 }
 
-/// The files in a machine's directory for layers, whatever they are.
+/// The layers' files in a machine's directory, by their names. What else somebody put there is not ours.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -267,7 +267,9 @@ pub fn files_below(dir: &VmDir) -> Result<Vec<PathBuf>, Error> {
     for disk in disks {
         let disk = disk.or_io("list", &root)?.path();
         for file in std::fs::read_dir(&disk).or_io("list", &disk)? {
-            files.push(file.or_io("list", &disk)?.path());
+            let file = file.or_io("list", &disk)?.path();
+            let named_so = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.parse::<LayerId>().is_ok());
+            files.extend(file.file_stem().is_some_and(named_so).then_some(file));
         }
     }
     Ok(files)
