@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::failpoint::{Failpoint, pass};
 use crate::layers;
 use crate::machine::Machine;
+use crate::sharing;
 use crate::snapshots;
 use crate::space;
 use crate::state::journal::Journal;
@@ -110,12 +111,24 @@ fn plan(
             )));
         }
     }
-    let memory = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
+    let memory = memory_freed(machine, manifest, also);
     let own = manifest.chains().flat_map(|chain| &chain.layers).map(|layer| ctx.home.absolute(&layer.path));
     // A layer that several of them need goes once.
     let own: ByteLen = own.filter(|path| layers.remove(path)).map(|path| space::used(&path)).sum();
     let bytes_freed = memory + own;
     Ok(DeletePlan { id: manifest.id.clone(), name: manifest.name.to_string(), bytes_freed })
+}
+
+/// Space that a snapshot's memory gives back when those before it in the list are gone; none as far as nobody knows.
+fn memory_freed(machine: &Machine, manifest: &Manifest, all: &[Manifest]) -> ByteLen {
+    let before = all.iter().take_while(|other| other.id != manifest.id).map(|other| &other.id);
+    let freed = |gone: &mut dyn Iterator<Item = &SnapshotId>| sharing::memory_freed(&machine.dir, gone);
+    let with_it = freed(&mut before.clone().chain([&manifest.id]));
+    let without = freed(&mut before.clone());
+    match (with_it, without) {
+        (Ok(with_it), Ok(without)) => with_it.saturating_sub(without),
+        _ => ByteLen::ZERO,
+    }
 }
 
 fn carry_out(ctx: &Context<'_>, machine: &mut Machine, manifest: &Manifest) -> Result<(), Error> {
@@ -136,6 +149,7 @@ pub(crate) fn finish(
     parent: Option<SnapshotId>,
 ) -> Result<(), Error> {
     let dir = machine.dir.snapshot(id);
+    sharing::keep_for_others(&machine.dir, id)?;
     durable::remove_file(&dir.manifest())?;
     pass(Failpoint::DeleteManifestGone)?;
     if machine.head.parent.as_ref() == Some(id) {
@@ -144,6 +158,7 @@ pub(crate) fn finish(
     }
     pass(Failpoint::DeleteReparented)?;
     durable::remove_dir(dir.root())?;
+    sharing::reclaim_if_possible(ctx, &machine.dir);
     layers::drop_unused(ctx.home, &machine.dir)?;
     pass(Failpoint::DeleteFilesGone)?;
     durable::remove_file(&machine.dir.journal())

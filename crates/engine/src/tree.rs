@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::context::Context;
 use crate::error::Error;
 use crate::machine::Machine;
+use crate::sharing::{self, MemorySpace};
 use crate::snapshots;
 use crate::state::head::Chain;
 use crate::state::manifest::{Consistency, Manifest};
@@ -33,8 +34,12 @@ pub struct SnapshotSummary {
     pub expires: Option<Timestamp>,
     /// Kept whatever else is said.
     pub pinned: bool,
-    /// Space that only it takes: its memory image, and the layers that it froze and nothing older has.
+    /// Space of its own files: its memory image, and the layers that it froze and nothing older has.
     pub bytes_own: ByteLen,
+    /// Bytes of its memory that lie in other snapshots' files.
+    pub memory_elsewhere: ByteLen,
+    /// How many other snapshots have memory in its files.
+    pub memory_readers: usize,
     /// Number of layers below a disk at that instant, at most.
     pub depth: usize,
     /// Whether the machine's present descends directly from it.
@@ -72,7 +77,13 @@ pub fn tree(ctx: &Context<'_>, vm: &VmName) -> Result<Tree, Error> {
     let machine = Machine::open(ctx.home, vm)?;
     let (manifests, damaged) = snapshots::scan(&machine.dir)?;
     let head = machine.head.parent.clone();
-    let snapshots = manifests.iter().map(|manifest| summary(ctx, manifest, head.as_ref())).collect();
+    // One that cannot be told is looked at when its map is needed; the list must not fail for it.
+    let memory = sharing::memory_space(&machine.dir, manifests.iter().map(|manifest| manifest.id.clone()));
+    let memory = memory.unwrap_or_default();
+    let snapshots = manifests
+        .iter()
+        .map(|manifest| summary(ctx, manifest, head.as_ref(), memory.get(&manifest.id).copied()))
+        .collect();
     let damaged = damaged
         .into_iter()
         .map(|damaged| DamagedSummary { id: damaged.id, reason: damaged.error.to_string() })
@@ -80,8 +91,14 @@ pub fn tree(ctx: &Context<'_>, vm: &VmName) -> Result<Tree, Error> {
     Ok(Tree { vm: vm.clone(), head, snapshots, damaged })
 }
 
-fn summary(ctx: &Context<'_>, manifest: &Manifest, head: Option<&SnapshotId>) -> SnapshotSummary {
-    let memory = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
+fn summary(
+    ctx: &Context<'_>,
+    manifest: &Manifest,
+    head: Option<&SnapshotId>,
+    space: Option<MemorySpace>,
+) -> SnapshotSummary {
+    let written = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
+    let memory = space.map_or(written, |space| space.own_bytes);
     let layers: ByteLen = manifest.chains().filter_map(|chain| own_bytes(ctx, manifest, chain)).sum();
     SnapshotSummary {
         id: manifest.id.clone(),
@@ -95,6 +112,8 @@ fn summary(ctx: &Context<'_>, manifest: &Manifest, head: Option<&SnapshotId>) ->
         expires: manifest.expires,
         pinned: manifest.pinned,
         bytes_own: memory + layers,
+        memory_elsewhere: space.map_or(ByteLen::ZERO, |space| space.elsewhere_bytes),
+        memory_readers: space.map_or(0, |space| space.readers),
         depth: manifest.chains().map(|chain| chain.layers.len()).max().unwrap_or(0),
         is_head: head == Some(&manifest.id),
     }

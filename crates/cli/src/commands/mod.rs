@@ -13,7 +13,7 @@ mod upkeep;
 
 use keyframe_engine::{Context, Error};
 
-use crate::args::Command;
+use crate::args::{Command, MemoryCommand};
 use crate::output::Output;
 
 /// Runs a command; returns its exit status.
@@ -27,6 +27,9 @@ pub fn run(ctx: &Context<'_>, command: Command, output: &Output) -> Result<u8, E
         Command::Revert(args) => snapshots::revert(ctx, args, output),
         Command::Fork(args) => snapshots::fork(ctx, args, output),
         Command::Delete { snapshots, dry_run } => snapshots::delete(ctx, &snapshots, dry_run, output),
+        Command::Memory(MemoryCommand::Export { snapshot, file }) => {
+            snapshots::export_memory(ctx, &snapshot, &file, output)
+        }
         Command::Repo(_) | Command::Image(_) => unreachable!("commands on repositories were carried out before"),
         Command::Internal(internal) => internal::run(internal),
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use keyframe_engine::bringup::Strategy;
 use keyframe_engine::fork::{self, ForkRequest};
@@ -9,7 +10,7 @@ use keyframe_engine::outcome::Outcome;
 use keyframe_engine::revert::{self, RevertReport, RevertRequest};
 use keyframe_engine::snapshot::{self, SnapshotReport, SnapshotRequest};
 use keyframe_engine::tree::{self, SnapshotSummary, Tree};
-use keyframe_engine::{Context, Error, delete};
+use keyframe_engine::{Context, Error, delete, sharing};
 use keyframe_types::{SnapshotId, SnapshotRef, SnapshotSelector, Timestamp, VmName};
 use serde_json::json;
 
@@ -47,12 +48,20 @@ fn taken(vm: &VmName, report: &SnapshotReport) -> String {
     let rows = vec![
         vec!["  pause".to_owned(), ms(report.pause_ms)],
         vec!["  worst stall while saving".to_owned(), stall],
-        vec!["  size on disk".to_owned(), format!("{} for {} of memory", report.bytes_on_disk, report.ram_bytes)],
+        vec!["  size on disk".to_owned(), size_on_disk(report)],
         vec!["  whole command".to_owned(), ms(report.total_ms)],
     ];
     text.push_str(&table(&rows));
     notes(&mut text, &report.notes);
     text
+}
+
+fn size_on_disk(report: &SnapshotReport) -> String {
+    let size = format!("{} for {} of memory", report.bytes_on_disk, report.ram_bytes);
+    if report.shared_bytes.bytes() == 0 {
+        return size;
+    }
+    format!("{size}; {} of it shared with older snapshots", report.shared_bytes)
 }
 
 fn notes(text: &mut String, notes: &[String]) {
@@ -223,6 +232,18 @@ pub fn fork(ctx: &Context<'_>, args: ForkArgs, output: &Output) -> Result<u8, Er
     }
     output.result("forked", &report, text);
     Ok(exit_status(Outcome::of_fork(&report)))
+}
+
+/// `keyframe memory export`
+pub fn export_memory(ctx: &Context<'_>, reference: &SnapshotRef, file: &Path, output: &Output) -> Result<u8, Error> {
+    let export = sharing::export(ctx, reference, file)?;
+    let text = format!(
+        "the memory of {reference} is in {}, {}; QEMU loads it with `-global migration.mapped-ram=on -incoming file:…`\n",
+        export.file.display(),
+        export.bytes_on_disk
+    );
+    output.result("memory-exported", &export, text);
+    Ok(0)
 }
 
 /// `keyframe delete`

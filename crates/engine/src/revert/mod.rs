@@ -34,6 +34,7 @@ use crate::guest;
 use crate::layers;
 use crate::machine::{Machine, State, state_of};
 use crate::pages;
+use crate::sharing;
 use crate::snapshot::{self, Afterwards, SnapshotRequest};
 use crate::snapshots;
 use crate::state::head::Head;
@@ -96,7 +97,7 @@ pub fn revert(ctx: &Context<'_>, request: &RevertRequest) -> Result<RevertReport
     if !request.accept_touched_layers {
         Machine::check_layers(ctx.home, manifest.chains())?;
     }
-    let source = Source::prepare(&machine.dir, manifest, request.strategy)?;
+    let source = Source::prepare(ctx, &machine.dir, manifest, request.strategy)?;
     source.verify(ctx)?;
     let present = Present::of(&machine, request, &source);
     if let (false, Some(instance)) = (request.discard, present.instance()) {
@@ -287,6 +288,9 @@ impl<'a> Reverting<'a> {
         let kept = undo::keep_present(self.ctx, machine, &mut self.journal)?;
         pass(Failpoint::RevertPresentKept)?;
         undo::finish(self.ctx, machine, &self.journal)?;
+        if let Some(kept) = &kept {
+            sharing::share_if_possible(self.ctx, machine, &kept.id);
+        }
         Ok(RevertReport {
             down_ms,
             hydrated_ms,
