@@ -120,6 +120,9 @@ pub fn revert(ctx: &Context<'_>, request: &RevertRequest) -> Result<RevertReport
         (report.kept, report.kept_name) = (Some(kept.id), Some(kept.name));
         report.notes.extend(kept.notes);
     }
+    if let Some(kept) = &report.kept {
+        sharing::share_if_possible(ctx, &machine, kept);
+    }
     report.total_ms = ms_since(begun);
     Ok(report)
 }
@@ -288,9 +291,6 @@ impl<'a> Reverting<'a> {
         let kept = undo::keep_present(self.ctx, machine, &mut self.journal)?;
         pass(Failpoint::RevertPresentKept)?;
         undo::finish(self.ctx, machine, &self.journal)?;
-        if let Some(kept) = &kept {
-            sharing::share_if_possible(self.ctx, machine, &kept.id);
-        }
         Ok(RevertReport {
             down_ms,
             hydrated_ms,

@@ -18,8 +18,8 @@
 //! Everything here needs the machine's lock, and nothing here may be called for an image that somebody else has open as a
 //! whole: holes would appear in it. Memory stays below 16 MiB for guests up to 64 GiB; beyond that, a bit for each page more.
 
+mod clone;
 mod compare;
-mod dedupe;
 mod punch;
 mod reclaim;
 mod space;
@@ -37,6 +37,7 @@ pub use space::{ImageSpace, freed_by, space};
 pub use whole::{export, make_whole, whole_bytes};
 
 use crate::{Error, ImageStore, MemoryImage};
+use clone::Cloned;
 use compare::Common;
 
 /// A step behind which files are in another state than before.
@@ -175,9 +176,9 @@ fn share_here(
     if common.runs.is_empty() {
         return Ok(Sharing::Left(Left::TooDifferent));
     }
-    let (how, common) = match dedupe::dedupe(&new, &old, common, cancel)? {
-        dedupe::Deduped::Done(common) => (How::Extents, common),
-        dedupe::Deduped::Unsupported(common) => {
+    let (how, common) = match clone::clone_common(store, id, (&new, &old), common, cancel, steps)? {
+        Cloned::Done(common) => (How::Extents, common),
+        Cloned::Unsupported(common) => {
             if !punch::is_possible(&store.dir(id))? {
                 return Ok(Sharing::Left(Left::NoWay));
             }

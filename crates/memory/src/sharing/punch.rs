@@ -69,6 +69,13 @@ impl FilePages {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
+    /// Sixteen pages from `first` on: the first in bit 0.
+    pub fn sixteen_from(&self, first: u64) -> u16 {
+        let word = |at: u64| self.words.get(at as usize).copied().unwrap_or(0);
+        let both = u128::from(word(first / 64 + 1)) << 64 | u128::from(word(first / 64));
+        (both >> (first % 64)) as u16
+    }
+
     /// The first page from `from` on, before `end`, that is in the set, or not; `end` when there is none.
     fn next(&self, from: u64, end: u64, is_in: bool) -> u64 {
         let mut at = from;
@@ -135,6 +142,7 @@ mod tests {
         assert_eq!((pages.next(0, 200, true), pages.next(60, 200, false), pages.next(64, 200, true)), (60, 64, 66));
         assert_eq!((pages.next(130, 150, true), pages.next(131, 150, false)), (150, 131));
         assert_eq!(pages.next(0, 0, true), 0);
+        assert_eq!((pages.sixteen_from(52), pages.sixteen_from(190)), (0xcf00, 0xfe00));
     }
 
     #[test]

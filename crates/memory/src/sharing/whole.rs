@@ -6,9 +6,10 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use keyframe_vmstate::shared::SegmentId;
+use keyframe_vmstate::shared::{SegmentId, SharedRun};
 use keyframe_vmstate::{ExtentIndex, PAGE_SIZE};
 
+use super::punch::FilePages;
 use super::{Step, Steps, remove, rename, sync_dir};
 use crate::image::for_chunks;
 use crate::verify::{VerifyProgress, verify_all};
@@ -74,6 +75,17 @@ pub fn export(image: &MemoryImage, dest: &Path, cancel: &AtomicBool) -> Result<(
 fn write_whole(image: &MemoryImage, dest: &Path, cancel: &AtomicBool) -> Result<(), Error> {
     let file = crate::create_private(dest).map_err(Error::io("create", dest))?;
     file.set_len(image.mapped().file_bytes()).map_err(Error::io("size", dest))?;
+    write_all_but(image, &file, dest, &[], cancel)
+}
+
+/// Writes an image into a file of its length, but for the pages of `there`, which it has already. Durable when this returns.
+pub(super) fn write_all_but(
+    image: &MemoryImage,
+    file: &File,
+    dest: &Path,
+    there: &[SharedRun],
+    cancel: &AtomicBool,
+) -> Result<(), Error> {
     let ranges = image.layout().non_page_ranges(image.mapped().file_bytes());
     let mut buf = vec![0; 256 << 10];
     for (start, end) in ranges.map_err(|error| image.image().wrong(error))? {
@@ -86,22 +98,34 @@ fn write_whole(image: &MemoryImage, dest: &Path, cancel: &AtomicBool) -> Result<
             file.write_all_at(chunk, at).map_err(Error::io("write", dest))
         })?;
     }
-    write_pages(image, &file, dest, cancel)?;
+    write_pages(image, file, dest, there, cancel)?;
     file.sync_all().map_err(Error::io("sync", dest))
 }
 
 /// The pages that the image holds, and only those: the others must be holes.
-fn write_pages(image: &MemoryImage, file: &File, dest: &Path, cancel: &AtomicBool) -> Result<(), Error> {
+fn write_pages(
+    image: &MemoryImage,
+    file: &File,
+    dest: &Path,
+    there: &[SharedRun],
+    cancel: &AtomicBool,
+) -> Result<(), Error> {
     let mut buf = ExtentBuf::new();
+    let mut done = FilePages::none(if there.is_empty() { 0 } else { image.mapped().file_bytes() });
+    there.iter().for_each(|run| done.insert(run.first, run.end()));
     for (block, placed) in image.ram().iter().map(|(index, _)| index).zip(image.layout().blocks()) {
         let extents = placed.block().pages().extents();
         for extent in (0..extents).filter_map(ExtentIndex::new).filter(|extent| image.has_extent(block, *extent)) {
             if cancel.load(Ordering::Relaxed) {
                 return Err(Error::Cancelled);
             }
-            let bytes = image.read_extent(block, extent, &mut buf)?;
             let Some((start, _)) = placed.extent(extent) else { continue };
             let mut held = image.bitmap(block).map_or(0, |bitmap| bitmap.extent(extent));
+            held &= !done.sixteen_from(start / PAGE_SIZE as u64);
+            if held == 0 {
+                continue;
+            }
+            let bytes = image.read_extent(block, extent, &mut buf)?;
             while held != 0 {
                 let skipped = held.trailing_zeros();
                 let count = (held >> skipped).trailing_ones();
@@ -116,7 +140,7 @@ fn write_pages(image: &MemoryImage, file: &File, dest: &Path, cancel: &AtomicBoo
 }
 
 /// Reads back what was written, as any reader would.
-fn check(path: &Path, sums: &Path, cancel: &AtomicBool) -> Result<(), Error> {
+pub(super) fn check(path: &Path, sums: &Path, cancel: &AtomicBool) -> Result<(), Error> {
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let image = MemoryImage::open(path, sums)?;
     match verify_all(&image, threads, &VerifyProgress::default(), cancel)?.damaged.pop() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -109,13 +109,5 @@ impl Series {
                 assert!(fs::read(&whole).expect("read") == machine.image(), "{id}: a whole image is not");
             }
         }
-    }
-
-    /// Bytes on disk of all images together.
-    pub fn allocated(&self) -> u64 {
-        let in_dirs = self.machines.keys().flat_map(|id| {
-            fs::read_dir(self.dir_of(*id)).expect("listed").map(|entry| entry.expect("an entry").path())
-        });
-        in_dirs.chain(self.kept()).map(|path| fs::metadata(path).expect("there").blocks() * 512).sum()
     }
 }
