@@ -313,6 +313,10 @@ mod tests {
             runs_from(&home, &name, &home.absolute(&image)).unwrap()
         };
         assert!(says("serving") && !says("done"));
+        let serves = |vm: &str| serves_anyone(&home, &home.vm(&VmName::new(vm).unwrap())).unwrap();
+        std::fs::write(dir.definition(), "").unwrap();
+        assert!(says("serving") && serves("db") && !serves("twin"), "pages of an image of db are on their way");
+        assert!(!says("done") && !serves("db"));
         std::fs::remove_file(instance_dir.join("hydration.json")).unwrap();
         assert!(runs_from(&home, &name, &home.absolute(&image)).unwrap(), "nobody knows: it is kept");
     }

@@ -14,7 +14,7 @@ use keyframe_vmstate::shared::SegmentId;
 use keyframe_vmstate::testing::Machine;
 use keyframe_vmstate::{EXTENT_SIZE, ExtentIndex, PAGE_SIZE};
 
-pub const NEVER: AtomicBool = AtomicBool::new(false);
+pub static NEVER: AtomicBool = AtomicBool::new(false);
 
 /// Goes through all steps.
 pub fn through(_: Step) -> Result<(), Error> {
