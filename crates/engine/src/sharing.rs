@@ -66,7 +66,7 @@ fn trouble(id: &SnapshotId) -> impl FnOnce(MemoryError) -> Error + '_ {
 pub struct Shared {
     /// Bytes of memory that lie in older snapshots' files, or share their extents.
     pub shared_bytes: ByteLen,
-    /// Space that the image takes now, where files tell it: shared extents count for each file that has them.
+    /// Space that only this image takes now.
     pub bytes_on_disk: ByteLen,
     /// How long it took, in milliseconds.
     pub sharing_ms: f64,
@@ -91,7 +91,13 @@ fn share(ctx: &Context<'_>, machine: &Machine, id: &SnapshotId) -> Result<Option
     ctx.progress.step("comparing with the memory before");
     let store = store(&machine.dir);
     let sharing = sharing::share(&store, segment(id), segment(&older), ctx.cancel, &step).map_err(trouble(id))?;
-    let Sharing::Shared(report) = sharing else { return Ok(None) };
+    let report = match sharing {
+        Sharing::Shared(report) => report,
+        Sharing::Left(why) => {
+            tracing::info!(?why, "memory left whole");
+            return Ok(None);
+        }
+    };
     tracing::info!(
         pages = report.shared_pages,
         of = report.held_pages,
@@ -100,21 +106,21 @@ fn share(ctx: &Context<'_>, machine: &Machine, id: &SnapshotId) -> Result<Option
         ms = report.elapsed.as_millis(),
         "memory shared"
     );
-    Ok(Some(told(&machine.dir, id, &report)))
+    told(&machine.dir, id, &report).map(Some)
 }
 
-fn told(dir: &VmDir, id: &SnapshotId, report: &SharingReport) -> Shared {
+fn told(dir: &VmDir, id: &SnapshotId, report: &SharingReport) -> Result<Shared, Error> {
     const PAGE: u64 = keyframe_vmstate::PAGE_SIZE as u64;
     let snapshot = dir.snapshot(id);
-    let file = match report.how {
-        How::Mapped => snapshot.memory_pages(),
-        How::Extents => snapshot.memory(),
+    let own = match report.how {
+        How::Mapped => space::used(&snapshot.memory_pages()) + space::used(&snapshot.memory_map()),
+        How::Extents => ByteLen::from_bytes(sharing::exclusive_bytes(&snapshot.memory()).map_err(trouble(id))?),
     };
-    Shared {
+    Ok(Shared {
         shared_bytes: ByteLen::from_bytes(report.shared_pages.saturating_mul(PAGE)),
-        bytes_on_disk: space::used(&file) + space::used(&snapshot.memory_map()) + space::used(&snapshot.sums()),
+        bytes_on_disk: own + space::used(&snapshot.sums()),
         sharing_ms: (report.elapsed.as_secs_f64() * 1e6).round() / 1e3,
-    }
+    })
 }
 
 /// The nearest ancestor that has memory. One that cannot be read ends the search.

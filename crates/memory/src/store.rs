@@ -62,6 +62,17 @@ impl ImageStore {
         self.dir(id).join("memory.mapped")
     }
 
+    /// A whole image that is being written. No other file's temporary name: a page server may just be writing a list of
+    /// hot pages.
+    pub(crate) fn unfinished(&self, id: SegmentId) -> PathBuf {
+        self.dir(id).join("memory.mapped.tmp")
+    }
+
+    /// The map of a shared image that is being written.
+    pub(crate) fn unfinished_map(&self, id: SegmentId) -> PathBuf {
+        self.dir(id).join("memory.map.tmp")
+    }
+
     /// The own file of a shared image.
     pub(crate) fn pages(&self, id: SegmentId) -> PathBuf {
         self.dir(id).join("memory.pages")

@@ -105,6 +105,8 @@ pub struct SnapshotReport {
     pub bytes_on_disk: ByteLen,
     /// Of its memory, bytes that older snapshots have too, and that are stored once.
     pub shared_bytes: ByteLen,
+    /// How long it took to find those, in milliseconds; `None` where nothing is shared.
+    pub sharing_ms: Option<f64>,
     /// RAM of the machine; 0 for a disk-only snapshot.
     pub ram_bytes: ByteLen,
     /// Guest memory put back into huge pages, so that the next pause is as short.
@@ -120,6 +122,7 @@ impl SnapshotReport {
     fn shares(&mut self, shared: Option<Shared>) {
         if let Some(shared) = shared {
             (self.bytes_on_disk, self.shared_bytes) = (shared.bytes_on_disk, shared.shared_bytes);
+            self.sharing_ms = Some(shared.sharing_ms);
         }
     }
 }
@@ -295,6 +298,7 @@ pub(crate) fn commit(
         total_ms: cost.total_ms,
         bytes_on_disk: taken.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk),
         shared_bytes: ByteLen::ZERO,
+        sharing_ms: None,
         ram_bytes: taken.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.ram_bytes),
         huge_pages_restored: ByteLen::ZERO,
         late_failure: None,
@@ -310,6 +314,7 @@ fn after_failure(machine: &Machine, id: &SnapshotId, error: Error) -> Result<Sna
     Ok(SnapshotReport {
         bytes_on_disk: memory.map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk),
         shared_bytes: ByteLen::ZERO,
+        sharing_ms: None,
         ram_bytes: memory.map_or(ByteLen::ZERO, |memory| memory.ram_bytes),
         id: manifest.id,
         name: manifest.name,

@@ -45,7 +45,7 @@ pub(super) fn clone_common(
     if old.is_shared() {
         return Ok(Cloned::Unsupported(common));
     }
-    let (mapped, unfinished) = (store.mapped(id), store.mapped(id).with_extension("tmp"));
+    let (mapped, unfinished) = (store.mapped(id), store.unfinished(id));
     remove(&unfinished)?;
     let runs: Vec<SharedRun> = common.runs.iter().copied().filter(|run| run.count >= SHORTEST_PAGES).collect();
     let put_together = put_together(new, old, &runs, &unfinished, cancel).and_then(|is_possible| {

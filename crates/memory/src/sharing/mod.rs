@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 use keyframe_vmstate::shared::{SegmentId, SharedImage, SharedMap};
 
 pub use reclaim::{Reclaimed, keep_for_others, reclaim};
-pub use space::{ImageSpace, freed_by, space};
+pub use space::{ImageSpace, exclusive_bytes, freed_by, space};
 pub use whole::{export, make_whole, whole_bytes};
 
 use crate::{Error, ImageStore, MemoryImage};
@@ -176,23 +176,27 @@ fn share_here(
     if common.runs.is_empty() {
         return Ok(Sharing::Left(Left::TooDifferent));
     }
-    let (how, common) = match clone::clone_common(store, id, (&new, &old), common, cancel, steps)? {
-        Cloned::Done(common) => (How::Extents, common),
-        Cloned::Unsupported(common) => {
-            if !punch::is_possible(&store.dir(id))? {
-                return Ok(Sharing::Left(Left::NoWay));
-            }
-            (How::Mapped, refer(store, id, &new, common, cancel, steps)?)
-        }
-    };
-    Ok(Sharing::Shared(SharingReport {
+    let report = |how, common: &Common| SharingReport {
         how,
         held_pages: common.held,
         shared_pages: common.pages(),
         runs: common.runs.len(),
         segments: common.segments.len(),
         elapsed: begun.elapsed(),
-    }))
+    };
+    let report = match clone::clone_common(store, id, (&new, &old), common, cancel, steps)? {
+        Cloned::Done(common) => report(How::Extents, &common),
+        Cloned::Unsupported(_) if !punch::is_possible(&store.unfinished_map(id))? => {
+            return Ok(Sharing::Left(Left::NoWay));
+        }
+        Cloned::Unsupported(common) => {
+            drop(old);
+            let report = report(How::Mapped, &common);
+            refer(store, id, &new, common, cancel, steps)?;
+            report
+        }
+    };
+    Ok(Sharing::Shared(SharingReport { elapsed: begun.elapsed(), ..report }))
 }
 
 /// Writes the map and gives up the pages.
@@ -203,7 +207,7 @@ fn refer(
     common: Common,
     cancel: &AtomicBool,
     steps: Steps<'_>,
-) -> Result<Common, Error> {
+) -> Result<(), Error> {
     let of = SharedImage {
         image_bytes: new.mapped().file_bytes(),
         own_pages: common.held - common.pages(),
@@ -211,8 +215,8 @@ fn refer(
     };
     let (map_path, dir) = (store.map(id), store.dir(id));
     let wrong = |source| Error::Format { path: map_path.clone(), source };
-    let map = SharedMap::new(of, &common.segments, common.runs.clone()).map_err(wrong)?;
-    write_durably(&map_path, &map.to_bytes())?;
+    let map = SharedMap::new(of, &common.segments, common.runs).map_err(wrong)?;
+    write_durably(&map_path, &store.unfinished_map(id), &map.to_bytes())?;
     drop(map);
     steps(Step::MapWritten)?;
     rename(&store.mapped(id), &store.pages(id))?;
@@ -226,18 +230,16 @@ fn refer(
         Err(error)
     })?;
     punch::own_file(&image, &[], cancel)?;
-    steps(Step::Punched)?;
-    Ok(common)
+    steps(Step::Punched)
 }
 
 /// Writes a file that is there as a whole or not at all.
-fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let unfinished = path.with_extension("map.tmp");
-    remove(&unfinished)?;
-    let mut file = crate::create_private(&unfinished).map_err(Error::io("create", &unfinished))?;
-    file.write_all(bytes).map_err(Error::io("write", &unfinished))?;
-    file.sync_all().map_err(Error::io("sync", &unfinished))?;
-    rename(&unfinished, path)?;
+fn write_durably(path: &Path, unfinished: &Path, bytes: &[u8]) -> Result<(), Error> {
+    remove(unfinished)?;
+    let mut file = crate::create_private(unfinished).map_err(Error::io("create", unfinished))?;
+    file.write_all(bytes).map_err(Error::io("write", unfinished))?;
+    file.sync_all().map_err(Error::io("sync", unfinished))?;
+    rename(unfinished, path)?;
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 

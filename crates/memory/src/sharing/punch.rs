@@ -14,17 +14,16 @@ use crate::{Error, MemoryImage};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
-/// Whether files in `dir` can have holes punched into them.
-pub(super) fn is_possible(dir: &Path) -> Result<bool, Error> {
-    let path = dir.join("memory.map.tmp");
-    remove(&path)?;
-    let file = crate::create_private(&path).map_err(Error::io("create", &path))?;
+/// Whether files beside `scratch`, which is made and removed, can have holes punched into them.
+pub(super) fn is_possible(scratch: &Path) -> Result<bool, Error> {
+    remove(scratch)?;
+    let file = crate::create_private(scratch).map_err(Error::io("create", scratch))?;
     let tried = punch(&file, 0, PAGE);
-    remove(&path)?;
+    remove(scratch)?;
     match tried {
         Ok(()) => Ok(true),
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(false),
-        Err(errno) => Err(Error::io("punch a hole into", path)(errno.into())),
+        Err(errno) => Err(Error::io("punch a hole into", scratch)(errno.into())),
     }
 }
 
@@ -153,7 +152,7 @@ mod tests {
         let mut pages = FilePages::none(10 * PAGE);
         pages.insert(1, 3);
         pages.insert(5, 6);
-        assert!(is_possible(dir.path()).expect("tried"));
+        assert!(is_possible(&dir.path().join("scratch")).expect("tried"));
         pages.punch_others(&path, 2, 9, &AtomicBool::new(false)).expect("punched");
         let bytes = std::fs::read(&path).expect("read");
         let there: Vec<_> = bytes.chunks(PAGE_SIZE).map(|page| page == [1; PAGE_SIZE]).collect();

@@ -155,8 +155,7 @@ fn finish_punching(
 
 /// Removes what an interrupted operation left beside an image.
 fn drop_leftovers(store: &ImageStore, id: SegmentId) -> Result<(), Error> {
-    let mut leftovers: Vec<PathBuf> =
-        vec![store.map(id).with_extension("map.tmp"), store.mapped(id).with_extension("tmp")];
+    let mut leftovers: Vec<PathBuf> = vec![store.unfinished_map(id), store.unfinished(id)];
     if exists(&store.mapped(id))? {
         // It is whole: a map beside it belongs to a sharing that was not finished, or was taken back.
         leftovers.extend([store.map(id), store.pages(id)]);

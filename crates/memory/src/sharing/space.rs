@@ -14,7 +14,8 @@ use crate::{Error, ImageStore};
 /// What one image takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImageSpace {
-    /// Bytes on disk of the files in its snapshot's directory that are its memory.
+    /// Bytes on disk of the files in its snapshot's directory that are its memory, without extents that the file system
+    /// lets other files share.
     pub own_bytes: u64,
     /// Bytes of its pages that lie in other snapshots' files.
     pub elsewhere_bytes: u64,
@@ -51,7 +52,7 @@ fn files(store: &ImageStore, id: SegmentId) -> [std::path::PathBuf; 4] {
 }
 
 fn if_there(path: &Path) -> Result<u64, Error> {
-    if exists(path)? { allocated(path) } else { Ok(0) }
+    if exists(path)? { exclusive_bytes(path) } else { Ok(0) }
 }
 
 /// Bytes that deleting the memory of all of those snapshots together would free: what none of the others refers to. Pages that the file system itself
@@ -70,7 +71,7 @@ pub fn freed_by(store: &ImageStore, gone: &BTreeSet<SegmentId>) -> Result<u64, E
             if exists(&path)? {
                 let survivors: Vec<_> = readers_of(&headers, *id).filter(|reader| !gone.contains(reader)).collect();
                 let kept = needed(store, &survivors, *id, &path)?;
-                freed += exclusive(&path)?.saturating_sub(kept);
+                freed += exclusive_bytes(&path)?.saturating_sub(kept);
             }
         }
     }
@@ -123,9 +124,19 @@ const FS_IOC_FIEMAP: u32 = 3 << 30 | 32 << 16 | 0x66 << 8 | 11;
 const FIEMAP_EXTENT_LAST: u32 = 1;
 const FIEMAP_EXTENT_SHARED: u32 = 0x2000;
 
-/// Bytes of a file that it shares with no other; all that it takes where the file system does not tell.
-fn exclusive(path: &Path) -> Result<u64, Error> {
+/// File systems whose files never share extents, by `f_type` of statfs(2): ext2 to ext4, tmpfs.
+const NEVER_SHARE: [u32; 2] = [0xef53, 0x0102_1994];
+
+/// Bytes on disk of a file that it shares with no other; all that it takes where the file system does not tell.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn exclusive_bytes(path: &Path) -> Result<u64, Error> {
     let file = std::fs::File::open(path).map_err(Error::io("open", path))?;
+    let status = rustix::fs::fstatfs(&file).map_err(|errno| Error::io("look at", path)(errno.into()))?;
+    if NEVER_SHARE.contains(&(status.f_type as u32)) {
+        return allocated(path);
+    }
     let none = FiemapExtent { logical: 0, physical: 0, length: 0, reserved64: [0; 2], flags: 0, reserved: [0; 3] };
     let (mut shared, mut start) = (0_u64, 0_u64);
     loop {

@@ -35,7 +35,7 @@ pub fn make_whole(store: &ImageStore, id: SegmentId, cancel: &AtomicBool, steps:
     }
     let image = store.open(id)?;
     let (mapped, dir) = (store.mapped(id), store.dir(id));
-    let unfinished = mapped.with_extension("tmp");
+    let unfinished = store.unfinished(id);
     remove(&unfinished)?;
     let written = write_whole(&image, &unfinished, cancel).and_then(|()| check(&unfinished, &store.sums(id), cancel));
     written.inspect_err(|_| {
