@@ -257,3 +257,44 @@ pub fn memory_freed<'a>(dir: &VmDir, gone: impl Iterator<Item = &'a SnapshotId>)
     let freed = sharing::freed_by(&store(dir), &gone);
     freed.map(ByteLen::from_bytes).map_err(|source| Error::SharedMemory { dir: dir.root().to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use keyframe_vmstate::shared::{SharedImage, SharedMap, SharedRun};
+
+    use super::*;
+    use crate::snapshot::undo::drop_uncommitted;
+    use crate::state::home::Home;
+
+    #[test]
+    fn memory_that_others_refer_to_outlives_a_directory_without_a_manifest() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::open(root.path()).unwrap();
+        let dir = home.vm(&"db".parse().unwrap());
+        let (lost, reader) = (SnapshotId::random(), SnapshotId::random());
+        for id in [&lost, &reader] {
+            std::fs::create_dir_all(dir.snapshot(id).root()).unwrap();
+            std::fs::write(dir.snapshot(id).memory_pages(), id.as_str()).unwrap();
+        }
+        std::fs::write(dir.snapshot(&reader).manifest(), "{}").unwrap();
+        let of = SharedImage { image_bytes: 1 << 20, own_pages: 0, image: blake3::hash(b"") };
+        let map = SharedMap::new(of, &[segment(&lost)], vec![SharedRun { first: 1, count: 2, segment: 0 }]).unwrap();
+        std::fs::write(dir.snapshot(&reader).memory_map(), map.to_bytes()).unwrap();
+        drop_uncommitted(&dir).unwrap();
+        assert!(!dir.snapshot(&lost).root().exists() && dir.snapshot(&reader).root().exists());
+        let kept = dir.root().join("memory").join(format!("{lost}.pages"));
+        assert_eq!(std::fs::read_to_string(&kept).unwrap(), lost.as_str());
+        assert!(memory_freed(&dir, [&reader].into_iter()).unwrap().bytes() > 0);
+        // When the reader goes too, so does what it referred to.
+        std::fs::remove_file(dir.snapshot(&reader).manifest()).unwrap();
+        drop_uncommitted(&dir).unwrap();
+        sharing::reclaim(&store(&dir), &std::sync::atomic::AtomicBool::new(false)).unwrap();
+        assert!(!kept.exists());
+    }
+
+    #[test]
+    fn a_snapshot_is_the_same_in_files_of_memory() {
+        let id: SnapshotId = "00ff00ff12345678".parse().unwrap();
+        assert_eq!(segment(&id).to_string(), id.as_str());
+    }
+}

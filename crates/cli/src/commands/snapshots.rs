@@ -9,6 +9,7 @@ use keyframe_engine::fork::{self, ForkRequest};
 use keyframe_engine::outcome::Outcome;
 use keyframe_engine::revert::{self, RevertReport, RevertRequest};
 use keyframe_engine::snapshot::{self, SnapshotReport, SnapshotRequest};
+use keyframe_engine::state::manifest::{Manifest, Memory};
 use keyframe_engine::tree::{self, SnapshotSummary, Tree};
 use keyframe_engine::{Context, Error, delete, sharing};
 use keyframe_types::{SnapshotId, SnapshotRef, SnapshotSelector, Timestamp, VmName};
@@ -155,7 +156,7 @@ pub fn show(ctx: &Context<'_>, reference: &SnapshotRef, output: &Output) -> Resu
         add("expires", expires.to_string());
     }
     match &manifest.memory {
-        Some(memory) => add("memory", format!("{} on disk for {}", memory.bytes_on_disk, memory.ram_bytes)),
+        Some(memory) => add("memory", memory_row(ctx, reference, &manifest, memory)),
         None => add("memory", "none".to_owned()),
     }
     for chain in manifest.chains() {
@@ -165,6 +166,20 @@ pub fn show(ctx: &Context<'_>, reference: &SnapshotRef, output: &Output) -> Resu
     }
     output.result("snapshot", &manifest, table(&rows));
     Ok(0)
+}
+
+/// What a snapshot's memory takes, and where it lies.
+fn memory_row(ctx: &Context<'_>, reference: &SnapshotRef, manifest: &Manifest, memory: &Memory) -> String {
+    let spaces = sharing::memory_space(&ctx.home.vm(&reference.vm), std::iter::once(manifest.id.clone()));
+    // What cannot be told is as it was written.
+    let space = spaces.ok().and_then(|mut spaces| spaces.remove(&manifest.id));
+    match space.filter(|space| space.elsewhere_bytes.bytes() > 0) {
+        Some(space) => format!(
+            "{} on disk for {}, and {} in older snapshots' files",
+            space.own_bytes, memory.ram_bytes, space.elsewhere_bytes
+        ),
+        None => format!("{} on disk for {}", memory.bytes_on_disk, memory.ram_bytes),
+    }
 }
 
 /// `keyframe revert`
