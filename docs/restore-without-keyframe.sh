@@ -20,8 +20,9 @@ value() { printf '%s' "$1" | sed 's/,/,,/g'; }
 
 # A fresh overlay on each frozen layer: the snapshot itself is never written to.
 overlay() { # chain in the manifest, name
-    top=$(layer "$(manifest "$1.layers[0].path")")
-    qemu-img create -q -f qcow2 -F "$(manifest "$1.layers[0].format")" -b "$top" "$work/$2.qcow2"
+    vm=$(manifest "$1.layer.vm") id=$(manifest "$1.layer.layer")
+    frozen() { jq -r --arg id "$id" ".body.layers[] | select(.id == \$id) | .$1" "$home/vms/$vm/tree.json"; }
+    qemu-img create -q -f qcow2 -F "$(frozen format)" -b "$(layer "$(frozen path)")" "$work/$2.qcow2"
 }
 
 # The same machine: every device where it was, in PCI slots too.

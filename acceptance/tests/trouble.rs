@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use keyframe_acceptance::{Home, Machine, MachineSpec, Outcome, Result, guests};
 use keyframe_engine::state::manifest::Manifest;
 use keyframe_engine::state::sealed;
+use keyframe_engine::state::tree::FrozenTop;
 
 const SECOND: Duration = Duration::from_secs(1);
 const WORDS: &str = "checker.mb=64 checker.rate=20";
@@ -146,7 +147,7 @@ fn a_snapshot_from_another_qemu_is_refused_by_its_version() -> Result<()> {
     let machine = worker(&home, "worker")?;
     let taken = machine.snapshot("old")?;
     let path = snapshot_dir(&home, &machine, &taken)?.join("manifest.json");
-    let mut manifest: Manifest = sealed::read(&path).unwrap().unwrap();
+    let mut manifest: Manifest<FrozenTop> = sealed::read(&path).unwrap().unwrap();
     manifest.qemu.version.major -= 1;
     sealed::write(&path, &manifest).unwrap();
     assert_refused(&home.run(["revert", "worker@old"])?, 1, &["was taken with QEMU", "KEYFRAME_QEMU"]);

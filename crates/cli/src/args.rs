@@ -65,15 +65,12 @@ pub enum Command {
     Revert(RevertArgs),
     /// Make machines that continue from a snapshot, beside the original
     Fork(ForkArgs),
-    /// Delete snapshots that nothing hangs on
-    Delete {
-        /// The snapshots, of one machine
-        #[arg(value_name = "VM@SNAP", required = true)]
-        snapshots: Vec<SnapshotRef>,
-        /// Only say what would be done
-        #[arg(long)]
-        dry_run: bool,
-    },
+    /// Delete snapshots, whatever hangs on them, and merge the layers they leave
+    Delete(DeleteArgs),
+    /// Merge layers that no snapshot needs, while the guest works
+    Consolidate(ConsolidateArgs),
+    /// Delete the snapshots whose time is up
+    Expire(ExpireArgs),
     /// Get at snapshots' memory images
     #[command(subcommand)]
     Memory(MemoryCommand),
@@ -345,6 +342,53 @@ pub struct ForkArgs {
     /// Plug its network card into this instead of nothing: user, tap:INTERFACE or bridge:BRIDGE
     #[arg(long, value_name = "NET", value_parser = parse_network)]
     pub net: Option<NetworkArg>,
+}
+
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// The snapshots
+    #[arg(value_name = "VM@SNAP", required = true)]
+    pub snapshots: Vec<SnapshotRef>,
+    /// Only say what would be done, what it moves and frees, and how long it takes
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Give forks that stand on their disks a copy of their own first
+    #[arg(long)]
+    pub detach: bool,
+    /// Merge no faster than this a second, such as 100M
+    #[arg(long, value_name = "BYTES")]
+    pub speed: Option<ByteLen>,
+}
+
+#[derive(Debug, Args)]
+pub struct ConsolidateArgs {
+    /// The machine
+    pub vm: VmName,
+    /// Only say what would be done, what it moves and frees, and how long it takes
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Give the present a copy of all that snapshots hold, so that it reads from one layer
+    #[arg(long)]
+    pub flatten: bool,
+    /// Merge no faster than this a second, such as 100M
+    #[arg(long, value_name = "BYTES")]
+    pub speed: Option<ByteLen>,
+}
+
+#[derive(Debug, Args)]
+pub struct ExpireArgs {
+    /// The machines; all if none is named
+    #[arg(value_name = "VM")]
+    pub vms: Vec<VmName>,
+    /// Only say what would be done, what it moves and frees, and how long it takes
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Merge no faster than this a second, such as 100M
+    #[arg(long, value_name = "BYTES")]
+    pub speed: Option<ByteLen>,
+    /// Go on although the clock seems to have been set
+    #[arg(long)]
+    pub accept_clock: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use keyframe_hypervisor::extra_args;
 use keyframe_hypervisor::host::{choose_accelerator, find_ovmf};
@@ -20,11 +21,12 @@ use crate::context::Context;
 use crate::error::{Error, IoContext as _};
 use crate::machine::{Machine, write_definition};
 use crate::snapshots;
-use crate::state::head::{Chain, Fingerprint, Head, Layer};
+use crate::state::head::{Chain, FileOrigin, Fingerprint, Head, Layer};
 use crate::state::home::{Home, VmDir};
 use crate::state::lock::{CREATION_PATIENCE, Lock};
 use crate::state::manifest::Manifest;
-use crate::state::{durable, sealed};
+use crate::state::tree::Trees;
+use crate::state::{durable, tree};
 
 /// What a new machine shall be.
 #[derive(Debug, Clone)]
@@ -105,7 +107,7 @@ fn build(
     dir: &VmDir,
     request: CreateRequest,
     machine_type: String,
-    bases: Vec<Vec<Layer>>,
+    bases: Vec<Vec<Arc<Layer>>>,
 ) -> Result<Machine, Error> {
     let mut disks = Vec::new();
     let mut chains = Vec::new();
@@ -131,7 +133,7 @@ fn build(
         extra_args: request.extra_args,
     };
     let head = Head { parent: None, disks: chains, nvram, process: None, clean_shutdown: false, origin: None };
-    sealed::write(&dir.head(), &head)?;
+    tree::write_head(dir, &head)?;
     // Written last: a directory without a definition is no machine.
     write_definition(&dir.definition(), &definition)?;
     Ok(Machine { dir: dir.clone(), definition, head })
@@ -155,7 +157,7 @@ pub(crate) fn random_uuid() -> String {
 
 /// The layers of the given images, the active one first: each image checked to be nobody else's, and what it stands on
 /// to be nobody's to write.
-fn bases(home: &Home, name: &VmName, disks: &[PathBuf]) -> Result<Vec<Vec<Layer>>, Error> {
+fn bases(home: &Home, name: &VmName, disks: &[PathBuf]) -> Result<Vec<Vec<Arc<Layer>>>, Error> {
     let mut owners = Owners::of(home)?;
     let mut bases = Vec::new();
     for disk in disks {
@@ -179,8 +181,12 @@ fn bases(home: &Home, name: &VmName, disks: &[PathBuf]) -> Result<Vec<Vec<Layer>
                     owners.refuse_written(&path)?;
                     owners.stand_on(&path, name);
                 }
-                Ok(Layer {
-                    id: LayerId::random(),
+                let id = LayerId::random();
+                Ok(Arc::new(Layer {
+                    vm: name.clone(),
+                    file: id.clone(),
+                    id,
+                    origin: if depth == 0 { FileOrigin::Given } else { FileOrigin::Foreign },
                     path: home.relative(&path),
                     format: match layer.format() {
                         Format::Qcow2 => LayerFormat::Qcow2,
@@ -189,7 +195,7 @@ fn bases(home: &Home, name: &VmName, disks: &[PathBuf]) -> Result<Vec<Vec<Layer>
                     virtual_bytes: ByteLen::from_bytes(layer.virtual_size.bytes()),
                     // What a disk stands on is frozen from the beginning: a write from outside shall be noticed.
                     frozen: (depth > 0).then(|| Fingerprint::of(&path)).transpose()?,
-                })
+                }))
             })
             .collect::<Result<Vec<_>, Error>>()?;
         bases.push(layers);
@@ -218,15 +224,16 @@ fn file_id(path: &Path) -> Option<FileId> {
 impl Owners {
     fn of(home: &Home) -> Result<Self, Error> {
         let mut owners = Self::default();
+        let trees = Trees::of(home);
         for name in home.machine_names()? {
             let dir = home.vm(&name);
-            let head: Option<Head> = sealed::read(&dir.head())?;
+            let head = trees.head(&dir)?;
             for chain in head.iter().flat_map(Head::chains) {
                 let active = chain.layers.first().and_then(|layer| file_id(&home.absolute(&layer.path)));
                 owners.written.extend(active.map(|file| (file, name.clone())));
             }
             // A manifest that cannot be read hides nothing but layers in the machine's own directory.
-            let (manifests, _damaged) = snapshots::scan(&dir)?;
+            let (manifests, _damaged) = snapshots::scan_with(&trees, &dir)?;
             let chains = head.iter().flat_map(Head::chains).chain(manifests.iter().flat_map(Manifest::chains));
             let files = chains.flat_map(|chain| &chain.layers).filter_map(|layer| file_id(&home.absolute(&layer.path)));
             owners.used.extend(files.map(|file| (file, name.clone())));
@@ -272,8 +279,17 @@ fn fresh_nvram(home: &Home, dir: &VmDir) -> Result<Chain, Error> {
     let bytes = std::fs::read(&template).or_io("read", &template)?;
     durable::replace(&path, &bytes)?;
     let virtual_bytes = ByteLen::from_bytes(bytes.len() as u64);
-    let layer = Layer { id, path: home.relative(&path), format: LayerFormat::Raw, virtual_bytes, frozen: None };
-    Ok(Chain { disk, layers: vec![layer] })
+    let layer = Layer {
+        vm: dir.name().clone(),
+        file: id.clone(),
+        id,
+        path: home.relative(&path),
+        format: LayerFormat::Raw,
+        origin: FileOrigin::Made,
+        virtual_bytes,
+        frozen: None,
+    };
+    Ok(Chain { disk, layers: vec![Arc::new(layer)] })
 }
 
 #[cfg(test)]
@@ -288,14 +304,14 @@ mod tests {
         assert!(uuid.split('-').nth(2).unwrap().starts_with('4'));
     }
 
-    fn machine_on(home: &Home, name: &VmName, disk: &Path) -> Vec<Vec<Layer>> {
+    fn machine_on(home: &Home, name: &VmName, disk: &Path) -> Vec<Vec<Arc<Layer>>> {
         let layers = bases(home, name, &[disk.to_owned()]).unwrap();
         let dir = home.vm(name);
         std::fs::create_dir_all(dir.root()).unwrap();
         std::fs::write(dir.definition(), "").unwrap();
         let disks = vec![Chain { disk: DiskId::new("disk0").unwrap(), layers: layers[0].clone() }];
         let head = Head { parent: None, disks, nvram: None, process: None, clean_shutdown: false, origin: None };
-        sealed::write(&dir.head(), &head).unwrap();
+        tree::write_head(&dir, &head).unwrap();
         layers
     }
 

@@ -1,7 +1,9 @@
-//! Deleting snapshots that nothing hangs on.
+//! Deleting snapshots, whatever hangs on them.
 //!
-//! The manifest goes first: from then on there is no snapshot, and the rest is tidying up, which anyone may
-//! finish. Layers go when no head and no snapshot of any machine stands on them.
+//! The manifest goes first: from then on there is no snapshot, and what followed it follows what it followed. Its memory
+//! goes; layers that nothing stands on any more go; and layers that are left without a reason to be their own become one
+//! with their neighbours ([`crate::merge`]). Should merging be interrupted, the snapshots are deleted nonetheless, every
+//! chain reads as before, and `consolidate` goes on.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -12,14 +14,32 @@ use serde::Serialize;
 use crate::context::Context;
 use crate::error::Error;
 use crate::failpoint::{Failpoint, pass};
+use crate::guard::Guard;
 use crate::layers;
 use crate::machine::Machine;
+use crate::merge::forecast::{Forecast, forecast};
+use crate::merge::graph::Graph;
+use crate::merge::plan::{self, Run, RunSummary};
+use crate::merge::{self};
 use crate::sharing;
 use crate::snapshots;
 use crate::space;
+use crate::state::head::FileOrigin;
 use crate::state::journal::Journal;
 use crate::state::manifest::Manifest;
+use crate::state::tree::{LayerRef, TreeDocument};
 use crate::state::{durable, sealed};
+
+/// How to delete.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DeleteOptions {
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// Machines that stand on a snapshot's layers get a copy of their own first.
+    pub detach: bool,
+    /// Bytes per second that merges move at most.
+    pub speed: Option<u64>,
+}
 
 /// What deleting a snapshot does, decided before anything happens.
 #[derive(Debug, Clone, Serialize)]
@@ -32,24 +52,31 @@ pub struct DeletePlan {
     pub bytes_freed: ByteLen,
 }
 
-/// What a deletion came to.
+/// What a deletion came to, or would come to.
 #[derive(Debug)]
 pub struct Deletion {
     /// Snapshots that are gone, or would be.
     pub gone: Vec<DeletePlan>,
-    /// What kept the others from going.
+    /// Layers that became one, or would.
+    pub merged: Vec<RunSummary>,
+    /// What merging is going to be like; only of a plan.
+    pub forecast: Option<Forecast>,
+    /// Machines that were given layers of their own, or would be.
+    pub detached: Vec<VmName>,
+    /// What kept the rest from being done.
     pub failure: Option<Error>,
 }
 
-/// Deletes snapshots of one machine, all or none of them planned before the first goes. With `dry_run` nothing goes.
+/// Deletes snapshots of one machine, all of them planned before the first goes. With `dry_run` nothing goes.
 ///
 /// # Errors
-/// [`Error::Held`] when one is pinned or has children, [`Error::NoSnapshot`]; whatever fails before the first is gone.
+/// [`Error::Held`] when one is pinned, or another machine stands on it; [`Error::NoSnapshot`]; whatever fails before the
+/// first is gone.
 pub fn delete(
     ctx: &Context<'_>,
     vm: &VmName,
     selectors: &[SnapshotSelector],
-    dry_run: bool,
+    options: DeleteOptions,
 ) -> Result<Deletion, Error> {
     let (_lock, mut machine) = Machine::lock(ctx, vm, &format!("delete {vm}@…"))?;
     let mut chosen: Vec<Manifest> = Vec::new();
@@ -59,70 +86,147 @@ pub fn delete(
             chosen.push(manifest);
         }
     }
-    // Children go before their parents, so that a whole branch can be named in any order.
-    chosen.sort_by_key(|manifest| std::cmp::Reverse(manifest.created));
-    let mut layers = layers::needed_only_by(ctx.home, &machine, &chosen)?;
-    let mut plans = Vec::new();
-    for manifest in &chosen {
-        plans.push(plan(ctx, &machine, manifest, &chosen, &mut layers)?);
+    delete_locked(ctx, &mut machine, &chosen, options)
+}
+
+/// [`delete`] for who has the machine's lock.
+pub(crate) fn delete_locked(
+    ctx: &Context<'_>,
+    machine: &mut Machine,
+    chosen: &[Manifest],
+    options: DeleteOptions,
+) -> Result<Deletion, Error> {
+    let vm = machine.name().clone();
+    let gone: BTreeSet<SnapshotId> = chosen.iter().map(|manifest| manifest.id.clone()).collect();
+    let before = Graph::without(ctx.home, &vm, &BTreeSet::new())?;
+    let mut standing = BTreeSet::new();
+    for manifest in chosen {
+        refuse_held(ctx, manifest, &before, options.detach)?;
+        standing.extend(standing_on(manifest, &before));
     }
-    let mut deletion = Deletion { gone: Vec::new(), failure: None };
+    let after = Graph::without(ctx.home, &vm, &gone)?;
+    let plans = plans(ctx, chosen, &before, &after);
+    let runs = plan::runs(ctx.home, &after, &vm);
+    let detached: Vec<VmName> = standing.into_iter().collect();
+    let mut deletion = Deletion { gone: Vec::new(), merged: Vec::new(), forecast: None, detached, failure: None };
+    if options.dry_run {
+        deletion.forecast = (!runs.is_empty()).then(|| forecast(ctx, machine, &runs, options.speed));
+        return Ok(Deletion { gone: plans, merged: runs.iter().map(Run::summary).collect(), ..deletion });
+    }
+    let guard = machine.process().is_some().then(|| Guard::post(ctx.home, &vm)).transpose()?;
+    for name in &deletion.detached {
+        detach(ctx, name, options.speed)?;
+    }
     for (manifest, plan) in chosen.iter().zip(plans) {
-        if !dry_run && let Err(error) = ctx.check().and_then(|()| carry_out(ctx, &mut machine, manifest)) {
+        if let Err(error) = ctx.check().and_then(|()| carry_out(ctx, machine, manifest)) {
             // The manifest goes first: without it there is no snapshot, whatever is left of it.
             if !machine.dir.snapshot(&manifest.id).manifest().exists() {
                 deletion.gone.push(plan);
             }
+            if deletion.gone.is_empty() {
+                return Err(error);
+            }
             deletion.failure = Some(error);
-            break;
+            return Ok(deletion);
         }
         deletion.gone.push(plan);
     }
-    match deletion.failure.take() {
-        Some(error) if deletion.gone.is_empty() => Err(error),
-        failure => Ok(Deletion { failure, ..deletion }),
+    (deletion.merged, deletion.failure) = merge_all(ctx, machine, options.speed);
+    if let Some(guard) = guard {
+        guard.dismiss();
+    }
+    Ok(deletion)
+}
+
+/// Merges whatever can be merged, and says how far that came.
+pub(crate) fn merge_all(
+    ctx: &Context<'_>,
+    machine: &mut Machine,
+    speed: Option<u64>,
+) -> (Vec<RunSummary>, Option<Error>) {
+    let mut merged = Vec::new();
+    let runs = match merge::runs(ctx, machine.name()) {
+        Ok(runs) => runs,
+        Err(error) => return (merged, Some(error)),
+    };
+    for run in runs {
+        ctx.progress.step(&format!("merging layers of {}", run.disk));
+        match merge::carry_out(ctx, machine, &run, speed) {
+            Ok(()) => merged.push(run.summary()),
+            Err(error) => return (merged, Some(error)),
+        }
+    }
+    (merged, None)
+}
+
+/// Machines other than its own that stand on what a snapshot froze.
+fn standing_on(manifest: &Manifest, graph: &Graph) -> BTreeSet<VmName> {
+    let tops = manifest.chains().filter_map(|chain| chain.layers.first());
+    let nodes = tops.filter_map(|top| graph.get(&LayerRef::to(top)));
+    nodes.flat_map(|node| &node.machines).filter(|name| **name != manifest.definition.name).cloned().collect()
+}
+
+fn refuse_held(ctx: &Context<'_>, manifest: &Manifest, graph: &Graph, detach: bool) -> Result<(), Error> {
+    let held = |reason: String| Err(Error::Held { name: manifest.name.to_string(), reason });
+    if manifest.pinned {
+        return held("it is pinned".to_owned());
+    }
+    let image = ctx.home.vm(&manifest.definition.name).snapshot(&manifest.id).memory();
+    for name in ctx.home.machine_names()? {
+        if layers::runs_from(ctx.home, &name, &image)? {
+            return held(format!(
+                "machine {name} runs from its memory image; stop that machine first, or wait \
+                 until all of its memory is there where it is on its way (`keyframe vm show`)"
+            ));
+        }
+    }
+    match standing_on(manifest, graph).into_iter().next() {
+        Some(name) if !detach => held(format!(
+            "machine {name} was forked from it and stands on its disks; remove that machine, or say --detach to give it \
+             a copy of its own first"
+        )),
+        _ => Ok(()),
     }
 }
 
-fn plan(
-    ctx: &Context<'_>,
-    machine: &Machine,
-    manifest: &Manifest,
-    also: &[Manifest],
-    layers: &mut BTreeSet<PathBuf>,
-) -> Result<DeletePlan, Error> {
-    let held = |reason: String| Error::Held { name: manifest.name.to_string(), reason };
-    if manifest.pinned {
-        return Err(held("it is pinned".to_owned()));
+/// Gives a machine layers of its own instead of those of the machine it was forked from.
+fn detach(ctx: &Context<'_>, name: &VmName, speed: Option<u64>) -> Result<(), Error> {
+    ctx.progress.step(&format!("copying disks of {name}"));
+    let (_lock, mut machine) = Machine::lock(ctx, name, "detach")?;
+    let guard = machine.process().is_some().then(|| Guard::post(ctx.home, name)).transpose()?;
+    for copy in merge::own_copies(&machine, false)? {
+        ctx.check()?;
+        merge::copy(ctx, &mut machine, copy, speed)?;
     }
-    let others = snapshots::read_all(&machine.dir)?;
-    let child = others
-        .iter()
-        .find(|other| other.parent.as_ref() == Some(&manifest.id) && !also.iter().any(|gone| gone.id == other.id));
-    if let Some(child) = child {
-        return Err(held(format!("snapshot {} descends from it", child.name)));
+    if let Some(guard) = guard {
+        guard.dismiss();
     }
-    let image = machine.dir.snapshot(&manifest.id).memory();
-    for name in ctx.home.machine_names()? {
-        if layers::runs_from(ctx.home, &name, &image)? {
-            return Err(held(format!(
-                "machine {name} runs from its memory image; stop that machine first, or wait \
-                 until all of its memory is there where it is on its way (`keyframe vm show`)"
-            )));
-        }
-    }
-    let memory = memory_freed(machine, manifest, also);
-    let own = manifest.chains().flat_map(|chain| &chain.layers).map(|layer| ctx.home.absolute(&layer.path));
-    // A layer that several of them need goes once.
-    let own: ByteLen = own.filter(|path| layers.remove(path)).map(|path| space::used(&path)).sum();
-    let bytes_freed = memory + own;
-    Ok(DeletePlan { id: manifest.id.clone(), name: manifest.name.to_string(), bytes_freed })
+    Ok(())
+}
+
+/// What each of them frees by itself: its memory, and layers that nothing needs any more.
+fn plans(ctx: &Context<'_>, chosen: &[Manifest], before: &Graph, after: &Graph) -> Vec<DeletePlan> {
+    let mut told: BTreeSet<PathBuf> = BTreeSet::new();
+    let mut plan = |manifest: &Manifest| {
+        let memory = memory_freed(ctx, manifest, chosen);
+        let layers = manifest.chains().flat_map(|chain| &chain.layers).filter_map(|layer| {
+            let name = LayerRef::to(layer);
+            let goes = before.get(&name).is_some() && after.get(&name).is_none();
+            let path = ctx.home.absolute(&layer.path);
+            // A layer that several of them need goes once.
+            (goes && layer.origin == FileOrigin::Made && told.insert(path.clone())).then(|| space::used(&path))
+        });
+        let layers: ByteLen = layers.sum();
+        DeletePlan { id: manifest.id.clone(), name: manifest.name.to_string(), bytes_freed: memory + layers }
+    };
+    chosen.iter().map(&mut plan).collect()
 }
 
 /// Space that a snapshot's memory gives back when those before it in the list are gone; none as far as nobody knows.
-fn memory_freed(machine: &Machine, manifest: &Manifest, all: &[Manifest]) -> ByteLen {
+fn memory_freed(ctx: &Context<'_>, manifest: &Manifest, all: &[Manifest]) -> ByteLen {
+    let dir = ctx.home.vm(&manifest.definition.name);
     let before = all.iter().take_while(|other| other.id != manifest.id).map(|other| &other.id);
-    let freed = |gone: &mut dyn Iterator<Item = &SnapshotId>| sharing::memory_freed(&machine.dir, gone);
+    let freed = |gone: &mut dyn Iterator<Item = &SnapshotId>| sharing::memory_freed(&dir, gone);
     let with_it = freed(&mut before.clone().chain([&manifest.id]));
     let without = freed(&mut before.clone());
     match (with_it, without) {
@@ -150,13 +254,15 @@ pub(crate) fn finish(
 ) -> Result<(), Error> {
     let dir = machine.dir.snapshot(id);
     sharing::keep_for_others(&machine.dir, id)?;
+    let mut tree = TreeDocument::read(&machine.dir)?;
+    if tree.gone.insert(id.clone(), parent.clone()) != Some(parent.clone()) {
+        tree.write(&machine.dir)?;
+    }
     durable::remove_file(&dir.manifest())?;
     pass(Failpoint::DeleteManifestGone)?;
     if machine.head.parent.as_ref() == Some(id) {
         machine.head.parent = parent;
-        machine.write_head()?;
     }
-    pass(Failpoint::DeleteReparented)?;
     durable::remove_dir(dir.root())?;
     sharing::reclaim_if_possible(ctx, &machine.dir);
     layers::drop_unused(ctx.home, &machine.dir)?;

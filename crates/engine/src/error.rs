@@ -120,6 +120,10 @@ pub enum Error {
     CardOfPaused,
     #[error("{vm} did not shut down within {seconds} s")]
     NoShutdown { vm: VmName, seconds: u64 },
+    #[error("the guest writes to {disk} faster than its layers can be merged")]
+    NotConverging { disk: DiskId },
+    #[error("the host's clock seems to have been set: {reason}")]
+    ClockWasSet { reason: String },
     #[error("interrupted")]
     Interrupted,
     #[error("failed on purpose at {name}")]
@@ -160,6 +164,8 @@ impl Error {
             Self::Capture(_) | Self::NotExact { .. } | Self::Interrupted | Self::PauseTooLong { .. } => {
                 "the machine is as it was, and so is every earlier snapshot; no snapshot was made"
             }
+            Self::ClockWasSet { .. } => "no snapshot was deleted",
+            Self::NotConverging { .. } => "the layers are as they were, and so is every snapshot",
             Self::NoSpace { .. } | Self::FreezeFailed { .. } | Self::MappedMachine { .. } => {
                 "nothing was begun; the machine is as it was"
             }
@@ -202,6 +208,11 @@ impl Error {
                     .to_owned()
             }
             Self::NoSpace { .. } => "delete snapshots (`keyframe delete VM@SNAP`), or say --disk-only".to_owned(),
+            Self::ClockWasSet { .. } => "look at `date`; if it is right, say --accept-clock once".to_owned(),
+            Self::NotConverging { .. } => {
+                "try again when the guest is calmer, or while it is stopped; `keyframe consolidate VM` goes on"
+                    .to_owned()
+            }
             Self::PauseTooLong { .. } => {
                 "allow more with --max-pause, or say --or-disk-only to take a snapshot without memory instead"
                     .to_owned()

@@ -98,10 +98,20 @@ failpoints! {
     DeleteMemoryKept = "delete-memory-kept",
     /// The manifest is gone: committed.
     DeleteManifestGone = "delete-manifest-gone",
-    /// Children and head have the new parent.
-    DeleteReparented = "delete-reparented",
-    /// Memory and layers are gone.
+    /// Memory and layers that nothing needs are gone.
     DeleteFilesGone = "delete-files-gone",
+    /// The journal of a merge is written.
+    MergeJournaled = "merge-journaled",
+    /// All data are copied.
+    MergeCopied = "merge-copied",
+    /// QEMU reads through the shorter chain.
+    MergeChainChanged = "merge-chain-changed",
+    /// All headers name the merged layer.
+    MergeHeadersWritten = "merge-headers-written",
+    /// The documents tell of the merged layer: committed.
+    MergeCommitted = "merge-committed",
+    /// The files of merged layers are gone.
+    MergeFilesGone = "merge-files-gone",
 }
 
 /// The variable that names the failpoint.
@@ -112,6 +122,8 @@ pub const VARIABLE: &str = "KEYFRAME_FAILPOINT";
 /// # Errors
 /// [`Error::Failpoint`].
 pub fn pass(point: Failpoint) -> Result<(), Error> {
+    #[cfg(test)]
+    dying::pass_by();
     static ASKED: OnceLock<Option<String>> = OnceLock::new();
     let asked = ASKED.get_or_init(|| std::env::var(VARIABLE).ok()).as_deref();
     if asked.and_then(|asked| asked.strip_suffix('!')) == Some(point.name()) {
@@ -124,6 +136,38 @@ pub fn pass(point: Failpoint) -> Result<(), Error> {
         std::process::abort();
     }
     Ok(())
+}
+
+#[cfg(test)]
+pub(crate) use dying::{Died, die_at};
+
+/// Dying within a test's own process: a panic at the failpoint of some number, so that nothing behind it runs.
+#[cfg(test)]
+mod dying {
+    use std::cell::Cell;
+
+    thread_local! {
+        static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    /// What a thread panics with that dies on purpose.
+    #[derive(Debug)]
+    pub(crate) struct Died;
+
+    /// The failpoint, counted from now on, at which this thread dies; none of them if `None`.
+    pub(crate) fn die_at(number: Option<usize>) {
+        LEFT.set(number);
+    }
+
+    pub(super) fn pass_by() {
+        match LEFT.get() {
+            Some(0) => {
+                LEFT.set(None);
+                std::panic::panic_any(Died);
+            }
+            left => LEFT.set(left.map(|left| left - 1)),
+        }
+    }
 }
 
 #[cfg(test)]

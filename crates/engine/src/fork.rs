@@ -8,7 +8,7 @@
 use std::time::Instant;
 
 use keyframe_hypervisor::instance::{Started, Starting};
-use keyframe_hypervisor::{MacAddress, MachineDefinition, Network, Nic, load};
+use keyframe_hypervisor::{MacAddress, MachineDefinition, Network, Nic};
 use keyframe_types::{SnapshotRef, VmName};
 use serde::Serialize;
 
@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::failpoint::{Failpoint, pass};
 use crate::layers;
 use crate::machine::{Machine, kill_strays, write_definition};
+use crate::pages;
 use crate::settle;
 use crate::snapshots;
 use crate::state::head::{Head, Origin};
@@ -26,7 +27,7 @@ use crate::state::home::VmDir;
 use crate::state::journal::Journal;
 use crate::state::lock::{CREATION_PATIENCE, Lock};
 use crate::state::manifest::StateAtCut;
-use crate::state::{durable, sealed};
+use crate::state::{durable, sealed, tree};
 
 /// What to fork, and how.
 #[derive(Debug, Clone)]
@@ -216,7 +217,7 @@ impl Fork {
         };
         let chains: Vec<_> = head.chains().cloned().collect();
         layers::create_tops(ctx.home, &chains)?;
-        sealed::write(&dir.head(), &head)?;
+        tree::write_head(&dir, &head)?;
         pass(Failpoint::ForkPrepared)?;
         let definition = own_definition(&manifest.definition, request, name);
         write_definition(&dir.definition(), &definition)?;
@@ -245,7 +246,7 @@ impl Fork {
         self.machine.write_head()?;
         pass(Failpoint::ForkHeadWritten)?;
         if source.manifest.state == StateAtCut::Running || cold {
-            load::run(&mut started.monitor)?;
+            pages::let_run(&started.record, &mut started.monitor)?;
         }
         pass(Failpoint::ForkRunning)?;
         // From here on it is a machine; what its guest has yet to be told, the journal says.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use keyframe_hypervisor::LayerFormat;
 use keyframe_hypervisor::cut::Overlay;
@@ -13,13 +14,13 @@ use keyframe_types::{LayerId, VmName};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
-use crate::machine::Machine;
 use crate::pages;
 use crate::snapshots;
-use crate::state::head::{Chain, Fingerprint, Head, Layer, Process};
+use crate::state::head::{Chain, FileOrigin, Fingerprint, Head, Layer, Process};
 use crate::state::home::{Home, VmDir};
 use crate::state::manifest::Manifest;
-use crate::state::{durable, sealed};
+use crate::state::tree::{ActiveTop, LayerRef, Trees};
+use crate::state::{durable, sealed, tree};
 
 /// The chains with a fresh layer, not yet made, on top of each.
 ///
@@ -35,8 +36,17 @@ pub fn planned_overlays<'a>(
             let id = LayerId::random();
             let path = home.relative(&dir.layer(&chain.disk, &id));
             let virtual_bytes = chain.top()?.virtual_bytes;
-            let fresh = Layer { id, path, format: LayerFormat::Qcow2, virtual_bytes, frozen: None };
-            let layers = std::iter::once(fresh).chain(chain.layers.iter().cloned()).collect();
+            let fresh = Layer {
+                vm: dir.name().clone(),
+                file: id.clone(),
+                id,
+                path,
+                format: LayerFormat::Qcow2,
+                origin: FileOrigin::Made,
+                virtual_bytes,
+                frozen: None,
+            };
+            let layers = std::iter::once(Arc::new(fresh)).chain(chain.layers.iter().cloned()).collect();
             Ok(Chain { disk: chain.disk.clone(), layers })
         })
         .collect()
@@ -63,10 +73,8 @@ fn create_top(home: &Home, chain: &Chain) -> Result<(), Error> {
     if !dir.is_dir() {
         durable::create_private_dir(dir)?;
     }
-    let below_path = home.absolute(&below.path);
-    let stored = if below.path.is_absolute() { below_path } else { relative_to(dir, &below_path) };
     let layer_error = |source| Error::Layer { path: path.clone(), source };
-    let backing = Backing::new(stored, qcow2_format(below.format)).map_err(layer_error)?;
+    let backing = backing(home, &path, below)?;
     let size = VirtualSize::new(top.virtual_bytes).map_err(layer_error)?;
     // Under a name of its own until it is whole: a layer that cannot be read is then never one that was being made.
     let unfinished = path.with_extension("tmp");
@@ -74,6 +82,18 @@ fn create_top(home: &Home, chain: &Chain) -> Result<(), Error> {
     keyframe_qcow2::create_overlay(&unfinished, &backing, size, &CreateOptions::default()).map_err(layer_error)?;
     std::fs::rename(&unfinished, &path).or_io("rename", &unfinished)?;
     durable::sync_dir(dir)
+}
+
+/// How the header of the layer at `path` names the one `below` it: relative to its directory, or absolute for a disk
+/// that was given.
+///
+/// # Errors
+/// [`Error::Layer`] for a name that no header can hold.
+pub fn backing(home: &Home, path: &Path, below: &Layer) -> Result<Backing, Error> {
+    let below_path = home.absolute(&below.path);
+    let dir = path.parent().unwrap_or(home.root());
+    let stored = if below.path.is_absolute() { below_path } else { relative_to(dir, &below_path) };
+    Backing::new(stored, qcow2_format(below.format)).map_err(|source| Error::Layer { path: path.to_owned(), source })
 }
 
 /// Removes the files of the topmost layers of `chains`.
@@ -114,11 +134,11 @@ pub fn cut_overlays(home: &Home, chains: &[Chain]) -> Result<Vec<Overlay>, Error
                 return Err(Error::EmptyChain { disk: chain.disk.clone() });
             };
             let path = home.absolute(&top.path);
-            let file = LayerFile { id: top.id.clone(), direct: takes_direct_io(&path), path, format: top.format };
+            let file = LayerFile { id: top.file.clone(), direct: takes_direct_io(&path), path, format: top.format };
             Ok(Overlay {
                 device: (chain.disk.as_str() != NVRAM_DISK).then(|| disk_device(&chain.disk)),
-                active: node_name(&below.id),
-                overlay: node_name(&top.id),
+                active: node_name(&below.file),
+                overlay: node_name(&top.file),
                 options: layer_node(&file, LayerAccess::Active, None),
             })
         })
@@ -134,7 +154,7 @@ pub fn freeze_tops<'a>(home: &Home, chains: impl Iterator<Item = &'a mut Chain>)
         if let Some(top) = chain.layers.first_mut() {
             let path = home.absolute(&top.path);
             std::fs::File::open(&path).and_then(|file| file.sync_all()).or_io("make durable", &path)?;
-            top.frozen = Some(Fingerprint::of(&path)?);
+            Arc::make_mut(top).frozen = Some(Fingerprint::of(&path)?);
         }
     }
     Ok(())
@@ -149,49 +169,42 @@ pub fn flush_ahead(home: &Home, head: &Head) {
     }
 }
 
-/// Every file, absolute, that any machine's present or snapshots stand on.
-///
-/// # Errors
-/// [`Error::Damaged`] when a document cannot be read: then nothing may be removed, for want of knowledge.
-pub fn referenced(home: &Home) -> Result<BTreeSet<PathBuf>, Error> {
-    let mut paths = BTreeSet::new();
-    for name in home.machine_names()? {
-        paths.extend(of_machine(home, &name)?);
+/// What machines' presents and snapshots stand on.
+#[derive(Debug, Default)]
+struct Used {
+    /// Files, absolute: layers, and memory images that machines run from.
+    files: BTreeSet<PathBuf>,
+    /// The same layers by their names.
+    layers: BTreeSet<LayerRef>,
+}
+
+impl Used {
+    fn add(&mut self, home: &Home, trees: &Trees<'_>, name: &VmName) -> Result<(), Error> {
+        let dir = home.vm(name);
+        let head = trees.head(&dir)?;
+        let manifests = snapshots::read_all_with(trees, &dir)?;
+        let chains = head.iter().flat_map(Head::chains).chain(manifests.iter().flat_map(Manifest::chains));
+        for layer in chains.flat_map(|chain| &chain.layers) {
+            // Chains share what is below: nothing is looked at twice.
+            if self.layers.insert(LayerRef::to(layer)) {
+                self.files.insert(home.absolute(&layer.path));
+            }
+        }
+        let image = head.as_ref().and_then(|head| image_in_use(head.process.as_ref()?));
+        self.files.extend(image.map(|path| home.absolute(path)));
+        Ok(())
     }
-    Ok(paths)
 }
 
 /// Every file, absolute, that one machine's present or snapshots stand on: layers, and the memory image that it
 /// runs from.
 ///
 /// # Errors
-/// As [`referenced`].
+/// [`Error::Damaged`] when a document cannot be read: then nothing may be removed, for want of knowledge.
 pub fn of_machine(home: &Home, name: &VmName) -> Result<BTreeSet<PathBuf>, Error> {
-    let dir = home.vm(name);
-    let head: Option<Head> = sealed::read(&dir.head())?;
-    let manifests = snapshots::read_all(&dir)?;
-    let chains = head.iter().flat_map(Head::chains).chain(manifests.iter().flat_map(Manifest::chains));
-    let layers = chains.flat_map(|chain| &chain.layers).map(|layer| home.absolute(&layer.path));
-    let image = head.as_ref().and_then(|head| image_in_use(head.process.as_ref()?)).map(|path| home.absolute(path));
-    Ok(layers.chain(image).collect())
-}
-
-/// Files in a machine's directory that snapshots in `gone`, and nothing else, stand on.
-///
-/// # Errors
-/// As [`referenced`].
-pub fn needed_only_by(home: &Home, machine: &Machine, gone: &[Manifest]) -> Result<BTreeSet<PathBuf>, Error> {
-    let files =
-        |chain: &Chain| -> Vec<PathBuf> { chain.layers.iter().map(|layer| home.absolute(&layer.path)).collect() };
-    let mut kept = BTreeSet::new();
-    for name in home.machine_names()?.iter().filter(|name| *name != machine.name()) {
-        kept.extend(of_machine(home, name)?);
-    }
-    let others = snapshots::read_all(&machine.dir)?;
-    let others = others.iter().filter(|other| !gone.iter().any(|gone| gone.id == other.id));
-    kept.extend(machine.head.chains().chain(others.flat_map(Manifest::chains)).flat_map(files));
-    let needed = gone.iter().flat_map(Manifest::chains).flat_map(files);
-    Ok(needed.filter(|path| path.starts_with(machine.dir.root()) && !kept.contains(path)).collect())
+    let mut used = Used::default();
+    used.add(home, &Trees::of(home), name)?;
+    Ok(used.files)
 }
 
 /// The memory image, as it is on record, that a process needs: its RAM is a mapping of it, or is still being
@@ -206,7 +219,7 @@ fn image_in_use(process: &Process) -> Option<&Path> {
 /// # Errors
 /// [`Error::Damaged`] when its head cannot be read.
 pub fn runs_from(home: &Home, name: &VmName, image: &Path) -> Result<bool, Error> {
-    let head: Option<Head> = sealed::read(&home.vm(name).head())?;
+    let head: Option<Head<ActiveTop>> = sealed::read(&home.vm(name).head())?;
     let process = head.and_then(|head| head.process);
     Ok(process.as_ref().and_then(image_in_use).is_some_and(|used| home.absolute(used) == image))
 }
@@ -217,7 +230,7 @@ pub fn runs_from(home: &Home, name: &VmName, image: &Path) -> Result<bool, Error
 /// As [`referenced`].
 pub fn serves_anyone(home: &Home, dir: &VmDir) -> Result<bool, Error> {
     for name in home.machine_names()? {
-        let head: Option<Head> = sealed::read(&home.vm(&name).head())?;
+        let head: Option<Head<ActiveTop>> = sealed::read(&home.vm(&name).head())?;
         let process = head.and_then(|head| head.process);
         let needs = |process: &&Process| pages::needs_image(&process.instance);
         let served = process.as_ref().filter(needs).and_then(|process| process.served.as_deref());
@@ -236,28 +249,45 @@ pub fn drop_unused_if_possible(ctx: &Context<'_>, dir: &VmDir) {
     }
 }
 
-/// Removes layers in a machine's directory that nothing stands on any more. While some document cannot be read,
-/// nothing is removed: nobody knows what that document stands on.
+/// Removes layers in a machine's directory that nothing stands on any more, and what is noted of them. While some
+/// document cannot be read, nothing is removed: nobody knows what that document stands on.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn drop_unused(home: &Home, dir: &VmDir) -> Result<(), Error> {
-    let root = dir.root().join("layers");
-    let Ok(disks) = std::fs::read_dir(&root) else { return Ok(()) };
-    let used = match referenced(home) {
-        Err(Error::Damaged { .. } | Error::Schema { .. }) => return Ok(()),
-        other => other?,
-    };
-    for disk in disks {
-        let disk = disk.or_io("list", &root)?.path();
-        for file in std::fs::read_dir(&disk).or_io("list", &disk)? {
-            let file = file.or_io("list", &disk)?.path();
-            if !used.contains(&file) {
-                durable::remove_file(&file)?;
-            }
+    let trees = Trees::of(home);
+    let mut used = Used::default();
+    for name in home.machine_names()? {
+        match used.add(home, &trees, &name) {
+            Err(Error::Damaged { .. } | Error::Schema { .. }) => return Ok(()),
+            other => other?,
+        }
+    }
+    // What nothing stands on is forgotten first: a file that is gone is then never one that a document names.
+    tree::prune(dir, &used.layers, &trees.parents_met())?;
+    for file in files_below(dir)? {
+        if !used.files.contains(&file) {
+            durable::remove_file(&file)?;
         }
     }
     Ok(())
+}
+
+/// The files in a machine's directory for layers, whatever they are.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn files_below(dir: &VmDir) -> Result<Vec<PathBuf>, Error> {
+    let root = dir.root().join("layers");
+    let mut files = Vec::new();
+    let Ok(disks) = std::fs::read_dir(&root) else { return Ok(files) };
+    for disk in disks {
+        let disk = disk.or_io("list", &root)?.path();
+        for file in std::fs::read_dir(&disk).or_io("list", &disk)? {
+            files.push(file.or_io("list", &disk)?.path());
+        }
+    }
+    Ok(files)
 }
 
 #[cfg(test)]
@@ -302,7 +332,7 @@ mod tests {
             clean_shutdown: false,
             origin: None,
         };
-        sealed::write(&dir.head(), &head).unwrap();
+        tree::write_head(&dir, &head).unwrap();
         std::fs::write(instance_dir.join("pages.json"), "{}").unwrap();
         let says = |state: &str| {
             let text = format!(

@@ -8,7 +8,8 @@
 //! | [`snapshot`] | taking a snapshot |
 //! | [`bringup`] | a fresh process that continues from a snapshot |
 //! | [`revert`], [`fork`] | going back; going on beside |
-//! | [`tree`], [`delete`] | looking at snapshots; letting them go |
+//! | [`tree`], [`delete`], [`expire`] | looking at snapshots; letting them go |
+//! | [`merge`], [`consolidate`] | making chains of layers shorter |
 //! | [`pages`] | the page server's process |
 //! | [`guard`] | who watches over a command |
 //! | [`recover`] | tidying up behind a killed command |
@@ -17,11 +18,13 @@
 //! whoever comes next. `failpoint` lists the steps at which tests kill it.
 
 pub mod bringup;
+pub mod consolidate;
 pub mod context;
 pub mod create;
 pub mod delete;
 pub mod doctor;
 mod error;
+pub mod expire;
 pub mod failpoint;
 pub mod fork;
 pub mod guard;
@@ -30,6 +33,7 @@ mod layers;
 pub mod lifecycle;
 pub mod machine;
 mod memory;
+pub mod merge;
 pub mod outcome;
 pub mod pages;
 pub mod pause;

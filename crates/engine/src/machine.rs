@@ -1,6 +1,7 @@
 //! A machine as it is found on disk and on the host: its definition, its head, its process.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use keyframe_hypervisor::host::{find_ovmf, takes_direct_io};
 use keyframe_hypervisor::instance::{self, Started, Starting};
@@ -18,10 +19,11 @@ use crate::error::{Error, IoContext as _};
 use crate::pages::{self, HydrationReport};
 use crate::recover::Patience;
 use crate::serial;
-use crate::state::head::{Chain, Head, Process};
+use crate::state::head::{Chain, Head, Layer, Process};
 use crate::state::home::{Home, VmDir};
 use crate::state::lock::Lock;
-use crate::state::{durable, sealed};
+use crate::state::tree::Trees;
+use crate::state::{durable, tree};
 
 /// What a machine is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -107,7 +109,7 @@ impl Machine {
             let reason = format!("it names the machine {}", definition.name);
             return Err(Error::Damaged { path: dir.definition(), reason });
         }
-        let head = sealed::read(&dir.head())?.ok_or_else(|| Error::NoMachine(name.clone()))?;
+        let head = Trees::of(home).head(&dir)?.ok_or_else(|| Error::NoMachine(name.clone()))?;
         Ok(Self { dir, definition, head })
     }
 
@@ -160,7 +162,7 @@ impl Machine {
     /// # Errors
     /// [`Error::Io`]; the old head is then still there.
     pub fn write_head(&self) -> Result<(), Error> {
-        sealed::write(&self.dir.head(), &self.head)
+        tree::write_head(&self.dir, &self.head)
     }
 
     /// The QEMU process, if it runs.
@@ -262,9 +264,9 @@ pub fn state_of(monitor: &mut Client) -> State {
 }
 
 fn launch_chain(home: &Home, chain: &Chain) -> DiskChain {
-    let layer = |layer: &crate::state::head::Layer| {
+    let layer = |layer: &Arc<Layer>| {
         let path = home.absolute(&layer.path);
-        LayerFile { id: layer.id.clone(), direct: takes_direct_io(&path), path, format: layer.format }
+        LayerFile { id: layer.file.clone(), direct: takes_direct_io(&path), path, format: layer.format }
     };
     DiskChain { disk: chain.disk.clone(), layers: chain.layers.iter().map(layer).collect() }
 }

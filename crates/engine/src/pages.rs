@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use keyframe_hypervisor::process::{ProcessId, spawn_detached};
 use keyframe_hypervisor::{InstanceRecord, Monitor, load};
 use keyframe_memory::pageserver::{self, Errand, ImageAt, Notice, Observer, PageServerError, ServerConfig, Stage};
+use keyframe_qmp::Client;
 use keyframe_qmp::commands::migration::{MigrationStatus, QueryMigrate};
 use keyframe_types::SnapshotId;
 use rustix::fs::FlockOperation;
@@ -286,6 +287,21 @@ pub(crate) fn is_orphaned(instance: &InstanceRecord) -> bool {
 pub(crate) fn needs_image(instance: &InstanceRecord) -> bool {
     let done = || status(instance).is_ok_and(|status| status.is_none_or(|now| now.state == HydrationState::Done));
     instance.is_alive() && !done()
+}
+
+/// Lets a machine run whose memory may still be on its way.
+///
+/// # Errors
+/// [`Error::Hydration`] when what QEMU needs to begin will never come; what QEMU says.
+pub(crate) fn let_run(instance: &InstanceRecord, monitor: &mut Client) -> Result<(), Error> {
+    let failed = || match status(instance) {
+        Ok(Some(Hydration { state: HydrationState::Failed { reason }, .. })) => Some(reason),
+        _ => None,
+    };
+    match load::run_while(monitor, || failed().is_none())? {
+        Some(_) => Ok(()),
+        None => Err(Error::Hydration { reason: failed().unwrap_or_else(|| "nobody serves it".to_owned()) }),
+    }
 }
 
 /// Waits until all memory is there.

@@ -9,6 +9,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::guard::Guard;
 use crate::machine::{Machine, kill_strays};
+use crate::merge::step::Step;
 use crate::state::journal::Journal;
 use crate::state::lock::{Lock, TIDYING_UP};
 use crate::{delete, fork, revert, settle, snapshot};
@@ -55,6 +56,8 @@ fn recover_within(ctx: &Context<'_>, name: &VmName, patience: Patience) -> Resul
                 return Ok(Recovered::Later);
             }
         }
+        // A guest may have been stopped for its last step: that is seen to at once, and takes a moment.
+        Journal::Merge(journal) => Step::new(ctx, *journal).recover(&mut machine)?,
         Journal::Delete { id, parent } => delete::finish(ctx, &mut machine, &id, parent)?,
     }
     let known: Vec<_> = machine.head.process.iter().map(|process| &process.instance).collect();

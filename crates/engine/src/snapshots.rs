@@ -5,7 +5,7 @@ use keyframe_types::{SnapshotId, SnapshotSelector, VmName};
 use crate::error::{Error, IoContext as _};
 use crate::state::home::VmDir;
 use crate::state::manifest::Manifest;
-use crate::state::sealed;
+use crate::state::tree::Trees;
 
 /// A snapshot's directory whose manifest is not readable.
 #[derive(Debug)]
@@ -21,6 +21,14 @@ pub struct DamagedSnapshot {
 /// # Errors
 /// [`Error::Io`] when the directory cannot be listed.
 pub fn scan(dir: &VmDir) -> Result<(Vec<Manifest>, Vec<DamagedSnapshot>), Error> {
+    scan_with(&Trees::of(dir.home()), dir)
+}
+
+/// [`scan`] for whoever reads several machines.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_with(trees: &Trees<'_>, dir: &VmDir) -> Result<(Vec<Manifest>, Vec<DamagedSnapshot>), Error> {
     let path = dir.snapshots();
     let entries = match std::fs::read_dir(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
@@ -32,7 +40,7 @@ pub fn scan(dir: &VmDir) -> Result<(Vec<Manifest>, Vec<DamagedSnapshot>), Error>
         let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<SnapshotId>().ok()) else {
             continue;
         };
-        match read(dir, &id) {
+        match trees.manifest(dir, &id) {
             Ok(manifest) => manifests.extend(manifest),
             Err(error) => damaged.push(DamagedSnapshot { id, error }),
         }
@@ -45,8 +53,8 @@ pub fn scan(dir: &VmDir) -> Result<(Vec<Manifest>, Vec<DamagedSnapshot>), Error>
 ///
 /// # Errors
 /// The first manifest that cannot be read.
-pub fn read_all(dir: &VmDir) -> Result<Vec<Manifest>, Error> {
-    let (manifests, damaged) = scan(dir)?;
+pub fn read_all_with(trees: &Trees<'_>, dir: &VmDir) -> Result<Vec<Manifest>, Error> {
+    let (manifests, damaged) = scan_with(trees, dir)?;
     match damaged.into_iter().next() {
         Some(damaged) => Err(damaged.error),
         None => Ok(manifests),
@@ -58,14 +66,7 @@ pub fn read_all(dir: &VmDir) -> Result<Vec<Manifest>, Error> {
 /// # Errors
 /// [`Error::Damaged`], [`Error::Schema`], [`Error::Io`].
 pub fn read(dir: &VmDir, id: &SnapshotId) -> Result<Option<Manifest>, Error> {
-    let path = dir.snapshot(id).manifest();
-    let manifest: Option<Manifest> = sealed::read(&path)?;
-    match manifest {
-        Some(manifest) if manifest.id != *id => {
-            Err(Error::Damaged { path, reason: format!("it is the manifest of {}", manifest.id) })
-        }
-        other => Ok(other),
-    }
+    Trees::of(dir.home()).manifest(dir, id)
 }
 
 /// The snapshot that a person means: by name, by id, or by the beginning of an id that is unique.

@@ -486,6 +486,7 @@ fn begin_merge(monitor: &mut Client, overlay: &Overlay, job_id: &JobId) -> Resul
         speed_bytes_per_s: None,
         // Only a job that stays until it is dismissed tells that it failed.
         auto_dismiss: false,
+        auto_finalize: true,
     })?;
     Ok(())
 }

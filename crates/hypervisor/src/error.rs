@@ -50,6 +50,12 @@ pub enum Error {
     /// The monitor failed or QEMU refused a command.
     #[error(transparent)]
     Qmp(#[from] keyframe_qmp::Error),
+    /// QEMU could not merge layers.
+    #[error("QEMU could not merge layers: {reason}")]
+    Merge {
+        /// QEMU's words.
+        reason: String,
+    },
     /// QEMU reported that saving or loading the machine's state failed.
     #[error("QEMU could not {what} the machine's state: {reason}")]
     Migration {

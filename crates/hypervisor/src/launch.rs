@@ -363,7 +363,6 @@ pub fn layer_node(layer: &LayerFile, access: LayerAccess, backing: Option<&str>)
             "driver": "file",
             "node-name": format!("f-{}", layer.id),
             "filename": layer.path.to_string_lossy(),
-            "read-only": read_only,
             "discard": "unmap",
             "cache": cache,
             "aio": "threads",

@@ -11,6 +11,8 @@
 //! | [`network`] | tap interfaces |
 //! | [`cut`] | memory and disks of one instant |
 //! | [`load`] | a saved state into a fresh process |
+//! | [`merge`] | layers into one another, by QEMU's block jobs |
+//! | [`storage`] | QEMU's block layer without a machine |
 //! | [`stall`] | how long vCPUs wait |
 //!
 //! Nothing here knows of homes, manifests or snapshots' names: that is the engine's.
@@ -23,10 +25,12 @@ pub mod host;
 pub mod instance;
 pub mod launch;
 pub mod load;
+pub mod merge;
 pub mod network;
 pub mod process;
 pub mod socket;
 pub mod stall;
+pub mod storage;
 
 pub use definition::{
     AccelChoice, Accelerator, DirectKernel, DiskDefinition, Firmware, MacAddress, MachineDefinition, Network, Nic,

@@ -86,8 +86,29 @@ fn wait_loaded(monitor: &mut Client, patience: Duration) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Qmp`] when QEMU refuses.
 pub fn run(monitor: &mut Client) -> Result<Instant, Error> {
-    monitor.call(&Cont {})?;
-    let patience = Duration::from_secs(10);
+    run_while(monitor, || true)?.ok_or(Error::Late { what: "resuming the machine", waited: Duration::ZERO })
+}
+
+/// [`run`] for a machine whose memory is served by someone who may fail: QEMU then waits for a page and never answers.
+/// Returns `None` as soon as `served` says that nobody will ever serve it.
+///
+/// # Errors
+/// [`Error::Qmp`] when QEMU refuses, [`Error::Late`].
+pub fn run_while(monitor: &mut Client, served: impl Fn() -> bool) -> Result<Option<Instant>, Error> {
+    const TICK: Duration = Duration::from_millis(50);
+    let request = monitor.start(&Cont {})?;
+    let patience = Duration::from_secs(30);
+    let deadline = Instant::now() + patience;
+    loop {
+        match monitor.wait_reply(request, Instant::now() + TICK)? {
+            Some(reply) => break drop(reply.body()?),
+            None if !served() => return Ok(None),
+            None if Instant::now() >= deadline => {
+                return Err(Error::Late { what: "resuming the machine", waited: patience });
+            }
+            None => {}
+        }
+    }
     let resumed = monitor.wait_event(|event| event.kind == EventKind::Resume, Instant::now() + patience)?;
-    resumed.map(|event| event.at).ok_or(Error::Late { what: "resuming the machine", waited: patience })
+    resumed.map(|event| Some(event.at)).ok_or(Error::Late { what: "resuming the machine", waited: patience })
 }

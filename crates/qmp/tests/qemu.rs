@@ -214,6 +214,7 @@ fn disks_are_cut_and_merged_again() {
         backing_file: None,
         speed_bytes_per_s: None,
         auto_dismiss: false,
+        auto_finalize: true,
     };
     qmp.call(&commit).unwrap();
     qmp.wait_event(|e| e.kind == EventKind::BlockJobReady, soon()).unwrap().expect("never ready");

@@ -7,13 +7,15 @@ use std::collections::HashMap;
 
 use common::Qemu;
 use keyframe_qmp::commands::block::{
-    BlockCommit, BlockdevAdd, BlockdevDel, NodeBacking, QueryBlock, QueryBlockstats, QueryNamedBlockNodes, Snapshot,
-    StatsOf, Transaction,
+    BlockCommit, BlockStream, BlockdevAdd, BlockdevDel, NodeBacking, QueryBlock, QueryBlockstats, QueryNamedBlockNodes,
+    Snapshot, StatsOf, Transaction,
 };
 use keyframe_qmp::commands::device::{
     AnnounceSelf, DeviceAdd, DeviceDel, Link, NetdevAdd, NetdevDel, ObjectAdd, ObjectDel, QomGet, QomList, SetLink,
 };
-use keyframe_qmp::commands::job::{BlockJobCancel, BlockJobComplete, JobDismiss, QueryBlockJobs, QueryJobs};
+use keyframe_qmp::commands::job::{
+    BlockJobCancel, BlockJobComplete, JobCancel, JobDismiss, JobFinalize, QueryBlockJobs, QueryJobs,
+};
 use keyframe_qmp::commands::machine::{
     AddFd, CloseFd, Cont, GetFd, HumanMonitorCommand, QueryCpusFast, QueryMemdev, QueryStatus, QueryVersion,
     QueryVmGenerationId, Quit, Stop, SystemPowerdown, SystemReset,
@@ -198,6 +200,17 @@ fn the_commands_of_disks_and_jobs() {
     schema.check(&QueryBlock {});
     schema.check(&QueryNamedBlockNodes::flat());
     let job = JobId::new("j").unwrap();
+    schema.check(&BlockStream {
+        job_id: job.clone(),
+        device: "d".to_owned(),
+        base_node: Some(node("b")),
+        backing_file: Some("b.qcow2".to_owned()),
+        speed_bytes_per_s: Some(1),
+        auto_dismiss: false,
+        auto_finalize: false,
+    });
+    schema.check(&JobFinalize { id: job.clone() });
+    schema.check(&JobCancel { id: job.clone() });
     schema.check(&BlockCommit {
         job_id: job.clone(),
         device: "d0".into(),
@@ -206,6 +219,7 @@ fn the_commands_of_disks_and_jobs() {
         backing_file: Some("/x".into()),
         speed_bytes_per_s: Some(1),
         auto_dismiss: false,
+        auto_finalize: false,
     });
     schema.check(&BlockJobComplete { device: job.clone() });
     schema.check(&BlockJobCancel { device: job.clone(), force: true });

@@ -9,6 +9,7 @@ mod machines;
 pub mod repo;
 mod repository;
 mod snapshots;
+mod tidying;
 mod upkeep;
 
 use keyframe_engine::{Context, Error};
@@ -26,7 +27,9 @@ pub fn run(ctx: &Context<'_>, command: Command, output: &Output) -> Result<u8, E
         Command::Show { snapshot } => snapshots::show(ctx, &snapshot, output),
         Command::Revert(args) => snapshots::revert(ctx, args, output),
         Command::Fork(args) => snapshots::fork(ctx, args, output),
-        Command::Delete { snapshots, dry_run } => snapshots::delete(ctx, &snapshots, dry_run, output),
+        Command::Delete(args) => tidying::delete(ctx, &args, output),
+        Command::Consolidate(args) => tidying::consolidate(ctx, args, output),
+        Command::Expire(args) => tidying::expire(ctx, args, output),
         Command::Memory(MemoryCommand::Export { snapshot, file }) => {
             snapshots::export_memory(ctx, &snapshot, &file, output)
         }

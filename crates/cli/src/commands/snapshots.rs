@@ -1,4 +1,4 @@
-//! `keyframe snapshot`, `snapshots`, `show`, `revert`, `fork`, `delete`
+//! `keyframe snapshot`, `snapshots`, `show`, `revert`, `fork`
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,9 +11,8 @@ use keyframe_engine::revert::{self, RevertReport, RevertRequest};
 use keyframe_engine::snapshot::{self, SnapshotReport, SnapshotRequest};
 use keyframe_engine::state::manifest::{Manifest, Memory};
 use keyframe_engine::tree::{self, SnapshotSummary, Tree};
-use keyframe_engine::{Context, Error, delete, sharing};
-use keyframe_types::{SnapshotId, SnapshotRef, SnapshotSelector, Timestamp, VmName};
-use serde_json::json;
+use keyframe_engine::{Context, Error, sharing};
+use keyframe_types::{SnapshotId, SnapshotRef, Timestamp, VmName};
 
 use crate::args::{ForkArgs, ForkStrategy, RevertArgs, SnapshotArgs};
 use crate::output::{Output, ms, table};
@@ -258,44 +257,5 @@ pub fn export_memory(ctx: &Context<'_>, reference: &SnapshotRef, file: &Path, ou
         export.bytes_on_disk
     );
     output.result("memory-exported", &export, text);
-    Ok(0)
-}
-
-/// `keyframe delete`
-pub fn delete(ctx: &Context<'_>, references: &[SnapshotRef], dry_run: bool, output: &Output) -> Result<u8, Error> {
-    let mut by_machine: BTreeMap<&VmName, Vec<SnapshotSelector>> = BTreeMap::new();
-    for reference in references {
-        by_machine.entry(&reference.vm).or_default().push(reference.snapshot.clone());
-    }
-    // All are planned before the first goes.
-    for (vm, selectors) in &by_machine {
-        delete::delete(ctx, vm, selectors, true)?;
-    }
-    let (mut gone, mut failure) = (Vec::new(), None);
-    for (vm, selectors) in by_machine {
-        match delete::delete(ctx, vm, &selectors, dry_run) {
-            Ok(deletion) => {
-                gone.extend(deletion.gone.into_iter().map(|plan| (vm.clone(), plan)));
-                failure = deletion.failure;
-            }
-            Err(error) if gone.is_empty() => return Err(error),
-            Err(error) => failure = Some(error),
-        }
-        if failure.is_some() {
-            break;
-        }
-    }
-    let verb = if dry_run { "would delete" } else { "deleted" };
-    let text: String = gone
-        .iter()
-        .map(|(vm, plan)| format!("{verb} {vm}@{} ({}), {} freed\n", plan.name, plan.id.short(), plan.bytes_freed))
-        .collect();
-    let documents: Vec<_> = gone.iter().map(|(vm, plan)| json!({"vm": vm, "snapshot": plan})).collect();
-    let failed = failure.as_ref().map(ToString::to_string);
-    output.result("deleted", &json!({"dry_run": dry_run, "snapshots": documents, "failed": failed}), text);
-    if let Some(error) = failure {
-        output.trouble(&error);
-        return Ok(exit_status(Outcome::Incomplete));
-    }
     Ok(0)
 }

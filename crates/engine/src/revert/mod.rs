@@ -19,7 +19,7 @@ pub(crate) mod undo;
 use std::time::{Duration, Instant};
 
 use keyframe_hypervisor::instance::Started;
-use keyframe_hypervisor::{InstanceRecord, MachineDefinition, Network, Nic, cut, host, load};
+use keyframe_hypervisor::{InstanceRecord, MachineDefinition, Network, Nic, cut, host};
 use keyframe_qmp::commands::device::AnnounceSelf;
 use keyframe_qmp::commands::machine::Stop;
 use keyframe_types::{SnapshotId, SnapshotName, SnapshotRef};
@@ -280,7 +280,7 @@ impl<'a> Reverting<'a> {
         machine.write_head()?;
         pass(Failpoint::RevertHeadWritten)?;
         if self.journal.runs {
-            load::run(&mut started.monitor)?;
+            pages::let_run(&started.record, &mut started.monitor)?;
         }
         let running_ms = ms_since(self.begun);
         let down_ms = stopped.map(ms_since);

@@ -34,6 +34,7 @@ use crate::space;
 use crate::state::head::{Head, Process};
 use crate::state::journal::{Journal, RevertJournal};
 use crate::state::manifest::{Consistency, Cut, Memory, StateAtCut};
+use crate::state::tree::Trees;
 use crate::state::{durable, sealed};
 
 use super::{QUIT_PATIENCE, unpark};
@@ -102,7 +103,7 @@ fn is_after(head: &Head, journal: &RevertJournal) -> bool {
 /// Whether the past is all that runs: it is on record, and the process of the present has ended. A machine that was off can
 /// be off again.
 pub(crate) fn only_forward(machine: &Machine, journal: &RevertJournal) -> bool {
-    let on_record: Result<Option<Head>, Error> = sealed::read(&machine.dir.head());
+    let on_record = Trees::of(machine.dir.home()).head(&machine.dir);
     let committed =
         on_record.is_ok_and(|head| head.is_some_and(|head| head.process.is_some() && is_after(&head, journal)));
     journal.had_process && committed && !present_alive(journal)
@@ -125,7 +126,7 @@ pub(crate) fn back_to_present(ctx: &Context<'_>, machine: &mut Machine, journal:
     if journal.was_running {
         unpark(machine);
     }
-    let on_record: Option<Head> = sealed::read(&machine.dir.head())?;
+    let on_record = Trees::of(machine.dir.home()).head(&machine.dir)?;
     if on_record.as_ref() != Some(&machine.head) {
         machine.write_head()?;
     }

@@ -25,7 +25,7 @@ use crate::sharing::{self, Shared};
 use crate::snapshots;
 use crate::state::head::Head;
 use crate::state::manifest::{Consistency, Cost, Cut, Manifest, Memory, QemuUsed, StateAtCut};
-use crate::state::{durable, sealed};
+use crate::state::{durable, tree};
 
 /// Whether to ask the guest's agent to freeze file systems around the cut.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -285,7 +285,7 @@ pub(crate) fn commit(
         nvram: before.nvram.clone(),
         cost,
     };
-    sealed::write(&dir.manifest(), &manifest)?;
+    tree::write_manifest(&machine.dir, &manifest)?;
     Ok(SnapshotReport {
         id: manifest.id,
         name: manifest.name,

@@ -1,10 +1,12 @@
 //! `head.json`: a machine's present.
 //!
 //! The layers it writes to, the snapshot it descends from and the QEMU process that carries it are one
-//! document, so that a revert replaces all three in one rename.
+//! document, so that a revert replaces all three in one rename. What is below the active layers stands in `tree.json`
+//! (see [`crate::state::tree`]).
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use keyframe_hypervisor::{Accelerator, InstanceRecord, LayerFormat, MachineDefinition};
 use keyframe_types::{ByteLen, DiskId, LayerId, SnapshotId, VmName};
@@ -13,17 +15,18 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, IoContext as _};
 use crate::state::home::Home;
 use crate::state::sealed::Document;
+use crate::state::tree::ActiveTop;
 
-/// A machine's present.
+/// A machine's present: with whole chains, or with what its document says of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
+pub struct Head<C = Chain> {
     /// The snapshot it descends from.
     pub parent: Option<SnapshotId>,
     /// The chains of its disks, in the order of the definition.
-    pub disks: Vec<Chain>,
+    pub disks: Vec<C>,
     /// The chain of the firmware's variables.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nvram: Option<Chain>,
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    pub nvram: Option<C>,
     /// The QEMU process, if one was started and not seen to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<Process>,
@@ -44,19 +47,39 @@ pub struct Origin {
     pub snapshot: SnapshotId,
 }
 
-impl Document for Head {
-    const SCHEMA: &'static str = "keyframe.head/1";
+/// For chains of any kind: a derived default would ask them for one.
+const fn none<C>() -> Option<C> {
+    None
 }
 
-impl Head {
+impl Document for Head<ActiveTop> {
+    const SCHEMA: &'static str = "keyframe.head/2";
+}
+
+impl<C> Head<C> {
     /// The chains of disks and variables.
-    pub fn chains(&self) -> impl Iterator<Item = &Chain> {
+    pub fn chains(&self) -> impl Iterator<Item = &C> {
         self.disks.iter().chain(&self.nvram)
     }
 
     /// The same, to be changed.
-    pub fn chains_mut(&mut self) -> impl Iterator<Item = &mut Chain> {
+    pub fn chains_mut(&mut self) -> impl Iterator<Item = &mut C> {
         self.disks.iter_mut().chain(&mut self.nvram)
+    }
+
+    /// The same head with other chains.
+    ///
+    /// # Errors
+    /// The first that `other` fails with.
+    pub fn with_chains<D, E>(&self, mut other: impl FnMut(&C) -> Result<D, E>) -> Result<Head<D>, E> {
+        Ok(Head {
+            parent: self.parent.clone(),
+            disks: self.disks.iter().map(&mut other).collect::<Result<_, E>>()?,
+            nvram: self.nvram.as_ref().map(other).transpose()?,
+            process: self.process.clone(),
+            clean_shutdown: self.clean_shutdown,
+            origin: self.origin.clone(),
+        })
     }
 }
 
@@ -83,8 +106,8 @@ pub struct Process {
 pub struct Chain {
     /// Which disk.
     pub disk: DiskId,
-    /// Its layers, the active one first.
-    pub layers: Vec<Layer>,
+    /// Its layers, the active one first; chains share those that they have in common.
+    pub layers: Vec<Arc<Layer>>,
 }
 
 impl Chain {
@@ -92,20 +115,39 @@ impl Chain {
     ///
     /// # Errors
     /// [`Error::EmptyChain`] when a document says that there is none.
-    pub fn top(&self) -> Result<&Layer, Error> {
+    pub fn top(&self) -> Result<&Arc<Layer>, Error> {
         self.layers.first().ok_or_else(|| Error::EmptyChain { disk: self.disk.clone() })
     }
 }
 
-/// One file of a chain.
+/// How a layer's file came to be, and so what may become of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileOrigin {
+    /// Keyframe made it, and removes it.
+    Made,
+    /// It was given when the machine was created: written to, never removed.
+    Given,
+    /// A given disk stands on it: only read.
+    Foreign,
+}
+
+/// One layer of a chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
-    /// Its id.
+    /// Its id: whoever stands on it names it so, whatever file its bytes are in.
     pub id: LayerId,
+    /// The machine that it belongs to.
+    pub vm: VmName,
+    /// The id of its file, which QEMU's node is named after: a layer whose bytes were merged into another's file has
+    /// that one's.
+    pub file: LayerId,
     /// Its file, relative to the home where it lies in it.
     pub path: PathBuf,
     /// Its format.
     pub format: LayerFormat,
+    /// How the file came to be.
+    pub origin: FileOrigin,
     /// Size of the disk that the guest sees.
     pub virtual_bytes: ByteLen,
     /// What the file looked like when it was frozen; `None` while it is active.

@@ -45,7 +45,7 @@ impl Home {
     /// Where the machine `name` lies, whether it exists or not.
     #[must_use]
     pub fn vm(&self, name: &VmName) -> VmDir {
-        VmDir { root: self.root.join("vms").join(name.as_str()) }
+        VmDir { home: self.clone(), name: name.clone(), root: self.root.join("vms").join(name.as_str()) }
     }
 
     /// The names of all machines, in order. A directory without a definition is no machine.
@@ -85,10 +85,24 @@ impl Home {
 /// The directory of one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmDir {
+    home: Home,
+    name: VmName,
     root: PathBuf,
 }
 
 impl VmDir {
+    /// The home that it is in.
+    #[must_use]
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// The machine's name.
+    #[must_use]
+    pub fn name(&self) -> &VmName {
+        &self.name
+    }
+
     /// The directory itself.
     #[must_use]
     pub fn root(&self) -> &Path {
@@ -119,6 +133,12 @@ impl VmDir {
     #[must_use]
     pub fn head(&self) -> PathBuf {
         self.root.join("head.json")
+    }
+
+    /// What its frozen layers stand on.
+    #[must_use]
+    pub fn tree(&self) -> PathBuf {
+        self.root.join("tree.json")
     }
 
     /// The operation in flight.

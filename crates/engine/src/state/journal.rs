@@ -3,12 +3,15 @@
 //! An operation writes what it is about to do before it does it, and removes the journal when it is done.
 //! Whoever finds one (`recover`) finishes what was committed and undoes what was not.
 
-use keyframe_types::SnapshotId;
+use std::sync::Arc;
+
+use keyframe_types::{DiskId, SnapshotId};
 use serde::{Deserialize, Serialize};
 
-use crate::state::head::{Chain, Head};
+use crate::state::head::{Chain, Head, Layer};
 use crate::state::manifest::Memory;
 use crate::state::sealed::Document;
+use crate::state::tree::LayerRef;
 
 /// The operation in flight.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +24,9 @@ pub enum Journal {
     /// A fork. Committed by the head that names its process; undone by removing the machine. Kept until the guest has
     /// a network card of its own, runs and is thawed.
     Fork,
+    /// Layers of one disk that become one. Committed by `tree.json`, or by the head for an active layer; every chain
+    /// reads the same before and after.
+    Merge(Box<MergeJournal>),
     /// A snapshot on its way out. Its manifest is gone first, so it is always finished.
     Delete {
         /// Which one.
@@ -31,7 +37,7 @@ pub enum Journal {
 }
 
 impl Document for Journal {
-    const SCHEMA: &'static str = "keyframe.journal/1";
+    const SCHEMA: &'static str = "keyframe.journal/2";
 }
 
 /// A snapshot in flight.
@@ -73,6 +79,36 @@ pub struct RevertJournal {
     /// Whether it runs afterwards: a snapshot of a paused machine stays paused.
     #[serde(default = "yes")]
     pub runs: bool,
+}
+
+/// Which way data move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// From the lower layers up into the topmost.
+    Pull,
+    /// From the upper layers down into the lowest.
+    Push,
+}
+
+/// A merge in flight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergeJournal {
+    /// The disk.
+    pub disk: DiskId,
+    /// The layers that become one, the lowest first. The one that stays has the id of the topmost and the file of the
+    /// one that takes the data.
+    pub layers: Vec<Arc<Layer>>,
+    /// What the lowest stands on.
+    pub base: Option<LayerRef>,
+    /// Which way.
+    pub way: Way,
+    /// Whether the topmost is written to by the machine's present.
+    pub active: bool,
+    /// Whether the machine's process has the layers open.
+    pub live: bool,
+    /// Whether the machine ran.
+    pub was_running: bool,
 }
 
 /// What earlier versions did.

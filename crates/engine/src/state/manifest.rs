@@ -1,4 +1,6 @@
 //! `manifest.json`: what a snapshot is. Written last and never changed: no manifest, no snapshot.
+//!
+//! It names the layer that it froze of each disk; what that stands on is in `tree.json` (see [`crate::state::tree`]).
 
 use std::path::PathBuf;
 
@@ -8,10 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::head::Chain;
 use crate::state::sealed::Document;
+use crate::state::tree::FrozenTop;
 
-/// A snapshot.
+/// A snapshot: with whole chains, or with what its document says of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
+pub struct Manifest<C = Chain> {
     /// Its id.
     pub id: SnapshotId,
     /// The name it was given, or one made from the time.
@@ -48,22 +51,54 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,
     /// Chains of frozen layers, the one that the snapshot froze first.
-    pub disks: Vec<Chain>,
+    pub disks: Vec<C>,
     /// The same for the firmware's variables.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nvram: Option<Chain>,
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    pub nvram: Option<C>,
     /// What it cost.
     pub cost: Cost,
 }
 
-impl Document for Manifest {
-    const SCHEMA: &'static str = "keyframe.snapshot/1";
+/// For chains of any kind: a derived default would ask them for one.
+const fn none<C>() -> Option<C> {
+    None
 }
 
-impl Manifest {
+impl Document for Manifest<FrozenTop> {
+    const SCHEMA: &'static str = "keyframe.snapshot/2";
+}
+
+impl<C> Manifest<C> {
     /// The chains of disks and variables.
-    pub fn chains(&self) -> impl Iterator<Item = &Chain> {
+    pub fn chains(&self) -> impl Iterator<Item = &C> {
         self.disks.iter().chain(&self.nvram)
+    }
+
+    /// The same snapshot with other chains.
+    ///
+    /// # Errors
+    /// The first that `other` fails with.
+    pub fn with_chains<D, E>(self, mut other: impl FnMut(&C) -> Result<D, E>) -> Result<Manifest<D>, E> {
+        Ok(Manifest {
+            disks: self.disks.iter().map(&mut other).collect::<Result<_, E>>()?,
+            nvram: self.nvram.as_ref().map(other).transpose()?,
+            id: self.id,
+            name: self.name,
+            note: self.note,
+            owner: self.owner,
+            created: self.created,
+            expires: self.expires,
+            pinned: self.pinned,
+            parent: self.parent,
+            consistency: self.consistency,
+            cut: self.cut,
+            state: self.state,
+            frozen: self.frozen,
+            definition: self.definition,
+            qemu: self.qemu,
+            memory: self.memory,
+            cost: self.cost,
+        })
     }
 }
 

@@ -8,3 +8,4 @@ pub mod journal;
 pub mod lock;
 pub mod manifest;
 pub mod sealed;
+pub mod tree;

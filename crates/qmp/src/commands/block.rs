@@ -233,5 +233,33 @@ pub struct BlockCommit {
     /// Whether the job stays after its end until dismissed, so that its error can be read.
     #[serde(rename = "auto-dismiss")]
     pub auto_dismiss: bool,
+    /// Whether the job changes the chain as soon as its data are copied, or waits to be finalized.
+    #[serde(rename = "auto-finalize")]
+    pub auto_finalize: bool,
 }
 command!(BlockCommit, "block-commit" -> Empty);
+
+/// Merges layers upwards: copies into a layer what it reads from those below it, down to a base.
+/// Source: `qapi/block-core.json`, `block-stream`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockStream {
+    /// Name for the job.
+    pub job_id: JobId,
+    /// The layer that takes the data.
+    pub device: String,
+    /// What it stands on afterwards; nothing if `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_node: Option<NodeName>,
+    /// Backing name to write into its header; only with a base.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing_file: Option<String>,
+    /// Bytes per second; no limit if `None`.
+    #[serde(rename = "speed", skip_serializing_if = "Option::is_none")]
+    pub speed_bytes_per_s: Option<u64>,
+    /// Whether the job stays after its end until dismissed, so that its error can be read.
+    pub auto_dismiss: bool,
+    /// Whether the job changes the chain as soon as its data are copied, or waits to be finalized.
+    pub auto_finalize: bool,
+}
+command!(BlockStream, "block-stream" -> Empty);

@@ -103,6 +103,22 @@ pub struct BlockJobCancel {
 }
 command!(BlockJobCancel, "block-job-cancel" -> Empty);
 
+/// Lets a job that waits for it do its last step. Source: `qapi/job.json`, `job-finalize`.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobFinalize {
+    /// Which.
+    pub id: JobId,
+}
+command!(JobFinalize, "job-finalize" -> Empty);
+
+/// Cancels a job of any kind, whatever it waits for. Source: `qapi/job.json`, `job-cancel`.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobCancel {
+    /// Which.
+    pub id: JobId,
+}
+command!(JobCancel, "job-cancel" -> Empty);
+
 /// Lets go of a job that ended. Source: `qapi/job.json`, `job-dismiss`.
 #[derive(Debug, Clone, Serialize)]
 pub struct JobDismiss {

@@ -1,0 +1,193 @@
+//! `keyframe expire`: snapshots whose time is up go, all of a machine's in one pass, so that neighbours merge once.
+//!
+//! What a clock says decides what is deleted, so the clock is not trusted blindly: one that is behind what it was before, or
+//! that has run far ahead of the time the host has been up, was set, and nothing goes until a person says that it is
+//! right (`--accept-clock`).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use keyframe_types::{SnapshotId, Timestamp, VmName};
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+use crate::context::Context;
+use crate::delete::{DeleteOptions, Deletion, delete_locked};
+use crate::error::Error;
+use crate::layers;
+use crate::machine::Machine;
+use crate::snapshots;
+use crate::state::home::Home;
+use crate::state::manifest::Manifest;
+use crate::state::sealed::{self, Document};
+
+/// How far the wall clock may run from the time since boot before it is taken for one that was set.
+const DRIFT: Duration = Duration::from_secs(15 * 60);
+
+/// What to let go.
+#[derive(Debug, Clone)]
+pub struct ExpireRequest {
+    /// The machines; all if there is none.
+    pub vms: Vec<VmName>,
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// Bytes per second that merges move at most.
+    pub speed: Option<u64>,
+    /// The clock is right, whatever it looks like.
+    pub accept_clock: bool,
+}
+
+/// A snapshot that is past its time and stays.
+#[derive(Debug, Clone, Serialize)]
+pub struct Stays {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What became of one machine's snapshots.
+#[derive(Debug)]
+pub struct Expiry {
+    /// The machine.
+    pub vm: VmName,
+    /// What went, or would go; `None` when nothing was past its time.
+    pub deletion: Option<Deletion>,
+    /// What is past its time and stays.
+    pub stays: Vec<Stays>,
+    /// What kept the machine from being looked at.
+    pub failure: Option<Error>,
+}
+
+/// Lets go of what is past its time.
+///
+/// # Errors
+/// [`Error::ClockWasSet`]; [`Error::NoMachine`]. What fails for one machine is told of that machine.
+pub fn expire(ctx: &Context<'_>, request: &ExpireRequest) -> Result<Vec<Expiry>, Error> {
+    let now = Timestamp::now();
+    check_clock(ctx.home, now, request.accept_clock)?;
+    let all = ctx.home.machine_names()?;
+    if let Some(unknown) = request.vms.iter().find(|vm| !all.contains(vm)) {
+        return Err(Error::NoMachine(unknown.clone()));
+    }
+    let chosen = all.into_iter().filter(|vm| request.vms.is_empty() || request.vms.contains(vm));
+    let mut expiries = Vec::new();
+    for vm in chosen {
+        ctx.check()?;
+        expiries.push(of_machine(ctx, request, vm, now));
+    }
+    Ok(expiries)
+}
+
+fn of_machine(ctx: &Context<'_>, request: &ExpireRequest, vm: VmName, now: Timestamp) -> Expiry {
+    let mut expiry = Expiry { vm, deletion: None, stays: Vec::new(), failure: None };
+    let vm = expiry.vm.clone();
+    let mut through = || -> Result<(), Error> {
+        let (_lock, mut machine) = Machine::lock(ctx, &vm, &format!("expire {vm}"))?;
+        let mut due: Vec<Manifest> = snapshots::scan(&machine.dir)?.0;
+        due.retain(|manifest| manifest.expires.is_some_and(|at| at <= now));
+        let options = DeleteOptions { dry_run: request.dry_run, detach: false, speed: request.speed };
+        let mut going = Vec::new();
+        for manifest in due {
+            // One that is held keeps no other from going.
+            match delete_locked(
+                ctx,
+                &mut machine,
+                std::slice::from_ref(&manifest),
+                DeleteOptions { dry_run: true, ..options },
+            ) {
+                Ok(_) => going.push(manifest),
+                Err(Error::Held { reason, .. }) => {
+                    expiry.stays.push(Stays { id: manifest.id, name: manifest.name.to_string(), reason });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if !going.is_empty() {
+            expiry.deletion = Some(delete_locked(ctx, &mut machine, &going, options)?);
+        } else if !request.dry_run {
+            layers::drop_unused_if_possible(ctx, &machine.dir);
+        }
+        Ok(())
+    };
+    let failure = through().err();
+    expiry.failure = failure;
+    expiry
+}
+
+/// What the clocks said when snapshots were last let go.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct ClockDocument {
+    wall: Timestamp,
+    since_boot_ms: u64,
+    boot_id: String,
+}
+
+impl Document for ClockDocument {
+    const SCHEMA: &'static str = "keyframe.clock/1";
+}
+
+impl ClockDocument {
+    fn read_now(wall: Timestamp) -> Self {
+        let since_boot = clock_gettime(ClockId::Boottime);
+        let seconds = u64::try_from(since_boot.tv_sec).unwrap_or(0);
+        let ms = u64::try_from(since_boot.tv_nsec / 1_000_000).unwrap_or(0);
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self {
+            wall,
+            since_boot_ms: seconds.saturating_mul(1000).saturating_add(ms),
+            boot_id: boot_id.trim().to_owned(),
+        }
+    }
+
+    /// How the clock has moved against the time that has really passed; `None` if it has not been set.
+    fn was_set(&self, now: &Self) -> Option<String> {
+        let passed = self.wall.until(now.wall);
+        if now.wall < self.wall {
+            return Some(format!("it is {} s behind what it was before", now.wall.until(self.wall).as_secs()));
+        }
+        if self.boot_id != now.boot_id {
+            return None;
+        }
+        let really = Duration::from_millis(now.since_boot_ms.saturating_sub(self.since_boot_ms));
+        let ahead = passed.saturating_sub(really);
+        (ahead > DRIFT).then(|| format!("it ran {} s ahead of the time that has passed since", ahead.as_secs()))
+    }
+}
+
+fn clock_path(home: &Home) -> PathBuf {
+    home.root().join("clock.json")
+}
+
+fn check_clock(home: &Home, now: Timestamp, accept: bool) -> Result<(), Error> {
+    let now = ClockDocument::read_now(now);
+    // One that cannot be read tells nothing, and is written anew.
+    let before: Option<ClockDocument> = sealed::read(&clock_path(home)).unwrap_or_default();
+    if let (false, Some(reason)) = (accept, before.and_then(|before| before.was_set(&now))) {
+        return Err(Error::ClockWasSet { reason });
+    }
+    sealed::write(&clock_path(home), &now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_set_is_noticed() {
+        let at = |wall: &str, since_boot_ms| ClockDocument {
+            wall: serde_json::from_value(serde_json::json!(wall)).unwrap(),
+            since_boot_ms,
+            boot_id: "this".to_owned(),
+        };
+        let before = at("2026-01-01T00:00:00Z", 0);
+        assert!(before.was_set(&at("2026-01-01T01:00:00Z", 3_600_000)).is_none());
+        assert!(before.was_set(&at("2026-01-01T01:10:00Z", 3_600_000)).is_none(), "a little drift is usual");
+        assert!(before.was_set(&at("2026-02-01T00:00:00Z", 3_600_000)).unwrap().contains("ahead"));
+        assert!(before.was_set(&at("2025-12-31T00:00:00Z", 3_600_000)).unwrap().contains("behind"));
+        let after_boot = ClockDocument { boot_id: "next".into(), ..at("2026-02-01T00:00:00Z", 1000) };
+        assert!(before.was_set(&after_boot).is_none(), "nobody knows how long the host was off");
+    }
+}
