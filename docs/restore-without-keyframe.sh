@@ -3,10 +3,11 @@
 #
 #     restore-without-keyframe.sh SNAPSHOT-DIR HOME EMPTY-DIR
 #
-# Needs sh, jq, qemu-img, qemu-system-x86_64. Nothing below HOME is written to: the restored machine writes to fresh
+# Needs sh, jq, python3, qemu-img, qemu-system-x86_64. Nothing below HOME is written to: the restored machine writes to fresh
 # overlays in EMPTY-DIR, where its console (console.sock), its log (serial.log) and QMP (qmp.sock) are too. QEMU's monitor is
 # the terminal: `info status`, `cont`, `quit`.
 set -eu
+scripts=$(dirname "$(realpath "$0")")
 snapshot=$(realpath "$1") home=$(realpath "$2") work=$(realpath "$3")
 
 # The manifest: everything is in its body.
@@ -61,7 +62,13 @@ done
 
 # The saved state: QEMU loads it by itself; `mapped-ram` says that it is a file with every page in its place.
 if has memory; then
-    set -- "$@" -global migration.mapped-ram=on -incoming "file:$snapshot/$(manifest memory.file)"
+    image=$snapshot/$(manifest memory.file)
+    if [ ! -e "$image" ]; then
+        # It shares pages with older snapshots: put together from all their files.
+        image=$work/memory.mapped
+        python3 "$scripts/whole-memory-image.py" "$snapshot" "$image"
+    fi
+    set -- "$@" -global migration.mapped-ram=on -incoming "file:$image"
 fi
 
 cd "$work"

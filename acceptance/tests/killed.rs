@@ -121,6 +121,53 @@ fn a_snapshot_of_a_stopped_machine_killed_at_any_step_can_be_taken_again() -> Re
     assert_works(&machine, "started again").map(drop)
 }
 
+#[test]
+fn a_sharing_killed_at_any_step_leaves_every_image_readable() -> Result<()> {
+    let home = Home::new("killed-share")?;
+    let machine = worker(&home, "worker")?;
+    machine.snapshot("good")?;
+    for point in points("share-") {
+        let failing = format!("failing-{point}");
+        let failed = home.run_until(&format!("{point}!"), ["snapshot", "worker", "--name", &failing])?;
+        assert_eq!(failed.status, Some(0), "{failing}: sharing is no reason to fail: {}", failed.stderr);
+        assert_eq!(home.run_until(point, ["snapshot", "worker", "--name", point])?.status, None, "{point}");
+        assert_works(&machine, point)?;
+        machine.snapshot(&format!("after-{point}"))?;
+        for name in [&failing, point, &format!("after-{point}"), "good"] {
+            let mark = machine.serial()?.end();
+            machine.revert(name, &["--strategy", "lazy"])?;
+            machine.serial()?.next_heartbeat(mark, 20 * SECOND)?;
+            machine.assert_intact(machine.serial()?.end())?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_image_killed_while_it_is_made_whole_can_be_used_as_before() -> Result<()> {
+    let home = Home::new("killed-whole")?;
+    let machine = worker(&home, "worker")?;
+    machine.snapshot("good")?;
+    for point in points("whole-") {
+        machine.snapshot(point)?;
+        let words = ["revert", &machine.at(point), "--discard", "--strategy", "eager"];
+        assert_eq!(home.run_until(&format!("{point}!"), words)?.status, Some(1), "{point}");
+        assert_works(&machine, point)?;
+        if point == "whole-written" {
+            assert_eq!(home.run_until(point, words)?.status, None, "{point}");
+        }
+        for strategy in ["lazy", "eager"] {
+            let mark = machine.serial()?.end();
+            machine.revert(point, &["--strategy", strategy])?;
+            machine.serial()?.next_heartbeat(mark, 20 * SECOND)?;
+            machine.assert_intact(machine.serial()?.end())?;
+        }
+        // The next one shares with it, as it is now.
+        machine.snapshot(&format!("after-{point}"))?;
+    }
+    Ok(())
+}
+
 /// From here on the process of the present may be gone, and what is on disk is all there is of it.
 const PRESENT_ON_DISK: [&str; 4] =
     ["revert-present-captured", "revert-present-ended", "revert-present-kept", "revert-old-gone"];

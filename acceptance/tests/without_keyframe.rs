@@ -1,5 +1,5 @@
 //! A snapshot is brought back with nothing but QEMU, by the script that docs/RESTORE-WITHOUT-KEYFRAME.md explains. Needs
-//! QEMU and jq.
+//! QEMU, jq and Python.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -69,7 +69,8 @@ fn the_script_of_the_page_brings_back_the_running_program() -> Result<()> {
     let machine = Machine::start(&home, "worker", &spec)?;
     machine.wait_until_checking()?;
     let serial = machine.serial()?;
-    // The snapshot that is brought back stands on another one: its disks have two layers each.
+    // The snapshot that is brought back stands on another one: its disks have two layers each, and its memory lies in
+    // both files.
     machine.snapshot("below")?;
     let before = serial.next_heartbeat(serial.end(), 10 * SECOND)?;
     let taken = machine.snapshot("kept")?;
@@ -78,7 +79,9 @@ fn the_script_of_the_page_brings_back_the_running_program() -> Result<()> {
 
     let vm = home.path().join("vms/worker");
     let looks = looks_of(&vm);
-    let restored = Restored::start(&vm.join("snapshots").join(taken.text("id")?), &home)?;
+    let snapshot = vm.join("snapshots").join(taken.text("id")?);
+    assert!(snapshot.join("memory.map").exists() && !snapshot.join("memory.mapped").exists(), "it does not share");
+    let restored = Restored::start(&snapshot, &home)?;
     let serial = restored.serial();
     let first = serial.next_heartbeat(Mark::START, 60 * SECOND)?;
     assert_eq!(first.token, before.token, "another program: it was booted, not brought back");

@@ -19,8 +19,20 @@ use crate::{run, say};
 const QEMU: &str = "qemu-system-x86_64";
 const QEMU_PACKAGES: [&str; 2] = ["qemu-system-x86", "qemu-utils"];
 /// UEFI firmware; a Debian system out of packages; its file system, EFI partition and partition table; a reader of
-/// manifests, for restoring without Keyframe; a server that the SFTP store is tested with.
-const TOOL_PACKAGES: [&str; 7] = ["ovmf", "mmdebstrap", "e2fsprogs", "mtools", "fdisk", "jq", "openssh-sftp-server"];
+/// manifests and one of maps, for restoring without Keyframe; a server that the SFTP store is tested with; file systems
+/// whose files share extents.
+const TOOL_PACKAGES: [&str; 10] = [
+    "ovmf",
+    "mmdebstrap",
+    "e2fsprogs",
+    "mtools",
+    "fdisk",
+    "jq",
+    "python3-minimal",
+    "openssh-sftp-server",
+    "xfsprogs",
+    "btrfs-progs",
+];
 const BACKPORTS: &str = "bookworm-backports";
 
 /// What set-up has to do.

@@ -84,6 +84,9 @@ pub enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Get at snapshots' memory images
+    #[command(subcommand)]
+    Memory(MemoryCommand),
     /// Make and keep repositories, where images and backups live
     #[command(subcommand)]
     Repo(RepoCommand),
@@ -92,6 +95,18 @@ pub enum Command {
     Image(ImageCommand),
     #[command(flatten)]
     Internal(Internal),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MemoryCommand {
+    /// Write a snapshot's memory as one file that stock QEMU loads
+    Export {
+        /// The snapshot
+        #[arg(value_name = "VM@SNAP")]
+        snapshot: SnapshotRef,
+        /// The file, which must not exist
+        file: PathBuf,
+    },
 }
 
 /// Processes that Keyframe starts for itself.

@@ -16,7 +16,7 @@ use keyframe_hypervisor::host::choose_accelerator;
 use keyframe_hypervisor::instance::{Started, Starting};
 use keyframe_hypervisor::launch::{RAM_BLOCK, RamBacking, Start};
 use keyframe_hypervisor::{AccelChoice, Accelerator, MachineDefinition, Qemu, QemuVersion, load};
-use keyframe_memory::MemoryImage;
+use keyframe_memory::{Keeping, MemoryImage};
 use keyframe_types::ByteLen;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::machine::Launch;
 use crate::memory;
 use crate::pages;
+use crate::sharing;
 use crate::snapshot::host_cpu;
 use crate::state::head::{Chain, Process};
 use crate::state::home::{SnapshotDir, VmDir};
@@ -54,6 +55,8 @@ const EAGER_BYTES_PER_S: u64 = 100 << 20;
 pub struct Source {
     /// The snapshot.
     pub manifest: Manifest,
+    /// The machine that it is of.
+    pub vm: VmDir,
     /// Its directory.
     pub dir: SnapshotDir,
     /// Its memory image, opened and its head checked; `None` for a cold start.
@@ -65,26 +68,32 @@ pub struct Source {
 }
 
 impl Source {
-    /// Checks that `manifest` can come back on this host, and chooses how. `asked` overrides the choice.
+    /// Checks that `manifest` can come back on this host, and chooses how. `asked` overrides the choice. A shared image is
+    /// made whole where the strategy needs one file.
     ///
     /// # Errors
-    /// [`Error::OtherQemu`], [`Error::OtherHost`], [`Error::Memory`], [`Error::NoMemory`].
-    pub fn prepare(vm: &VmDir, manifest: Manifest, asked: Option<Strategy>) -> Result<Self, Error> {
+    /// [`Error::OtherHost`], [`Error::Memory`], [`Error::NoMemory`], [`Error::NoSpace`] for making an image whole.
+    pub fn prepare(ctx: &Context<'_>, vm: &VmDir, manifest: Manifest, asked: Option<Strategy>) -> Result<Self, Error> {
         let dir = vm.snapshot(&manifest.id);
+        let shared = || Ok::<_, Error>(sharing::keeping(vm, &manifest.id)? == Some(Keeping::Shared));
         let strategy = match (&manifest.memory, asked) {
             (_, Some(Strategy::Cold)) | (None, None) => Strategy::Cold,
             (None, Some(_)) => return Err(Error::NoMemory { id: manifest.id }),
             (Some(_), Some(asked)) => asked,
-            (Some(memory), None) if memory.bytes_on_disk <= EAGER_UP_TO => Strategy::Eager,
+            (Some(memory), None) if memory.bytes_on_disk <= EAGER_UP_TO && !shared()? => Strategy::Eager,
             (Some(_), None) => Strategy::Lazy,
         };
         if strategy == Strategy::Cold {
             let accelerator = choose_accelerator(manifest.definition.accel)?;
-            return Ok(Self { manifest, dir, image: None, strategy, accelerator });
+            return Ok(Self { manifest, vm: vm.clone(), dir, image: None, strategy, accelerator });
         }
         let accelerator = accelerator_for(&manifest)?;
-        let image = memory::open(&dir, &manifest)?;
-        Ok(Self { manifest, dir, image: Some(image), strategy, accelerator })
+        if strategy != Strategy::Lazy {
+            // QEMU itself reads or maps it.
+            sharing::make_whole(ctx, vm, &manifest)?;
+        }
+        let image = memory::open(vm, &manifest)?;
+        Ok(Self { manifest, vm: vm.clone(), dir, image: Some(image), strategy, accelerator })
     }
 
     /// Checks the version of the QEMU that is to run it. Device state goes forward between versions of one
@@ -186,7 +195,7 @@ impl Source {
             }
             (Strategy::Lazy, Some(_)) => {
                 load::listen_lazily(&mut started.monitor)?;
-                pages::serve(ctx, &self.dir, &started.record)?;
+                pages::serve(ctx, &self.vm, &self.manifest.id, &started.record)?;
                 Ok(load::wait_lazy(&mut started.monitor)?)
             }
         }

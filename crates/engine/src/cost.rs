@@ -20,9 +20,10 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::machine::Machine;
 use crate::state::head::Chain;
+use crate::state::home::VmDir;
 use crate::state::manifest::Manifest;
 use crate::tree::own_bytes_of;
-use crate::{recover, snapshots, space};
+use crate::{recover, sharing, snapshots, space};
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// How far back growth is looked at.
@@ -106,7 +107,7 @@ pub fn cost(ctx: &Context<'_>, vm: &VmName) -> Result<Cost, Error> {
     recover::recover_if_idle(ctx, vm);
     let machine = Machine::open(ctx.home, vm)?;
     let (manifests, _) = snapshots::scan(&machine.dir)?;
-    let pile = Pile::of(ctx, &manifests, Timestamp::now());
+    let pile = Pile::of(ctx, &machine.dir, &manifests, Timestamp::now());
     let bytes_free = space::free(machine.dir.root())?;
     let instance = machine.process().map(|process| &process.instance);
     let disks: Vec<DiskCost> = machine.head.disks.iter().map(|chain| disk(ctx, chain, instance)).collect();
@@ -128,7 +129,7 @@ pub fn cost(ctx: &Context<'_>, vm: &VmName) -> Result<Cost, Error> {
 /// The same in a few words, for a list; `None` where there is nothing to see to. Asks nobody but the file system.
 pub(crate) fn brief(ctx: &Context<'_>, machine: &Machine, manifests: &[Manifest]) -> Option<String> {
     let bytes_free = space::free(machine.dir.root()).ok()?;
-    let pile = Pile::of(ctx, manifests, Timestamp::now());
+    let pile = Pile::of(ctx, &machine.dir, manifests, Timestamp::now());
     let limits = machine.definition.cost.unwrap_or_default();
     let warnings = warnings(machine, manifests, &pile, bytes_free, limits);
     let overdue = warnings.iter().filter(|warning| warning.snapshot.is_some()).count();
@@ -148,9 +149,13 @@ struct Pile {
 }
 
 impl Pile {
-    fn of(ctx: &Context<'_>, manifests: &[Manifest], now: Timestamp) -> Self {
+    fn of(ctx: &Context<'_>, dir: &VmDir, manifests: &[Manifest], now: Timestamp) -> Self {
+        // Where it cannot be told, what was written counts.
+        let memory = sharing::memory_space(dir, manifests.iter().map(|manifest| manifest.id.clone()));
+        let memory = memory.unwrap_or_default();
+        let own = |manifest: &Manifest| own_bytes_of(ctx, manifest, memory.get(&manifest.id).copied());
         let sizes: Vec<(Timestamp, ByteLen)> =
-            manifests.iter().map(|manifest| (manifest.created, own_bytes_of(ctx, manifest))).collect();
+            manifests.iter().map(|manifest| (manifest.created, own(manifest))).collect();
         Self { bytes: sizes.iter().map(|(_, bytes)| *bytes).sum(), bytes_per_day: growth(&sizes, now) }
     }
 

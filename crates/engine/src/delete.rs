@@ -22,6 +22,7 @@ use crate::merge::forecast::{Forecast, forecast};
 use crate::merge::graph::Graph;
 use crate::merge::plan::{self, Run, RunSummary};
 use crate::merge::{self};
+use crate::sharing;
 use crate::snapshots;
 use crate::space;
 use crate::state::head::FileOrigin;
@@ -208,7 +209,7 @@ fn detach(ctx: &Context<'_>, name: &VmName, speed: Option<u64>) -> Result<(), Er
 fn plans(ctx: &Context<'_>, chosen: &[Manifest], before: &Graph, after: &Graph) -> Vec<DeletePlan> {
     let mut told: BTreeSet<PathBuf> = BTreeSet::new();
     let mut plan = |manifest: &Manifest| {
-        let memory = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
+        let memory = memory_freed(ctx, manifest, chosen);
         let layers = manifest.chains().flat_map(|chain| &chain.layers).filter_map(|layer| {
             let name = LayerRef::to(layer);
             let goes = before.get(&name).is_some() && after.get(&name).is_none();
@@ -220,6 +221,19 @@ fn plans(ctx: &Context<'_>, chosen: &[Manifest], before: &Graph, after: &Graph) 
         DeletePlan { id: manifest.id.clone(), name: manifest.name.to_string(), bytes_freed: memory + layers }
     };
     chosen.iter().map(&mut plan).collect()
+}
+
+/// Space that a snapshot's memory gives back when those before it in the list are gone; none as far as nobody knows.
+fn memory_freed(ctx: &Context<'_>, manifest: &Manifest, all: &[Manifest]) -> ByteLen {
+    let dir = ctx.home.vm(&manifest.definition.name);
+    let before = all.iter().take_while(|other| other.id != manifest.id).map(|other| &other.id);
+    let freed = |gone: &mut dyn Iterator<Item = &SnapshotId>| sharing::memory_freed(&dir, gone);
+    let with_it = freed(&mut before.clone().chain([&manifest.id]));
+    let without = freed(&mut before.clone());
+    match (with_it, without) {
+        (Ok(with_it), Ok(without)) => with_it.saturating_sub(without),
+        _ => ByteLen::ZERO,
+    }
 }
 
 fn carry_out(ctx: &Context<'_>, machine: &mut Machine, manifest: &Manifest) -> Result<(), Error> {
@@ -240,6 +254,7 @@ pub(crate) fn finish(
     parent: Option<SnapshotId>,
 ) -> Result<(), Error> {
     let dir = machine.dir.snapshot(id);
+    sharing::keep_for_others(&machine.dir, id)?;
     let mut tree = TreeDocument::read(&machine.dir)?;
     if tree.gone.insert(id.clone(), parent.clone()) != Some(parent.clone()) {
         tree.write(&machine.dir)?;
@@ -250,6 +265,7 @@ pub(crate) fn finish(
         machine.head.parent = parent;
     }
     durable::remove_dir(dir.root())?;
+    sharing::reclaim_if_possible(ctx, &machine.dir);
     layers::drop_unused(ctx.home, &machine.dir)?;
     pass(Failpoint::DeleteFilesGone)?;
     durable::remove_file(&machine.dir.journal())

@@ -92,6 +92,8 @@ pub enum Error {
     Capture(#[source] keyframe_memory::Error),
     #[error("the memory image of snapshot {id} is not usable")]
     Memory { id: SnapshotId, source: keyframe_memory::Error },
+    #[error("shared memory images in {dir} cannot be told apart")]
+    SharedMemory { dir: PathBuf, source: keyframe_memory::Error },
     #[error("{needed} are needed on the file system of {path}, {free} are free")]
     NoSpace { path: PathBuf, needed: ByteLen, free: ByteLen },
     #[error("the pause would be about {expected_ms:.0} ms, more than the {allowed_ms:.0} ms allowed")]

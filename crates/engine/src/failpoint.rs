@@ -49,6 +49,18 @@ failpoints! {
     SnapshotCommitted = "snapshot-committed",
     /// The head descends from it.
     SnapshotParentWritten = "snapshot-parent-written",
+    /// The map of an image that is going to share pages is written; the image is whole.
+    ShareMapWritten = "share-map-written",
+    /// The image has the name of a shared one.
+    ShareRenamed = "share-renamed",
+    /// Pages that lie in other files are holes.
+    SharePunched = "share-punched",
+    /// A whole image is written beside a shared one.
+    WholeWritten = "whole-written",
+    /// It has its name.
+    WholeNamed = "whole-named",
+    /// The map is gone; the shared image's own file is still there.
+    WholeMapRemoved = "whole-map-removed",
     /// The journal of a revert is written.
     RevertJournaled = "revert-journaled",
     /// Its overlays exist.
@@ -83,6 +95,8 @@ failpoints! {
     ForkRunning = "fork-running",
     /// The journal of a deletion is written.
     DeleteJournaled = "delete-journaled",
+    /// The memory that others refer to has a second name.
+    DeleteMemoryKept = "delete-memory-kept",
     /// The manifest is gone: committed.
     DeleteManifestGone = "delete-manifest-gone",
     /// Memory and layers that nothing needs are gone.

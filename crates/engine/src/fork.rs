@@ -106,7 +106,7 @@ pub fn fork(ctx: &Context<'_>, request: &ForkRequest) -> Result<ForkReport, Erro
     let manifest = snapshots::find(&origin.dir, &request.reference.vm, &request.reference.snapshot)?;
     Machine::check_layers(ctx.home, manifest.chains())?;
     let strategy = request.strategy.or(manifest.memory.is_some().then_some(Strategy::Mapped));
-    let source = Source::prepare(&origin.dir, manifest, strategy)?;
+    let source = Source::prepare(ctx, &origin.dir, manifest, strategy)?;
     source.verify(ctx)?;
     let mut forks = Vec::new();
     for name in names {

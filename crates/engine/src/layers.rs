@@ -224,6 +224,23 @@ pub fn runs_from(home: &Home, name: &VmName, image: &Path) -> Result<bool, Error
     Ok(process.as_ref().and_then(image_in_use).is_some_and(|used| home.absolute(used) == image))
 }
 
+/// Whether some of any process's memory is still to come from an image of the machine in `dir`.
+///
+/// # Errors
+/// As [`referenced`].
+pub fn serves_anyone(home: &Home, dir: &VmDir) -> Result<bool, Error> {
+    for name in home.machine_names()? {
+        let head: Option<Head<ActiveTop>> = sealed::read(&home.vm(&name).head())?;
+        let process = head.and_then(|head| head.process);
+        let needs = |process: &&Process| pages::needs_image(&process.instance);
+        let served = process.as_ref().filter(needs).and_then(|process| process.served.as_deref());
+        if served.is_some_and(|image| home.absolute(image).starts_with(dir.root())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// [`drop_unused`] at the end of an operation that has succeeded: a file that cannot be removed now is no reason to
 /// call it a failure, and the next operation tries again.
 pub fn drop_unused_if_possible(ctx: &Context<'_>, dir: &VmDir) {
@@ -328,6 +345,10 @@ mod tests {
             runs_from(&home, &name, &home.absolute(&image)).unwrap()
         };
         assert!(says("serving") && !says("done"));
+        let serves = |vm: &str| serves_anyone(&home, &home.vm(&VmName::new(vm).unwrap())).unwrap();
+        std::fs::write(dir.definition(), "").unwrap();
+        assert!(says("serving") && serves("db") && !serves("twin"), "pages of an image of db are on their way");
+        assert!(!says("done") && !serves("db"));
         std::fs::remove_file(instance_dir.join("hydration.json")).unwrap();
         assert!(runs_from(&home, &name, &home.absolute(&image)).unwrap(), "nobody knows: it is kept");
     }

@@ -48,6 +48,7 @@ pub mod remove;
 pub mod revert;
 mod serial;
 mod settle;
+pub mod sharing;
 pub mod snapshot;
 mod snapshots;
 mod space;

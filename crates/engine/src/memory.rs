@@ -18,8 +18,9 @@ use rustix::process::Pid;
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
 use crate::failpoint::{Failpoint, pass};
+use crate::sharing;
 use crate::state::durable;
-use crate::state::home::SnapshotDir;
+use crate::state::home::{SnapshotDir, VmDir};
 use crate::state::manifest::{Manifest, Memory};
 
 /// A memory image that is on disk.
@@ -89,11 +90,12 @@ fn on_disk(path: &Path) -> Result<ByteLen, Error> {
     Ok(ByteLen::from_bytes(blocks.saturating_mul(512)))
 }
 
-/// Opens a snapshot's image and checks everything in it but the pages.
-pub(crate) fn open(dir: &SnapshotDir, manifest: &Manifest) -> Result<MemoryImage, Error> {
+/// Opens a snapshot's image, whole or shared, and checks everything in it but the pages.
+pub(crate) fn open(vm: &VmDir, manifest: &Manifest) -> Result<MemoryImage, Error> {
+    let dir = vm.snapshot(&manifest.id);
     let unusable = |source| Error::Memory { id: manifest.id.clone(), source };
     let Some(memory) = &manifest.memory else { return Err(Error::NoMemory { id: manifest.id.clone() }) };
-    let image = MemoryImage::open(&dir.memory(), &dir.sums()).map_err(unusable)?;
+    let image = sharing::store(vm).open(sharing::segment(&manifest.id)).map_err(unusable)?;
     if digest(&dir.sums())? != memory.sums_blake3 {
         return Err(unusable(MemoryError::DamagedSums { path: dir.sums() }));
     }

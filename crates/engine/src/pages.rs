@@ -22,16 +22,18 @@ use std::time::{Duration, Instant};
 
 use keyframe_hypervisor::process::{ProcessId, spawn_detached};
 use keyframe_hypervisor::{InstanceRecord, Monitor, load};
-use keyframe_memory::pageserver::{self, Errand, Notice, Observer, PageServerError, ServerConfig, Stage};
+use keyframe_memory::pageserver::{self, Errand, ImageAt, Notice, Observer, PageServerError, ServerConfig, Stage};
 use keyframe_qmp::Client;
 use keyframe_qmp::commands::migration::{MigrationStatus, QueryMigrate};
+use keyframe_types::SnapshotId;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
 use crate::failpoint;
-use crate::state::home::SnapshotDir;
+use crate::sharing;
+use crate::state::home::VmDir;
 
 /// The hidden subcommand that runs a supervisor.
 pub const SUPERVISOR: &str = "internal-pages";
@@ -221,16 +223,15 @@ impl Post {
     }
 }
 
-/// Posts a supervisor that serves `instance`, which listens, from the snapshot in `snapshot`.
+/// Posts a supervisor that serves `instance`, which listens, from the snapshot `id` of the machine in `vm`.
 ///
 /// # Errors
 /// When it cannot be started.
-pub(crate) fn serve(ctx: &Context<'_>, snapshot: &SnapshotDir, instance: &InstanceRecord) -> Result<(), Error> {
+pub(crate) fn serve(ctx: &Context<'_>, vm: &VmDir, id: &SnapshotId, instance: &InstanceRecord) -> Result<(), Error> {
     let config = ServerConfig {
         errand: Errand::Serve,
-        image: snapshot.memory(),
-        sums: snapshot.sums(),
-        hot: Some(snapshot.hot()),
+        image: ImageAt::Store { store: sharing::store(vm), snapshot: id.to_string() },
+        hot: Some(vm.snapshot(id).hot()),
         socket: instance.dir.join(load::PAGES_SOCKET),
     };
     post(ctx, &config, instance)

@@ -8,6 +8,7 @@ use crate::cost;
 use crate::drill::record::{self, LastTest, TestRecord};
 use crate::error::Error;
 use crate::machine::Machine;
+use crate::sharing::{self, MemorySpace};
 use crate::snapshots;
 use crate::state::head::Chain;
 use crate::state::home::VmDir;
@@ -36,8 +37,12 @@ pub struct SnapshotSummary {
     pub expires: Option<Timestamp>,
     /// Kept whatever else is said.
     pub pinned: bool,
-    /// Space that only it takes: its memory image, and the layers that it froze and nothing older has.
+    /// Space of its own files: its memory image, and the layers that it froze and nothing older has.
     pub bytes_own: ByteLen,
+    /// Bytes of its memory that lie in other snapshots' files.
+    pub memory_elsewhere: ByteLen,
+    /// How many other snapshots have memory in its files.
+    pub memory_readers: usize,
     /// Number of layers below a disk at that instant, at most.
     pub depth: usize,
     /// Whether the machine's present descends directly from it.
@@ -79,7 +84,13 @@ pub fn tree(ctx: &Context<'_>, vm: &VmName) -> Result<Tree, Error> {
     let machine = Machine::open(ctx.home, vm)?;
     let (manifests, damaged) = snapshots::scan(&machine.dir)?;
     let head = machine.head.parent.clone();
-    let snapshots = manifests.iter().map(|manifest| summary(ctx, &machine.dir, manifest, head.as_ref())).collect();
+    // One that cannot be told is looked at when its map is needed; the list must not fail for it.
+    let memory = sharing::memory_space(&machine.dir, manifests.iter().map(|manifest| manifest.id.clone()));
+    let memory = memory.unwrap_or_default();
+    let snapshots = manifests
+        .iter()
+        .map(|manifest| summary(ctx, &machine.dir, manifest, head.as_ref(), memory.get(&manifest.id).copied()))
+        .collect();
     let damaged = damaged
         .into_iter()
         .map(|damaged| DamagedSummary { id: damaged.id, reason: damaged.error.to_string() })
@@ -88,7 +99,13 @@ pub fn tree(ctx: &Context<'_>, vm: &VmName) -> Result<Tree, Error> {
     Ok(Tree { vm: vm.clone(), head, snapshots, damaged, warning })
 }
 
-fn summary(ctx: &Context<'_>, dir: &VmDir, manifest: &Manifest, head: Option<&SnapshotId>) -> SnapshotSummary {
+fn summary(
+    ctx: &Context<'_>,
+    dir: &VmDir,
+    manifest: &Manifest,
+    head: Option<&SnapshotId>,
+    space: Option<MemorySpace>,
+) -> SnapshotSummary {
     SnapshotSummary {
         id: manifest.id.clone(),
         name: manifest.name.to_string(),
@@ -100,16 +117,20 @@ fn summary(ctx: &Context<'_>, dir: &VmDir, manifest: &Manifest, head: Option<&Sn
         note: manifest.note.clone(),
         expires: manifest.expires,
         pinned: manifest.pinned,
-        bytes_own: own_bytes_of(ctx, manifest),
+        bytes_own: own_bytes_of(ctx, manifest, space),
+        memory_elsewhere: space.map_or(ByteLen::ZERO, |space| space.elsewhere_bytes),
+        memory_readers: space.map_or(0, |space| space.readers),
         depth: manifest.chains().map(|chain| chain.layers.len()).max().unwrap_or(0),
         is_head: head == Some(&manifest.id),
         last_test: record::last(&dir.snapshot(&manifest.id)),
     }
 }
 
-/// Space that only a snapshot takes: its memory image, and the layers that it froze.
-pub(crate) fn own_bytes_of(ctx: &Context<'_>, manifest: &Manifest) -> ByteLen {
-    let memory = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
+/// Space that only a snapshot takes: its memory image, of which `space` tells what is its own, and the layers that it
+/// froze.
+pub(crate) fn own_bytes_of(ctx: &Context<'_>, manifest: &Manifest, space: Option<MemorySpace>) -> ByteLen {
+    let written = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
+    let memory = space.map_or(written, |space| space.own_bytes);
     let layers: ByteLen = manifest.chains().filter_map(|chain| own_bytes(ctx, manifest, chain)).sum();
     memory + layers
 }

@@ -1,9 +1,10 @@
 //! What can go wrong with a memory image. Paths and offsets are part of every message.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use keyframe_vmstate as vmstate;
+use keyframe_vmstate::shared::SegmentId;
 
 /// Why an operation on a memory image failed.
 #[derive(Debug, thiserror::Error)]
@@ -104,12 +105,31 @@ pub enum Error {
         /// The size looked for.
         ram_bytes: u64,
     },
+    /// Pages lie in the file of another snapshot, which is not there.
+    #[error("{map} refers to the memory of snapshot {id}, which is missing")]
+    NoSegment {
+        /// The map that refers to it.
+        map: PathBuf,
+        /// The snapshot.
+        id: SegmentId,
+    },
+    /// A step that was made to fail, by a test that looks what is left then.
+    #[error("stopped behind a step on purpose: {step}")]
+    Stopped {
+        /// The step.
+        step: &'static str,
+    },
     /// The caller asked to stop.
     #[error("interrupted")]
     Cancelled,
 }
 
 impl Error {
+    /// Whether that file does not exist.
+    pub(crate) fn is_missing(&self, file: &Path) -> bool {
+        matches!(self, Self::Io { path, source, .. } if source.kind() == io::ErrorKind::NotFound && path == file)
+    }
+
     pub(crate) fn stream(errno: rustix::io::Errno) -> Self {
         Self::StreamIo(errno.into())
     }

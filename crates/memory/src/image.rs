@@ -5,9 +5,11 @@
 //! memory; sums are read as they are needed.
 //!
 //! What is read is judged by its sum alone, not by the page bitmap: an extent with a lost or an
-//! invented page has the wrong bytes and is refused like one with a flipped bit.
+//! invented page has the wrong bytes and is refused like one with a flipped bit. Where the bytes come from does not
+//! matter either: pages of a shared image lie in other images' files ([`crate::store`]), and are judged alike.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -18,6 +20,7 @@ use keyframe_vmstate::{BlockIndex, EXTENT_SIZE, ExtentIndex, PAGE_SIZE, PageInde
 use rustix::fs::{Advice, fadvise};
 
 use crate::Error;
+use crate::elsewhere::Elsewhere;
 use crate::source::Source;
 
 /// Room for one extent, aligned to pages.
@@ -52,6 +55,8 @@ impl ExtentBuf {
 #[derive(Debug)]
 pub struct MemoryImage {
     image: Source,
+    /// Of a shared image, the files that hold pages of it besides its own.
+    elsewhere: Option<Elsewhere>,
     sums: Source,
     mapped: MappedFile,
     header: SumsHeader,
@@ -66,18 +71,32 @@ impl MemoryImage {
     /// [`Error::Io`], [`Error::Format`] for either file, [`Error::NotACouple`],
     /// [`Error::DamagedRest`] when structure, bitmaps or device state were changed.
     pub fn open(path: &Path, sums_path: &Path) -> Result<Self, Error> {
-        let (image, sums) = (Source::open(path)?, Source::open(sums_path)?);
+        Self::assemble(Source::open(path)?, Source::open(sums_path)?, None)
+    }
+
+    /// The same of an image whose pages lie partly in other files.
+    ///
+    /// # Errors
+    /// As [`MemoryImage::open`]; [`Error::NotACouple`] also when map and sums are not of one snapshot.
+    pub(crate) fn assemble(image: Source, sums: Source, elsewhere: Option<Elsewhere>) -> Result<Self, Error> {
         let header = read_header(&sums)?;
         let mapped = parse(&image).map_err(|fault| image.named(fault))?;
         if *mapped.layout().ram() != header.ram || mapped.file_bytes() != header.image_bytes {
-            let (path, sums) = (path.to_owned(), sums_path.to_owned());
-            return Err(Error::NotACouple { path, sums });
+            return Err(Error::NotACouple { path: image.path, sums: sums.path });
+        }
+        if let Some(stranger) = elsewhere.as_ref().filter(|elsewhere| !elsewhere.is_of(&header)) {
+            return Err(Error::NotACouple { path: stranger.path().to_owned(), sums: sums.path });
         }
         if non_page_sum(&image, mapped.layout())? != header.non_page {
-            return Err(Error::DamagedRest { path: path.to_owned() });
+            return Err(Error::DamagedRest { path: image.path });
         }
         let bitmaps = read_bitmaps(&image, &mapped)?;
-        Ok(Self { image, sums, mapped, header, bitmaps })
+        Ok(Self { image, elsewhere, sums, mapped, header, bitmaps })
+    }
+
+    /// Whether pages of it lie in other images' files, so that no QEMU can load or map its own.
+    pub fn is_shared(&self) -> bool {
+        self.elsewhere.is_some()
     }
 
     /// The image's path.
@@ -131,7 +150,7 @@ impl MemoryImage {
         let buf = buf.get_mut(bytes / PAGE_SIZE);
         let expected = self.sum(ordinal)?;
         let actual = if self.has_extent(block, extent) {
-            self.image.read_at(buf, file_offset)?;
+            self.read_pages(buf, file_offset)?;
             blake3::hash(buf)
         } else {
             buf.fill(0);
@@ -152,9 +171,11 @@ impl MemoryImage {
         buf: &'b mut ExtentBuf,
     ) -> Result<&'b [u8], Error> {
         let (_, file_offset, bytes) = self.place(block, extent)?;
-        let (length, drop) = (std::num::NonZeroU64::new(bytes as u64), Advice::DontNeed);
-        fadvise(&self.image.file, file_offset, length, drop)
-            .map_err(|errno| Error::io("drop cached pages of", self.path())(errno.into()))?;
+        self.for_files(file_offset, bytes as u64, |file, offset, bytes| {
+            let (length, drop) = (NonZeroU64::new(bytes), Advice::DontNeed);
+            fadvise(&file.file, offset, length, drop)
+                .map_err(|errno| Error::io("drop cached pages of", &file.path)(errno.into()))
+        })?;
         self.read_extent(block, extent, buf)
     }
 
@@ -162,8 +183,11 @@ impl MemoryImage {
     /// does not wait, and nothing is said of a failure.
     pub fn prefetch(&self, block: BlockIndex, first: ExtentIndex, extents: u64) {
         if let Ok((_, file_offset, _)) = self.place(block, first) {
-            let length = std::num::NonZeroU64::new(extents.saturating_mul(EXTENT_SIZE as u64));
-            let _only_a_hint = fadvise(&self.image.file, file_offset, length, Advice::WillNeed);
+            let bytes = extents.saturating_mul(EXTENT_SIZE as u64);
+            let _only_a_hint = self.for_files(file_offset, bytes, |file, offset, bytes| {
+                let _only_a_hint = fadvise(&file.file, offset, NonZeroU64::new(bytes), Advice::WillNeed);
+                Ok(())
+            });
         }
     }
 
@@ -199,7 +223,7 @@ impl MemoryImage {
                 continue;
             };
             for_chunks(offset, bytes, &mut buf, |chunk, at| {
-                self.image.read_at(chunk, at)?;
+                self.read_pages(chunk, at)?;
                 file.write_all_at(chunk, at).map_err(Error::io("write", dest))
             })?;
         }
@@ -212,8 +236,39 @@ impl MemoryImage {
         self.sums.read_at(buf, offset)
     }
 
+    /// Reads bytes of the image, each from the file it lies in. They are not checked.
+    pub(crate) fn read_pages(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
+        let mut rest = buf;
+        self.for_files(offset, rest.len() as u64, |file, offset, bytes| {
+            let (piece, behind) = std::mem::take(&mut rest).split_at_mut_checked(bytes as usize).unwrap_or_default();
+            rest = behind;
+            file.read_at(piece, offset)
+        })
+    }
+
+    /// Calls `each` for the parts of a range of the image: the file that a part lies in, its offset, its length.
+    fn for_files(
+        &self,
+        offset: u64,
+        bytes: u64,
+        mut each: impl FnMut(&Source, u64, u64) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let Some(elsewhere) = &self.elsewhere else { return each(&self.image, offset, bytes) };
+        let mut pieces = elsewhere.map().pieces(offset, bytes);
+        pieces.try_for_each(|piece| {
+            let file = piece.segment.and_then(|segment| elsewhere.file(segment)).unwrap_or(&self.image);
+            each(file, piece.offset, piece.bytes)
+        })
+    }
+
+    /// Its own file: headers, bitmaps, device state, and of a shared image those pages that no other file holds.
     pub(crate) fn image(&self) -> &Source {
         &self.image
+    }
+
+    /// Of a shared image, what lies elsewhere.
+    pub(crate) fn elsewhere(&self) -> Option<&Elsewhere> {
+        self.elsewhere.as_ref()
     }
 
     pub(crate) fn sums(&self) -> &Source {

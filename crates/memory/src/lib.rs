@@ -6,6 +6,8 @@
 //! | [`capture`] | a running machine's migration stream becomes an image |
 //! | [`collapse`] | a guest's memory put back into huge pages, so that the next pause is short |
 //! | [`image`] | an existing image, read with every extent checked |
+//! | [`store`] | all images of a machine, whole or with pages in common |
+//! | [`sharing`] | an image gives up the pages that an older one has, and gets them back |
 //! | [`verify`] | a whole image checked, both cores at work |
 //! | [`pageserver`] | an image given to a running QEMU page by page, as it asks |
 //! | [`seal`] | companions for a file that QEMU wrote itself |
@@ -14,15 +16,19 @@
 
 pub mod capture;
 pub mod collapse;
+mod elsewhere;
 pub mod error;
 pub mod image;
 pub mod pageserver;
 pub mod seal;
+pub mod sharing;
 mod source;
+pub mod store;
 pub mod verify;
 
 pub use error::Error;
 pub use image::{ExtentBuf, MemoryImage};
+pub use store::{ImageStore, Keeping};
 
 /// Creates a file that only its owner can read: it holds what a guest had in its memory.
 fn create_private(path: &std::path::Path) -> std::io::Result<std::fs::File> {

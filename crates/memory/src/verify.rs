@@ -16,8 +16,8 @@ use keyframe_vmstate::{BlockIndex, EXTENT_SIZE, ExtentIndex, PAGE_SIZE};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
+use crate::Error;
 use crate::image::{MemoryImage, for_chunks};
-use crate::{Error, source::Source};
 
 /// Extents handed to a thread at once: 1 MiB.
 const SPAN_EXTENTS: u64 = 16;
@@ -184,7 +184,7 @@ impl Work<'_> {
 
         let present: Vec<_> =
             extents.iter().map(|extent| self.present(span.block, placed, *extent)).collect::<Result<_, _>>()?;
-        read_present(self.image.image(), placed, &extents, &present, buf)?;
+        read_present(self.image, placed, &extents, &present, buf)?;
         for (n, ((extent, sum), present)) in extents.iter().zip(sums).zip(&present).enumerate() {
             let bytes = placed.extent(*extent).map_or(0, |(_, bytes)| bytes);
             let actual = if *present {
@@ -225,7 +225,7 @@ impl Work<'_> {
 
 /// Reads the extents that are present, neighbours with one call, each to its place in `buf`.
 fn read_present(
-    image: &Source,
+    image: &MemoryImage,
     placed: &MappedBlock,
     extents: &[ExtentIndex],
     present: &[bool],
@@ -242,7 +242,7 @@ fn read_present(
         if let (Some((start, _)), Some((last, bytes))) = (placed.extent(*from), placed.extent(*to)) {
             let length = (last - start) as usize + bytes;
             let room = buf.get_mut(first * EXTENT_SIZE..).and_then(|b| b.get_mut(..length));
-            image.read_at(room.unwrap_or_default(), start)?;
+            image.read_pages(room.unwrap_or_default(), start)?;
         }
     }
     Ok(())

@@ -94,3 +94,21 @@ fn other_versions_are_refused() {
         assert!(refused, "{name}: {error:?}");
     }
 }
+
+#[test]
+fn the_kept_map_says_where_pages_lie() {
+    use keyframe_vmstate::shared::{SegmentId, SharedImage, SharedMap, SharedRun};
+    let of = SharedImage { image_bytes: 700 * 4096, own_pages: 3, image: blake3::hash(b"header of memory.b3") };
+    let run = |first, count, segment| SharedRun { first, count, segment };
+    let segments = [SegmentId::new(7), SegmentId::new(0xfedc_ba98_7654_3210)];
+    let made = SharedMap::new(of, &segments, vec![run(256, 3, 1), run(259, 1, 0), run(600, 100, 1)]).expect("a map");
+    if std::env::var_os("KEYFRAME_WRITE_GOLDEN").is_some() {
+        fs::write(golden("golden/memory.map"), made.to_bytes()).expect("written");
+    }
+    let kept = fs::read(golden("golden/memory.map")).expect("kept");
+    assert_eq!(SharedMap::parse(&kept), Ok(made.clone()));
+    assert!(kept == made.to_bytes(), "the encoder has changed");
+    let mut newer = kept.clone();
+    newer[8] = 2;
+    assert!(matches!(SharedMap::parse(&newer), Err(Error::UnsupportedVersion { version: 2, .. })));
+}

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use keyframe_memory::MemoryImage;
-use keyframe_memory::pageserver::{Errand, RecoveryError, ServerConfig, invite};
+use keyframe_memory::pageserver::{Errand, ImageAt, RecoveryError, ServerConfig, invite};
 use keyframe_qmp::commands::migration::MigrationStatus;
 use keyframe_vmstate::BlockIndex;
 use support::{PATIENCE, Server, Vm, one_at_a_time, snapshot, wait_for, work_dir};
@@ -155,22 +155,23 @@ fn a_flipped_bit_is_named_and_the_guest_never_sees_it() {
     let offset = image.layout().get(ram).expect("block").page_offset(held).expect("page");
     drop(image);
     let (mut vm, mut config, dir) = awaiting("flipped");
-    config.image = dir.join("memory.mapped");
+    let mapped = dir.join("memory.mapped");
+    config.image = ImageAt::Files { mapped: mapped.clone(), sums: good.sums.clone() };
     let copied = std::process::Command::new("cp")
         .args(["--sparse=always", "--reflink=auto"])
-        .args([&good.image, &config.image])
+        .args([&good.image, &mapped])
         .status();
     assert!(copied.expect("cp").success());
-    flip_bit(&config.image, offset + 77);
+    flip_bit(&mapped, offset + 77);
     let server = Server::start(&dir, "first", &config);
     assert!(!server.end(), "the damage was not noticed");
     let errors = server_errors(&dir, "first");
     let extent = held.extent().byte_offset();
     let (block, place) = ("RAM block ram0", format!("at {extent:#x} of"));
-    let file = config.image.display().to_string();
+    let file = mapped.display().to_string();
     assert!([block, &place, &file].iter().all(|word| errors.contains(*word)), "{errors}");
     // The good image is at hand: the caller decides to go on with it, and the guest has lost nothing.
-    config.image = good.image.clone();
+    config.image = good.image_at();
     config.errand = Errand::Resume;
     config.socket = dir.join("second");
     invite(&mut vm.monitor, &config.socket, PATIENCE).expect("QEMU listens again");

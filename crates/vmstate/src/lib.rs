@@ -1,5 +1,5 @@
 //! The formats of a running machine's memory: QEMU's migration stream, QEMU's mapped-ram
-//! file, and Keyframe's two companions to it (`memory.b3`, `memory.hot`).
+//! file, and Keyframe's companions to it (`memory.b3`, `memory.hot`, `memory.map`).
 //!
 //! Nothing here reads or writes a file or a socket: bytes go in and values come out, so every
 //! parser can be fed any cut of any input. Input is hostile throughout: every length is checked
@@ -13,6 +13,7 @@
 //! | [`mapped`] | layout, parser and page bitmaps of a mapped-ram file |
 //! | [`sums`] | BLAKE3 of each 64 KiB extent, built from pages in any order |
 //! | [`postcopy`] | the source's side of a postcopy migration |
+//! | [`shared`] | in whose files the pages of a shared image lie |
 //! | [`hot`] | which pages the guest wanted first |
 
 pub mod config;
@@ -23,6 +24,7 @@ pub mod hot;
 pub mod mapped;
 pub mod postcopy;
 pub mod ram;
+pub mod shared;
 pub mod sums;
 pub mod tail;
 #[cfg(any(test, feature = "testing"))]

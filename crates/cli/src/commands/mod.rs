@@ -16,7 +16,7 @@ mod upkeep;
 
 use keyframe_engine::{Context, Error};
 
-use crate::args::Command;
+use crate::args::{Command, MemoryCommand};
 use crate::output::Output;
 
 /// Runs a command; returns its exit status.
@@ -35,6 +35,9 @@ pub fn run(ctx: &Context<'_>, command: Command, output: &Output) -> Result<u8, E
         Command::SnapshotSet(args) => snapshots::set(ctx, args, output),
         Command::Test(args) => test::run(ctx, args, output),
         Command::Cost { vm, check } => cost::run(ctx, vm, check, output),
+        Command::Memory(MemoryCommand::Export { snapshot, file }) => {
+            snapshots::export_memory(ctx, &snapshot, &file, output)
+        }
         Command::Repo(_) | Command::Image(_) => unreachable!("commands on repositories were carried out before"),
         Command::Internal(internal) => internal::run(internal),
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use keyframe_engine::bringup::Strategy;
 use keyframe_engine::drill::record::Verdict;
@@ -10,8 +11,9 @@ use keyframe_engine::label::{self, LabelRequest, Wanted};
 use keyframe_engine::outcome::Outcome;
 use keyframe_engine::revert::{self, RevertReport, RevertRequest};
 use keyframe_engine::snapshot::{self, SnapshotReport, SnapshotRequest};
+use keyframe_engine::state::manifest::{Manifest, Memory};
 use keyframe_engine::tree::{self, SnapshotSummary, Tree};
-use keyframe_engine::{Context, Error};
+use keyframe_engine::{Context, Error, sharing};
 use keyframe_types::{SnapshotId, SnapshotRef, Timestamp, VmName};
 
 use super::test;
@@ -50,12 +52,20 @@ fn taken(vm: &VmName, report: &SnapshotReport) -> String {
     let rows = vec![
         vec!["  pause".to_owned(), ms(report.pause_ms)],
         vec!["  worst stall while saving".to_owned(), stall],
-        vec!["  size on disk".to_owned(), format!("{} for {} of memory", report.bytes_on_disk, report.ram_bytes)],
+        vec!["  size on disk".to_owned(), size_on_disk(report)],
         vec!["  whole command".to_owned(), ms(report.total_ms)],
     ];
     text.push_str(&table(&rows));
     notes(&mut text, &report.notes);
     text
+}
+
+fn size_on_disk(report: &SnapshotReport) -> String {
+    let size = format!("{} for {} of memory", report.bytes_on_disk, report.ram_bytes);
+    if report.shared_bytes.bytes() == 0 {
+        return size;
+    }
+    format!("{size}; {} of it shared with older snapshots", report.shared_bytes)
 }
 
 fn notes(text: &mut String, notes: &[String]) {
@@ -154,7 +164,7 @@ pub fn show(ctx: &Context<'_>, reference: &SnapshotRef, output: &Output) -> Resu
         add("expires", expires.to_string());
     }
     match &manifest.memory {
-        Some(memory) => add("memory", format!("{} on disk for {}", memory.bytes_on_disk, memory.ram_bytes)),
+        Some(memory) => add("memory", memory_row(ctx, reference, manifest, memory)),
         None => add("memory", "none".to_owned()),
     }
     for chain in manifest.chains() {
@@ -193,6 +203,20 @@ pub fn set(ctx: &Context<'_>, args: SnapshotSetArgs, output: &Output) -> Result<
     let text = format!("{vm}@{} ({})\n{}", manifest.name, manifest.id.short(), table(&rows));
     output.result("snapshot-set", &manifest, text);
     Ok(0)
+}
+
+/// What a snapshot's memory takes, and where it lies.
+fn memory_row(ctx: &Context<'_>, reference: &SnapshotRef, manifest: &Manifest, memory: &Memory) -> String {
+    let spaces = sharing::memory_space(&ctx.home.vm(&reference.vm), std::iter::once(manifest.id.clone()));
+    // What cannot be told is as it was written.
+    let space = spaces.ok().and_then(|mut spaces| spaces.remove(&manifest.id));
+    match space.filter(|space| space.elsewhere_bytes.bytes() > 0) {
+        Some(space) => format!(
+            "{} on disk for {}, and {} in older snapshots' files",
+            space.own_bytes, memory.ram_bytes, space.elsewhere_bytes
+        ),
+        None => format!("{} on disk for {}", memory.bytes_on_disk, memory.ram_bytes),
+    }
 }
 
 /// `keyframe revert`
@@ -260,4 +284,16 @@ pub fn fork(ctx: &Context<'_>, args: ForkArgs, output: &Output) -> Result<u8, Er
     }
     output.result("forked", &report, text);
     Ok(exit_status(Outcome::of_fork(&report)))
+}
+
+/// `keyframe memory export`
+pub fn export_memory(ctx: &Context<'_>, reference: &SnapshotRef, file: &Path, output: &Output) -> Result<u8, Error> {
+    let export = sharing::export(ctx, reference, file)?;
+    let text = format!(
+        "the memory of {reference} is in {}, {}; QEMU loads it with `-global migration.mapped-ram=on -incoming file:…`\n",
+        export.file.display(),
+        export.bytes_on_disk
+    );
+    output.result("memory-exported", &export, text);
+    Ok(0)
 }

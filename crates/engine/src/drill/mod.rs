@@ -31,10 +31,13 @@ use crate::error::Error;
 use crate::failpoint::{Failpoint, pass};
 use crate::guard::Guard;
 use crate::machine::Machine;
+use crate::sharing;
 use crate::snapshots;
 use crate::space;
 use crate::state::home::{Home, SnapshotDir};
+use crate::state::lock::Lock;
 use crate::state::manifest::Manifest;
+use keyframe_memory::Keeping;
 
 use claim::Claim;
 pub(crate) use claim::{being_tested, has_leftovers, tidy};
@@ -96,13 +99,16 @@ pub fn all_of(ctx: &Context<'_>, vm: &VmName) -> Result<Vec<SnapshotRef>, Error>
 /// but a verdict.
 pub fn test(ctx: &Context<'_>, request: &TestRequest) -> Result<TestReport, Error> {
     let begun = Instant::now();
-    let (claim, manifest, machine, declared) = claim_snapshot(ctx, request)?;
+    let Claimed { claim, manifest, machine, declared, shared } = claim_snapshot(ctx, request)?;
     let guard = Guard::post(ctx.home, &request.vm)?;
     let dir = machine.dir.snapshot(&manifest.id);
     let mut trial = Trial::new(ctx, claim, dir.clone(), &declared, request.within, begun);
     let tested = trial.carry_out(&machine, &manifest).and_then(|()| trial.conclude());
     // What is left of a test that failed, its claim removes when it goes.
     drop(trial);
+    if shared && let Ok(Some(_lock)) = Lock::attempt(&machine.dir.lock(), "sharing memory again") {
+        sharing::share_if_possible(ctx, &machine, &manifest.id);
+    }
     guard.dismiss();
     let record = tested?;
     let kept = record.screenshot.is_some() || record.serial.is_some();
@@ -110,11 +116,18 @@ pub fn test(ctx: &Context<'_>, request: &TestRequest) -> Result<TestReport, Erro
     Ok(TestReport { vm: request.vm.clone(), id: manifest.id, name: manifest.name, record, evidence })
 }
 
-/// Finds the snapshot and takes its place, so that nobody deletes it meanwhile.
-fn claim_snapshot(
-    ctx: &Context<'_>,
-    request: &TestRequest,
-) -> Result<(Claim, Manifest, Machine, Vec<ProbeDefinition>), Error> {
+/// A snapshot that nobody deletes meanwhile.
+struct Claimed {
+    claim: Claim,
+    manifest: Manifest,
+    machine: Machine,
+    declared: Vec<ProbeDefinition>,
+    /// Its memory lay partly in other snapshots' files, and shall again: a test maps one file.
+    shared: bool,
+}
+
+/// Finds the snapshot and takes its place.
+fn claim_snapshot(ctx: &Context<'_>, request: &TestRequest) -> Result<Claimed, Error> {
     let (_lock, machine) = Machine::lock(ctx, &request.vm, &format!("test {}@{}", request.vm, request.snapshot))?;
     let manifest = snapshots::find(&machine.dir, &request.vm, &request.snapshot)?;
     let declared: Vec<_> = machine.definition.probes.iter().chain(&request.probes).cloned().collect();
@@ -129,7 +142,12 @@ fn claim_snapshot(
     space::check(ctx.home.root(), keyframe_types::ByteLen::ZERO)?;
     let claim = Claim::take(&machine.dir, &manifest.id)?;
     pass(Failpoint::TestClaimed)?;
-    Ok((claim, manifest, machine, declared))
+    // While nobody else works on the machine. What it fails with, the test itself finds and tells.
+    let shared = matches!(sharing::keeping(&machine.dir, &manifest.id), Ok(Some(Keeping::Shared)));
+    if shared && let Err(error) = sharing::make_whole(ctx, &machine.dir, &manifest) {
+        ctx.progress.note(&format!("its memory could not be made whole: {error}"));
+    }
+    Ok(Claimed { claim, manifest, machine, declared, shared })
 }
 
 /// Every file, absolute, that a test which is under way stands on, of any machine: layers, and memory images. Whoever merges or
@@ -220,7 +238,7 @@ impl<'a> Trial<'a> {
             return Ok(None);
         }
         let strategy = manifest.memory.is_some().then_some(Strategy::Mapped);
-        let source = Source::prepare(&machine.dir, manifest.clone(), strategy)
+        let source = Source::prepare(self.ctx, &machine.dir, manifest.clone(), strategy)
             .and_then(|source| source.verify(self.ctx).map(|()| source));
         self.step("memory image", source, |source| match source.strategy {
             Strategy::Cold => "there is none: it boots from its disks".to_owned(),

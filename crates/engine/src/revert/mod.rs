@@ -34,6 +34,7 @@ use crate::guest;
 use crate::layers;
 use crate::machine::{Machine, State, state_of};
 use crate::pages;
+use crate::sharing;
 use crate::snapshot::{self, Afterwards, SnapshotRequest};
 use crate::snapshots;
 use crate::state::head::Head;
@@ -96,7 +97,7 @@ pub fn revert(ctx: &Context<'_>, request: &RevertRequest) -> Result<RevertReport
     if !request.accept_touched_layers {
         Machine::check_layers(ctx.home, manifest.chains())?;
     }
-    let source = Source::prepare(&machine.dir, manifest, request.strategy)?;
+    let source = Source::prepare(ctx, &machine.dir, manifest, request.strategy)?;
     source.verify(ctx)?;
     let present = Present::of(&machine, request, &source);
     if let (false, Some(instance)) = (request.discard, present.instance()) {
@@ -118,6 +119,9 @@ pub fn revert(ctx: &Context<'_>, request: &RevertRequest) -> Result<RevertReport
     if let Some(kept) = early {
         (report.kept, report.kept_name) = (Some(kept.id), Some(kept.name));
         report.notes.extend(kept.notes);
+    }
+    if let Some(kept) = &report.kept {
+        sharing::share_if_possible(ctx, &machine, kept);
     }
     report.total_ms = ms_since(begun);
     Ok(report)

@@ -22,6 +22,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::label;
 use crate::machine::{Machine, State};
+use crate::sharing::{self, Shared};
 use crate::snapshots;
 use crate::state::head::Head;
 use crate::state::manifest::{Consistency, Cost, Cut, Manifest, Memory, QemuUsed, StateAtCut};
@@ -106,6 +107,10 @@ pub struct SnapshotReport {
     pub total_ms: f64,
     /// Space that the snapshot takes: its memory image. Its layers were the machine's before.
     pub bytes_on_disk: ByteLen,
+    /// Of its memory, bytes that older snapshots have too, and that are stored once.
+    pub shared_bytes: ByteLen,
+    /// How long it took to find those, in milliseconds; `None` where nothing is shared.
+    pub sharing_ms: Option<f64>,
     /// RAM of the machine; 0 for a disk-only snapshot.
     pub ram_bytes: ByteLen,
     /// Guest memory put back into huge pages, so that the next pause is as short.
@@ -116,6 +121,16 @@ pub struct SnapshotReport {
     pub notes: Vec<String>,
 }
 
+impl SnapshotReport {
+    /// Tells what sharing saved, if it did.
+    fn shares(&mut self, shared: Option<Shared>) {
+        if let Some(shared) = shared {
+            (self.bytes_on_disk, self.shared_bytes) = (shared.bytes_on_disk, shared.shared_bytes);
+            self.sharing_ms = Some(shared.sharing_ms);
+        }
+    }
+}
+
 /// Takes a snapshot of a running, paused or stopped machine.
 ///
 /// # Errors
@@ -123,7 +138,10 @@ pub struct SnapshotReport {
 pub fn take(ctx: &Context<'_>, request: &SnapshotRequest) -> Result<SnapshotReport, Error> {
     let begun = Instant::now();
     let (_lock, mut machine) = Machine::lock(ctx, &request.vm, &format!("snapshot {}", request.vm))?;
-    take_locked(ctx, &mut machine, request, Afterwards::GoesOn, begun)
+    let mut report = take_locked(ctx, &mut machine, request, Afterwards::GoesOn, begun)?;
+    report.shares(sharing::share_if_possible(ctx, &machine, &report.id));
+    report.total_ms = ms(begun.elapsed());
+    Ok(report)
 }
 
 /// What a running guest does after its snapshot.
@@ -284,6 +302,8 @@ pub(crate) fn commit(
         frozen_ms: taken.frozen.map(ms),
         total_ms: cost.total_ms,
         bytes_on_disk: taken.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk),
+        shared_bytes: ByteLen::ZERO,
+        sharing_ms: None,
         ram_bytes: taken.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.ram_bytes),
         huge_pages_restored: ByteLen::ZERO,
         late_failure: None,
@@ -298,6 +318,8 @@ fn after_failure(machine: &Machine, id: &SnapshotId, error: Error) -> Result<Sna
     let memory = manifest.memory.as_ref();
     Ok(SnapshotReport {
         bytes_on_disk: memory.map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk),
+        shared_bytes: ByteLen::ZERO,
+        sharing_ms: None,
         ram_bytes: memory.map_or(ByteLen::ZERO, |memory| memory.ram_bytes),
         id: manifest.id,
         name: manifest.name,

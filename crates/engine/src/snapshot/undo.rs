@@ -13,6 +13,7 @@ use crate::failpoint::{Failpoint, pass};
 use crate::guest;
 use crate::layers;
 use crate::machine::Machine;
+use crate::sharing;
 use crate::snapshots;
 use crate::state::head::{Chain, Head};
 use crate::state::journal::SnapshotJournal;
@@ -146,6 +147,8 @@ pub(crate) fn drop_uncommitted(dir: &crate::state::home::VmDir) -> Result<(), Er
         if let Some(id) = id
             && !dir.snapshot(&id).manifest().exists()
         {
+            // Whatever became of its manifest: others may refer to its memory.
+            sharing::keep_for_others(dir, &id)?;
             durable::remove_dir(dir.snapshot(&id).root())?;
         }
     }

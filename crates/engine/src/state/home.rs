@@ -251,6 +251,18 @@ impl SnapshotDir {
         self.root.join("memory.mapped")
     }
 
+    /// In its place, the own file of an image that shares pages with older ones.
+    #[must_use]
+    pub fn memory_pages(&self) -> PathBuf {
+        self.root.join("memory.pages")
+    }
+
+    /// Where the pages lie that such an image does not have itself.
+    #[must_use]
+    pub fn memory_map(&self) -> PathBuf {
+        self.root.join("memory.map")
+    }
+
     /// Checksums of the memory image by extent.
     #[must_use]
     pub fn sums(&self) -> PathBuf {

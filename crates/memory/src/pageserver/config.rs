@@ -6,6 +6,7 @@ use keyframe_vmstate::hot::HotList;
 use serde::{Deserialize, Serialize};
 
 use super::{ImagePages, Notice, Observer, PageServerError, PageSource, ServeReport, Stage, resume, serve};
+use crate::{Error, ImageStore, MemoryImage};
 
 /// Whether a destination is fresh or paused half-way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,16 +18,47 @@ pub enum Errand {
     Resume,
 }
 
+/// Where a memory image is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ImageAt {
+    /// A whole one, in files of its own.
+    Files {
+        /// Its `memory.mapped`.
+        mapped: PathBuf,
+        /// Its `memory.b3`.
+        sums: PathBuf,
+    },
+    /// One of a machine's, whole or shared.
+    Store {
+        /// The machine's images.
+        store: ImageStore,
+        /// The snapshot's id: 16 hexadecimal digits.
+        snapshot: String,
+    },
+}
+
+impl ImageAt {
+    fn open(&self) -> Result<MemoryImage, Error> {
+        match self {
+            Self::Files { mapped, sums } => MemoryImage::open(mapped, sums),
+            Self::Store { store, snapshot } => {
+                let source = std::io::Error::from(std::io::ErrorKind::InvalidInput);
+                let id = snapshot.parse().map_err(|_| Error::io("find the snapshot", snapshot)(source))?;
+                store.open(id)
+            }
+        }
+    }
+}
+
 /// What a page server's process has to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ServerConfig {
     /// From the beginning, or where another died.
     pub errand: Errand,
-    /// The snapshot's `memory.mapped`.
-    pub image: PathBuf,
-    /// The snapshot's `memory.b3`.
-    pub sums: PathBuf,
+    /// The snapshot's memory.
+    pub image: ImageAt,
     /// The snapshot's `memory.hot`; it may be missing.
     pub hot: Option<PathBuf>,
     /// The unix socket on which QEMU listens for the migration.
@@ -42,8 +74,8 @@ pub fn run(config: &ServerConfig, observer: &dyn Observer) -> Result<ServeReport
         Errand::Serve => Stage::Opening,
         Errand::Resume => Stage::Serving,
     };
-    let pages = ImagePages::open(&config.image, &config.sums);
-    let pages = pages.map_err(|source| PageServerError::Image { stage, source })?;
+    let image = config.image.open().map_err(|source| PageServerError::Image { stage, source })?;
+    let pages = ImagePages::new(image);
     let hot = read_hot(config, &pages, observer);
     match config.errand {
         Errand::Serve => serve(&pages, &config.socket, &hot, observer),

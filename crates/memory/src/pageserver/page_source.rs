@@ -1,7 +1,6 @@
 //! Where the page server's pages come from.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use keyframe_vmstate::config::Configuration;
@@ -96,14 +95,10 @@ pub struct ImagePages {
 }
 
 impl ImagePages {
-    /// Opens an image and its sums. Takes milliseconds, and a bit of memory for each page.
-    ///
-    /// # Errors
-    /// As [`MemoryImage::open`].
-    pub fn open(image: &Path, sums: &Path) -> Result<Self, Error> {
-        let image = MemoryImage::open(image, sums)?;
+    /// An opened image, whole or shared.
+    pub fn new(image: MemoryImage) -> Self {
         let ram = Arc::new(image.ram().clone());
-        Ok(Self { image, ram })
+        Self { image, ram }
     }
 }
 

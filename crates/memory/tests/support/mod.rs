@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use keyframe_memory::pageserver::{Errand, ServeFigures, ServerConfig};
+use keyframe_memory::pageserver::{Errand, ImageAt, ServeFigures, ServerConfig};
 use keyframe_qmp::Client;
 use keyframe_qmp::commands::machine::QueryStatus;
 use keyframe_qmp::commands::migration::{
@@ -141,10 +141,15 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Its files.
+    pub fn image_at(&self) -> ImageAt {
+        ImageAt::Files { mapped: self.image.clone(), sums: self.sums.clone() }
+    }
+
     /// The config of a server of this snapshot.
     pub fn server(&self, socket: &Path) -> ServerConfig {
-        let (image, sums) = (self.image.clone(), self.sums.clone());
-        ServerConfig { errand: Errand::Serve, image, sums, hot: None, socket: socket.to_owned() }
+        let image = self.image_at();
+        ServerConfig { errand: Errand::Serve, image, hot: None, socket: socket.to_owned() }
     }
 }
 

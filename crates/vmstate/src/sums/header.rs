@@ -71,6 +71,12 @@ impl SumsHeader {
         out
     }
 
+    /// What ends the header: the BLAKE3 of the header before it. It stands for the whole image.
+    pub fn digest(&self) -> Sum {
+        let bytes = self.to_bytes();
+        blake3::hash(bytes.get(..bytes.len().saturating_sub(SUM_BYTES)).unwrap_or_default())
+    }
+
     /// How many bytes of the file [`SumsHeader::parse`] wants, at most.
     pub fn max_bytes() -> usize {
         MAX_BYTES
