@@ -95,6 +95,7 @@ fn a_series_takes_little_and_survives_the_loss_of_any_of_it() -> Result<()> {
     twin.serial()?.next_heartbeat(twin.serial()?.end(), 20 * SECOND)?;
     twin.assert_intact(twin.serial()?.end())?;
     home.run(["vm", "stop", "twin", "--force"])?.succeeded()?;
+    home.run(["vm", "remove", "twin"])?.succeeded()?;
     assert_comes_back(&machine, "s4", &[])?;
 
     // When the last that refers to them is gone, so are they.
