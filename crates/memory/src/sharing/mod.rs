@@ -16,7 +16,7 @@
 //! about to be deleted, and [`reclaim`] gives back the space of pages that nobody refers to any more.
 //!
 //! Everything here needs the machine's lock, and nothing here may be called for an image that somebody else has open as a
-//! whole: holes would appear in it. Memory stays below 16 MiB for guests up to 64 GiB; beyond that, a bit for each page more.
+//! whole: holes would appear in it. Memory stays below 16 MiB for guests up to 16 GiB; beyond that, a few bits for each page more.
 
 mod clone;
 mod compare;
