@@ -23,6 +23,8 @@ use crate::{paths, run, say, setup};
 
 const VM: &str = "demo";
 const SNAPSHOT: &str = "demo@good";
+/// Snapshots of a week that nobody looked after.
+const PILE: [&str; 4] = ["monday", "tuesday", "wednesday", "thursday"];
 const FORKS: [&str; 3] = ["copy-1", "copy-2", "copy-3"];
 const APPEND: &str = "console=ttyS0 quiet panic=-1 checker.mb=200 checker.rate=40 checker.verify=60";
 
@@ -56,6 +58,7 @@ fn play(stage: &Stage) -> Result<Figures> {
     let taken = snapshot(stage, &guest, &mut figures)?;
     let wrecked = wreck(stage, &guest)?;
     revert(stage, &guest, &taken, &wrecked, &mut figures)?;
+    tidy(stage, &guest, &mut figures)?;
     fork(stage, &guest, &taken, &mut figures)?;
     Ok(figures)
 }
@@ -135,6 +138,41 @@ fn revert(stage: &Stage, guest: &Watched, taken: &Taken, wrecked: &Heartbeat, fi
     say::good("both disks too     read back for three seconds without a complaint");
     show_beat(&guest.beat()?);
     Ok(())
+}
+
+/// A pile of snapshots is put in order while the guest works.
+fn tidy(stage: &Stage, guest: &Watched, figures: &mut Figures) -> Result<()> {
+    say::step("A pile of snapshots, put in order");
+    for name in PILE {
+        let ttl = if name == "tuesday" { "7d" } else { "1s" };
+        stage.type_quietly("keyframe", &["snapshot", VM, "--disk-only", "--name", name, "--ttl", ttl])?;
+        thread::sleep(Duration::from_millis(250));
+    }
+    stage.keyframe(&["snapshots", VM])?;
+    let deep = layers(stage)?;
+    say::note(format_args!("The guest reads its disks through {deep} layers by now. All but one have had their time."));
+    // The last one's second passes.
+    thread::sleep(Duration::from_secs(1));
+    let (watch, start) = (guest.serial().watch(), Instant::now());
+    let mark = guest.serial().end();
+    stage.keyframe(&["expire", VM])?;
+    let silence = watch.finish(start);
+    let shallow = layers(stage)?;
+    ensure!(shallow < deep, "no layer went: {shallow} of {deep} are left");
+    stage.keyframe(&["snapshots", VM])?;
+    guest.wait_for_good_verdict(mark)?;
+    say::good(format_args!("{deep} layers became {shallow}, and the guest has found every block on its disks"));
+    say::note(format_args!("It was never silent for longer than {}.", milliseconds(silence.longest)));
+    figures.add_time("longest silence while layers were merged", silence.longest);
+    show_beat(&guest.beat()?);
+    Ok(())
+}
+
+/// How many layers the guest's first disk has.
+fn layers(stage: &Stage) -> Result<usize> {
+    let shown = stage.look(&["vm", "show", VM])?;
+    let layers = shown.pointer("/disks/0/layers").and_then(serde_json::Value::as_array);
+    Ok(layers.map_or(0, Vec::len))
 }
 
 fn fork(stage: &Stage, original: &Watched, taken: &Taken, figures: &mut Figures) -> Result<()> {
