@@ -118,6 +118,11 @@ pub(crate) fn delete_locked(
     for name in &deletion.detached {
         detach(ctx, name, options.speed)?;
     }
+    if !deletion.detached.is_empty() {
+        // Whoever stands on them still keeps them.
+        let now = Graph::without(ctx.home, &vm, &BTreeSet::new())?;
+        chosen.iter().try_for_each(|manifest| refuse_held(ctx, manifest, &now, false))?;
+    }
     for (manifest, plan) in chosen.iter().zip(plans) {
         if let Err(error) = ctx.check().and_then(|()| carry_out(ctx, machine, manifest)) {
             // The manifest goes first: without it there is no snapshot, whatever is left of it.
@@ -165,7 +170,7 @@ fn standing_on(manifest: &Manifest, graph: &Graph) -> BTreeSet<VmName> {
     nodes.flat_map(|node| &node.machines).filter(|name| **name != manifest.definition.name).cloned().collect()
 }
 
-fn refuse_held(ctx: &Context<'_>, manifest: &Manifest, graph: &Graph, detach: bool) -> Result<(), Error> {
+pub(crate) fn refuse_held(ctx: &Context<'_>, manifest: &Manifest, graph: &Graph, detach: bool) -> Result<(), Error> {
     let held = |reason: String| Err(Error::Held { name: manifest.name.to_string(), reason });
     if manifest.pinned {
         return held("it is pinned".to_owned());
@@ -185,8 +190,8 @@ fn refuse_held(ctx: &Context<'_>, manifest: &Manifest, graph: &Graph, detach: bo
     }
     match standing_on(manifest, graph).into_iter().next() {
         Some(name) if !detach => held(format!(
-            "machine {name} was forked from it and stands on its disks; remove that machine, or say --detach to give it \
-             a copy of its own first"
+            "machine {name}, a fork, stands on its disks; remove that machine, or say --detach to give it a copy of its own \
+             first"
         )),
         _ => Ok(()),
     }
@@ -196,6 +201,10 @@ fn refuse_held(ctx: &Context<'_>, manifest: &Manifest, graph: &Graph, detach: bo
 fn detach(ctx: &Context<'_>, name: &VmName, speed: Option<u64>) -> Result<(), Error> {
     ctx.progress.step(&format!("copying disks of {name}"));
     let (_lock, mut machine) = Machine::lock(ctx, name, "detach")?;
+    if let Some(tested) = drill::being_tested(&machine.dir)?.first() {
+        let reason = format!("machine {name} stands on it, and its snapshot {tested} is being tested");
+        return Err(Error::Held { name: "that a fork stands on".to_owned(), reason });
+    }
     let guard = machine.process().is_some().then(|| Guard::post(ctx.home, name)).transpose()?;
     for copy in merge::own_copies(&machine, false)? {
         ctx.check()?;

@@ -1,9 +1,10 @@
 //! `keyframe expire`: snapshots whose time is up go, all of a machine's in one pass, so that neighbours merge once.
 //!
-//! What a clock says decides what is deleted, so the clock is not trusted blindly: one that is behind what it was before, or
-//! that has run far ahead of the time the host has been up, was set, and nothing goes until a person says that it is
-//! right (`--accept-clock`).
+//! What a clock says decides what is deleted, so the clock is not trusted blindly: one that is behind what it was before,
+//! that has run ahead of the time the host has been up, or that shows a month nobody has seen since the host was last
+//! up, may have been set, and nothing goes until a person says that it is right (`--accept-clock`).
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,15 +13,21 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
-use crate::delete::{DeleteOptions, Deletion, delete_locked};
+use crate::delete::{DeleteOptions, Deletion, delete_locked, refuse_held};
 use crate::error::Error;
 use crate::layers;
 use crate::machine::Machine;
+use crate::merge::graph::Graph;
 use crate::snapshots;
 use crate::state::home::Home;
+use crate::state::lock::{CREATION_PATIENCE, Lock};
 use crate::state::manifest::Manifest;
 use crate::state::sealed::{self, Document};
 
+/// How far it may go back: a step as time servers make it.
+const STEP_BACK: Duration = Duration::from_secs(60);
+/// How long a host may have been off without anybody asking whether its clock is right.
+const OFF: Duration = Duration::from_secs(30 * 86_400);
 /// How far the wall clock may run from the time since boot before it is taken for one that was set.
 const DRIFT: Duration = Duration::from_secs(15 * 60);
 
@@ -67,7 +74,7 @@ pub struct Expiry {
 /// [`Error::ClockWasSet`]; [`Error::NoMachine`]. What fails for one machine is told of that machine.
 pub fn expire(ctx: &Context<'_>, request: &ExpireRequest) -> Result<Vec<Expiry>, Error> {
     let now = Timestamp::now();
-    check_clock(ctx.home, now, request.accept_clock)?;
+    check_clock(ctx.home, now, request)?;
     let all = ctx.home.machine_names()?;
     if let Some(unknown) = request.vms.iter().find(|vm| !all.contains(vm)) {
         return Err(Error::NoMachine(unknown.clone()));
@@ -90,15 +97,11 @@ fn of_machine(ctx: &Context<'_>, request: &ExpireRequest, vm: VmName, now: Times
         due.retain(|manifest| manifest.expires.is_some_and(|at| at <= now));
         let options = DeleteOptions { dry_run: request.dry_run, detach: false, speed: request.speed };
         let mut going = Vec::new();
+        let graph = Graph::without(ctx.home, &vm, &BTreeSet::new())?;
         for manifest in due {
             // One that is held keeps no other from going.
-            match delete_locked(
-                ctx,
-                &mut machine,
-                std::slice::from_ref(&manifest),
-                DeleteOptions { dry_run: true, ..options },
-            ) {
-                Ok(_) => going.push(manifest),
+            match refuse_held(ctx, &manifest, &graph, false) {
+                Ok(()) => going.push(manifest),
                 Err(Error::Held { reason, .. }) => {
                     expiry.stays.push(Stays { id: manifest.id, name: manifest.name.to_string(), reason });
                 }
@@ -145,15 +148,19 @@ impl ClockDocument {
     /// How the clock has moved against the time that has really passed; `None` if it has not been set.
     fn was_set(&self, now: &Self) -> Option<String> {
         let passed = self.wall.until(now.wall);
-        if now.wall < self.wall {
-            return Some(format!("it is {} s behind what it was before", now.wall.until(self.wall).as_secs()));
+        let behind = now.wall.until(self.wall);
+        if behind > STEP_BACK {
+            return Some(format!("it is {} s behind what it was before", behind.as_secs()));
         }
         if self.boot_id != now.boot_id {
-            return None;
+            let days = passed.as_secs() / 86_400;
+            return (passed > OFF).then(|| format!("{days} days have passed by it since the host was last seen up"));
         }
         let really = Duration::from_millis(now.since_boot_ms.saturating_sub(self.since_boot_ms));
         let ahead = passed.saturating_sub(really);
-        (ahead > DRIFT).then(|| format!("it ran {} s ahead of the time that has passed since", ahead.as_secs()))
+        // A clock without a reference may lose or gain a little every day.
+        let allowed = DRIFT + really / 1000;
+        (ahead > allowed).then(|| format!("it ran {} s ahead of the time that has passed since", ahead.as_secs()))
     }
 }
 
@@ -161,14 +168,28 @@ fn clock_path(home: &Home) -> PathBuf {
     home.root().join("clock.json")
 }
 
-fn check_clock(home: &Home, now: Timestamp, accept: bool) -> Result<(), Error> {
+fn check_clock(home: &Home, now: Timestamp, request: &ExpireRequest) -> Result<(), Error> {
     let now = ClockDocument::read_now(now);
-    // One that cannot be read tells nothing, and is written anew.
-    let before: Option<ClockDocument> = sealed::read(&clock_path(home)).unwrap_or_default();
-    if let (false, Some(reason)) = (accept, before.and_then(|before| before.was_set(&now))) {
+    let path = clock_path(home);
+    let _alone = Lock::wait(&home.root().join("lock"), "expire", CREATION_PATIENCE)?;
+    // Without a record that can be read nobody knows whether the clock is right.
+    let before: Option<ClockDocument> = match sealed::read(&path) {
+        Err(error @ (Error::Damaged { .. } | Error::Schema { .. })) if !request.accept_clock => {
+            return Err(Error::ClockWasSet { reason: error.to_string() });
+        }
+        Err(Error::Damaged { .. } | Error::Schema { .. }) => None,
+        other => other?,
+    };
+    let set = before.as_ref().and_then(|before| before.was_set(&now)).filter(|_| !request.accept_clock);
+    if let Some(reason) = set {
         return Err(Error::ClockWasSet { reason });
     }
-    sealed::write(&clock_path(home), &now)
+    // One record for each time the host is up: small steps do not add up.
+    let same_boot = before.is_some_and(|before| before.boot_id == now.boot_id);
+    if request.dry_run || (same_boot && !request.accept_clock) {
+        return Ok(());
+    }
+    sealed::write(&path, &now)
 }
 
 #[cfg(test)]
@@ -187,7 +208,8 @@ mod tests {
         assert!(before.was_set(&at("2026-01-01T01:10:00Z", 3_600_000)).is_none(), "a little drift is usual");
         assert!(before.was_set(&at("2026-02-01T00:00:00Z", 3_600_000)).unwrap().contains("ahead"));
         assert!(before.was_set(&at("2025-12-31T00:00:00Z", 3_600_000)).unwrap().contains("behind"));
-        let after_boot = ClockDocument { boot_id: "next".into(), ..at("2026-02-01T00:00:00Z", 1000) };
-        assert!(before.was_set(&after_boot).is_none(), "nobody knows how long the host was off");
+        let after_boot = |wall| ClockDocument { boot_id: "next".into(), ..at(wall, 1000) };
+        assert!(before.was_set(&after_boot("2026-01-20T00:00:00Z")).is_none(), "hosts are off for weeks");
+        assert!(before.was_set(&after_boot("2026-03-01T00:00:00Z")).unwrap().contains("59 days"));
     }
 }

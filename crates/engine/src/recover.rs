@@ -60,7 +60,10 @@ fn recover_within(ctx: &Context<'_>, name: &VmName, patience: Patience) -> Resul
                 return Ok(Recovered::Later);
             }
         }
-        // A guest may have been stopped for its last step: that is seen to at once, and takes a moment.
+        // A guest that was stopped for the last step is seen to at once; all else can wait.
+        Journal::Merge(journal) if patience == Patience::Moment && !journal.stops_guest() => {
+            return Ok(Recovered::Later);
+        }
         Journal::Merge(journal) => Step::new(ctx, *journal).recover(&mut machine)?,
         Journal::Delete { id, parent } => delete::finish(ctx, &mut machine, &id, parent)?,
     }

@@ -24,6 +24,8 @@ use crate::error::Error;
 
 /// How often a job is looked at.
 const TICK: Duration = Duration::from_millis(20);
+/// How long a job may take for its last step while the guest stands still.
+const STOPPED_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a job may take for a step that moves no data.
 const STEP_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -71,8 +73,10 @@ pub struct MergeOrder {
 pub struct MergeProgress {
     /// In the job's own units, roughly bytes of the guest's disk.
     pub done: u64,
-    /// In the same.
+    /// In the same; 0 while QEMU is still looking at what there is to do.
     pub total: u64,
+    /// Whether all was copied once, and only what the guest has written since is to come.
+    pub ready: bool,
 }
 
 /// What whoever watches over a merge wants.
@@ -118,6 +122,7 @@ pub fn copy(
 ) -> Result<Copied, Error> {
     let id = job_id(name)?;
     begin(monitor, &id, order)?;
+    let mut limited = order.speed_bytes_per_s.is_some();
     loop {
         let Some(job) = find(monitor, &id)? else {
             return Err(Error::Merge { reason: "the job vanished".to_owned() });
@@ -125,12 +130,20 @@ pub fn copy(
         let progress = MergeProgress {
             done: u64::try_from(job.current_progress).unwrap_or(0),
             total: u64::try_from(job.total_progress).unwrap_or(0),
+            ready: job.status == JobStatus::Ready,
         };
         match job.status {
-            JobStatus::Concluded => return ended(monitor, &id, job.error),
+            JobStatus::Concluded => return ended(monitor, &id, job.error, STEP_PATIENCE),
             JobStatus::Pending => return Ok(Copied::All),
             // The guest may be faster than the disk below: that is for the watcher to say.
-            JobStatus::Ready if progress.total.saturating_sub(progress.done) <= CLOSE_BYTES => return Ok(Copied::All),
+            JobStatus::Ready if progress.total.saturating_sub(progress.done) <= CLOSE_BYTES => {
+                if !limited {
+                    return Ok(Copied::All);
+                }
+                // What is left is copied while the guest stands still, and no limit may make that longer.
+                monitor.execute("block-job-set-speed", &json!({ "device": id.as_str(), "speed": 0 }))?;
+                limited = false;
+            }
             _ => {}
         }
         if watch(progress) == Verdict::GiveUp {
@@ -177,7 +190,8 @@ fn begin(monitor: &mut Client, id: &JobId, order: &MergeOrder) -> Result<(), Err
     Ok(())
 }
 
-/// Makes durable what took the data, in a machine that runs.
+/// Has QEMU write out what it holds in memory of the layer that took the data, in a machine that runs. QEMU does not tell
+/// whether that worked: the caller looks into the file.
 ///
 /// # Errors
 /// [`Error::Merge`] when it cannot be flushed, [`Error::Qmp`].
@@ -198,17 +212,19 @@ pub fn flush(monitor: &mut Client, order: &MergeOrder) -> Result<(), Error> {
 /// [`Error::Merge`]: the caller looks what the chain is like.
 pub fn settle(monitor: &mut Client, name: &str, order: &MergeOrder) -> Result<(), Error> {
     let id = job_id(name)?;
-    if order.direction.is_of_active() {
+    let patience = if order.direction.is_of_active() {
         monitor.call(&BlockJobComplete { device: id.clone() })?;
+        STOPPED_PATIENCE
     } else {
         monitor.call(&JobFinalize { id: id.clone() })?;
-    }
-    ended(monitor, &id, None).map(drop)
+        STEP_PATIENCE
+    };
+    ended(monitor, &id, None, patience).map(drop)
 }
 
 /// Waits for a job's end and lets go of it.
-fn ended(monitor: &mut Client, id: &JobId, mut reason: Option<String>) -> Result<Copied, Error> {
-    let deadline = Instant::now() + STEP_PATIENCE;
+fn ended(monitor: &mut Client, id: &JobId, mut reason: Option<String>, patience: Duration) -> Result<Copied, Error> {
+    let deadline = Instant::now() + patience;
     while let Some(job) = find(monitor, id)? {
         if job.status == JobStatus::Concluded {
             reason = reason.or(job.error);
@@ -216,7 +232,7 @@ fn ended(monitor: &mut Client, id: &JobId, mut reason: Option<String>) -> Result
             break;
         }
         if Instant::now() >= deadline {
-            return Err(Error::Late { what: "merging layers", waited: STEP_PATIENCE });
+            return Err(Error::Late { what: "merging layers", waited: patience });
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -237,7 +253,7 @@ pub fn give_up(monitor: &mut Client, name: &str) -> Result<(), Error> {
     }
     // One that has ended in this moment refuses; how it ended shows in the chain.
     let _ = monitor.call(&JobCancel { id: id.clone() });
-    match ended(monitor, &id, None) {
+    match ended(monitor, &id, None, STEP_PATIENCE) {
         Ok(_) | Err(Error::Merge { .. }) => Ok(()),
         Err(error) => Err(error),
     }

@@ -26,10 +26,12 @@ use crate::machine::{Machine, State};
 use crate::merge::graph::Graph;
 use crate::merge::plan::Run;
 use crate::merge::step::Step;
+use crate::snapshots;
 use crate::space;
 use crate::state::head::{FileOrigin, Layer};
 use crate::state::journal::{MergeJournal, Way};
-use crate::state::tree::{LayerRef, TreeDocument};
+use crate::state::manifest::Manifest;
+use crate::state::tree::{LayerRef, TreeDocument, Trees};
 
 /// The runs of a machine's layers as they are now.
 ///
@@ -107,7 +109,10 @@ pub fn own_copies(machine: &Machine, flatten: bool) -> Result<Vec<MergeJournal>,
     let mut copies = Vec::new();
     let mut seen = BTreeSet::new();
     let tree = TreeDocument::read(&machine.dir)?;
-    for chain in machine.head.chains() {
+    // A flat present leaves its snapshots where they are; whoever is to stand on nothing else takes them along.
+    let manifests =
+        if flatten { Vec::new() } else { snapshots::read_all_with(&Trees::of(machine.dir.home()), &machine.dir)? };
+    for chain in machine.head.chains().chain(manifests.iter().flat_map(Manifest::chains)) {
         let stays = |layer: &Arc<Layer>| layer.origin == FileOrigin::Foreign;
         let end = chain.layers.iter().position(stays).unwrap_or(chain.layers.len());
         let own = |layer: &&Arc<Layer>| layer.vm == *machine.name();
@@ -120,11 +125,17 @@ pub fn own_copies(machine: &Machine, flatten: bool) -> Result<Vec<MergeJournal>,
         let mut layers: Vec<Arc<Layer>> = chain.layers.get(taker..end).unwrap_or_default().to_vec();
         layers.reverse();
         let top = layers.last().map(|layer| layer.id.clone());
-        if top.as_ref().is_some_and(|top| taker > 0 && tree.find(top).is_none()) || !seen.insert(top) {
+        let known = |id: &LayerId| {
+            tree.find(id).is_some()
+                || machine.head.chains().any(|it| it.layers.first().is_some_and(|top| top.id == *id))
+        };
+        if !top.as_ref().is_some_and(known) || !seen.insert(top.clone()) {
             continue;
         }
         let base = chain.layers.get(end).map(|layer| LayerRef::to(layer));
-        copies.push(of(machine, &chain.disk, Way::Pull, layers, base, taker == 0));
+        let active =
+            machine.head.chains().filter_map(|chain| chain.layers.first()).any(|it| Some(&it.id) == top.as_ref());
+        copies.push(of(machine, &chain.disk, Way::Pull, layers, base, active));
     }
     Ok(copies)
 }

@@ -174,7 +174,7 @@ struct Ranges(Vec<Range<u64>>);
 
 /// What a layer holds of its disk.
 #[derive(Debug)]
-struct Held {
+pub(crate) struct Held {
     /// Where it says what the disk reads, also that it reads zeros.
     decided: Ranges,
     /// Where it takes room for that.
@@ -183,11 +183,10 @@ struct Held {
 
 impl Held {
     /// What a layer holds; `None` where that cannot be told, as of one that a machine writes to in this moment.
-    fn by(layer: &Layer, path: &Path) -> Option<Self> {
+    pub(crate) fn by(layer: &Layer, path: &Path) -> Option<Self> {
         if layer.format == LayerFormat::Raw {
-            // Writing to what is there takes no more room; a hole in a raw image is rare and small.
-            let whole = Ranges::joined(std::iter::once(0..layer.virtual_bytes.bytes()).collect());
-            return Some(Self { decided: whole.clone(), data: whole });
+            let decided = Ranges::joined(std::iter::once(0..layer.virtual_bytes.bytes()).collect());
+            return Some(Self { decided, data: Ranges::of_file(path)? });
         }
         let image = Image::open(path).ok()?;
         let (mut decided, mut data) = (Vec::new(), Vec::new());
@@ -201,9 +200,30 @@ impl Held {
         }
         Some(Self { decided: Ranges::joined(decided), data: Ranges::joined(data) })
     }
+
+    /// Whether this layer says itself what the disk reads wherever `other` has data.
+    pub(crate) fn decides_all_data_of(&self, other: &Self) -> bool {
+        other.data.without(&self.decided).total() == 0
+    }
 }
 
 impl Ranges {
+    /// Where a file has data, holes left out.
+    fn of_file(path: &Path) -> Option<Self> {
+        use rustix::fs::{SeekFrom, seek};
+        let file = std::fs::File::open(path).ok()?;
+        let (mut ranges, mut at) = (Vec::new(), 0);
+        loop {
+            let start = match seek(&file, SeekFrom::Data(at)) {
+                // There is no more data.
+                Err(rustix::io::Errno::NXIO) => return Some(Self::joined(ranges)),
+                start => start.ok()?,
+            };
+            at = seek(&file, SeekFrom::Hole(start)).ok()?;
+            ranges.push(start..at);
+        }
+    }
+
     fn joined(mut ranges: Vec<Range<u64>>) -> Self {
         ranges.sort_by_key(|range| range.start);
         let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());

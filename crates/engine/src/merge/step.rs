@@ -36,6 +36,7 @@ use crate::failpoint::{Failpoint, pass};
 use crate::layers;
 use crate::machine::{Machine, State, state_of};
 use crate::merge::graph::Graph;
+use crate::merge::plan::Held;
 use crate::space;
 use crate::state::head::{Fingerprint, Layer};
 use crate::state::journal::{Journal, MergeJournal, Way};
@@ -145,11 +146,18 @@ impl<'a> Step<'a> {
         let order = self.order(&root, header.as_deref(), speed)?;
         self.copy(&mut monitor, &order)?;
         pass(Failpoint::MergeCopied)?;
-        if self.journal.active && self.journal.way == Way::Push {
+        if self.journal.stops_guest() {
+            // This job flushes by itself, and tells when it cannot.
             monitor.call(&Stop {})?;
+        } else {
+            merge::flush(&mut monitor, &order)?;
+            self.check_copied()?;
         }
-        merge::flush(&mut monitor, &order)?;
         merge::settle(&mut monitor, &self.job_name(), &order)?;
+        if !self.is_merged(Some(&mut monitor))? {
+            let reason = "QEMU says that it has changed the chain, and it has not".to_owned();
+            return Err(keyframe_hypervisor::Error::Merge { reason }.into());
+        }
         pass(Failpoint::MergeChainChanged)?;
         self.finish(machine, Some(&mut monitor))
     }
@@ -179,7 +187,28 @@ impl<'a> Step<'a> {
         merge::give_up(daemon.monitor(), &self.job_name())?;
         daemon.end()?;
         pass(Failpoint::MergeCopied)?;
+        self.check_copied()?;
         self.finish(machine, None)
+    }
+
+    /// Looks into the target's own tables, on the disk, for all that it has taken over. Neither QEMU's flush nor the end of a
+    /// storage daemon tells when tables could not be written.
+    fn check_copied(&self) -> Result<(), Error> {
+        let Some(target) = self.target() else { return Ok(()) };
+        let path = self.ctx.home.absolute(&target.path);
+        std::fs::File::open(&path).and_then(|file| file.sync_all()).or_io("make durable", &path)?;
+        let incomplete = || keyframe_hypervisor::Error::Merge {
+            reason: format!("{} does not hold all that was copied to it", path.display()),
+        };
+        let held = Held::by(target, &path).ok_or_else(incomplete)?;
+        for layer in self.journal.layers.iter().filter(|layer| layer.file != target.file) {
+            let source = self.ctx.home.absolute(&layer.path);
+            let all = Held::by(layer, &source).is_some_and(|layer| held.decides_all_data_of(&layer));
+            if !all {
+                return Err(incomplete().into());
+            }
+        }
+        Ok(())
     }
 
     /// Opens the layers and all that they stand on, the lowest first.
@@ -210,9 +239,10 @@ impl<'a> Step<'a> {
         let mut room_at = Instant::now();
         let copied = merge::copy(monitor, &self.job_name(), order, |progress: MergeProgress| {
             self.ctx.progress.bytes(progress.done, progress.total);
+            // Only what the guest writes to can run away from the copy, and only once all was copied.
             let left = progress.total.saturating_sub(progress.done);
-            if left < closest {
-                (closest, closer_at) = (left, Instant::now());
+            if !progress.ready || left < closest {
+                (closest, closer_at) = (if progress.ready { left } else { u64::MAX }, Instant::now());
             }
             let verdict = self.ctx.check().and_then(|()| {
                 if closer_at.elapsed() > NOT_CONVERGING_AFTER {
@@ -220,9 +250,12 @@ impl<'a> Step<'a> {
                 }
                 if room_at.elapsed() > ROOM_EVERY {
                     room_at = Instant::now();
-                    let free = space::free(&dir)?;
-                    if free < ROOM_LEFT {
-                        return Err(Error::NoSpace { path: dir.clone(), needed: ROOM_LEFT, free });
+                    // The layers' file system, and that of the documents which say what became of them.
+                    for place in [dir.as_path(), self.ctx.home.root()] {
+                        let free = space::free(place)?;
+                        if free < ROOM_LEFT {
+                            return Err(Error::NoSpace { path: place.to_owned(), needed: ROOM_LEFT, free });
+                        }
                     }
                 }
                 Ok(())
@@ -276,7 +309,8 @@ impl<'a> Step<'a> {
 
     /// Everyone who stood on the topmost stands on the target. QEMU has seen to those it has open.
     fn point_to_target(&self, machine: &Machine, live: bool) -> Result<(), Error> {
-        let Some(target) = self.target() else { return Ok(()) };
+        // Nobody stands on an active layer.
+        let Some(target) = self.target().filter(|_| !self.journal.active) else { return Ok(()) };
         for child in self.children()? {
             let open = live && machine.head.chains().any(|chain| chain.layers.iter().any(|it| it.id == child.id));
             let path = self.ctx.home.absolute(&child.path);
@@ -330,7 +364,7 @@ impl<'a> Step<'a> {
                 self.look_again(&mut tree, &child)?;
             }
         }
-        let frozen = Some(Fingerprint::of(&self.ctx.home.absolute(&target.path))?);
+        let frozen = Some(self.settled(target)?);
         tree.put(TreeLayer {
             disk: self.journal.disk.clone(),
             layer: Arc::new(Layer { frozen, ..fresh }),
@@ -343,10 +377,17 @@ impl<'a> Step<'a> {
     /// Notes what a frozen layer's file looks like now.
     fn look_again(&self, tree: &mut TreeDocument, layer: &Layer) -> Result<(), Error> {
         if let Some(entry) = tree.find(&layer.id).filter(|entry| entry.layer.frozen.is_some()) {
-            let frozen = Some(Fingerprint::of(&self.ctx.home.absolute(&layer.path))?);
+            let frozen = Some(self.settled(layer)?);
             tree.put(TreeLayer { layer: Arc::new(Layer { frozen, ..Layer::clone(&entry.layer) }), ..entry.clone() });
         }
         Ok(())
+    }
+
+    /// What a file looks like, once that is durable: times of last writes, too.
+    fn settled(&self, layer: &Layer) -> Result<Fingerprint, Error> {
+        let path = self.ctx.home.absolute(&layer.path);
+        std::fs::File::open(&path).and_then(|file| file.sync_all()).or_io("make durable", &path)?;
+        Fingerprint::of(&path)
     }
 
     fn reload(&self, machine: &mut Machine) -> Result<(), Error> {
@@ -358,7 +399,7 @@ impl<'a> Step<'a> {
 
     fn clean_up(&self, machine: &Machine, monitor: Option<&mut Client>) -> Result<(), Error> {
         if let Some(monitor) = monitor {
-            if self.journal.was_running {
+            if self.journal.was_running && self.journal.stops_guest() {
                 cut::resume_if_paused(monitor);
             }
             let Some(target) = self.target() else { return Ok(()) };
@@ -395,7 +436,7 @@ impl<'a> Step<'a> {
         if self.is_merged(monitor.as_deref_mut())? {
             return self.finish(machine, monitor);
         }
-        if let (true, Some(monitor)) = (self.journal.was_running, monitor)
+        if let (true, Some(monitor)) = (self.journal.was_running && self.journal.stops_guest(), monitor)
             && state_of(monitor) == State::Paused
         {
             cut::resume_if_paused(monitor);

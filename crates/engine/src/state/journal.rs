@@ -111,6 +111,14 @@ pub struct MergeJournal {
     pub was_running: bool,
 }
 
+impl MergeJournal {
+    /// Whether the guest stands still while the chain is changed.
+    #[must_use]
+    pub fn stops_guest(&self) -> bool {
+        self.active && self.way == Way::Push && self.live
+    }
+}
+
 /// What earlier versions did.
 const fn yes() -> bool {
     true
