@@ -84,6 +84,9 @@ pub enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Compare documents, layers and files with each other; changes nothing without --repair
+    #[command(after_help = "Status 0: nothing was found. 3: something was, and is still there, or a machine was busy.")]
+    Fsck(FsckArgs),
     /// Make and keep repositories, where images and backups live
     #[command(subcommand)]
     Repo(RepoCommand),
@@ -458,6 +461,18 @@ pub struct ExpireArgs {
     /// Go on although the clock seems to have been set
     #[arg(long)]
     pub accept_clock: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct FsckArgs {
+    /// The machine [default: all]
+    pub vm: Option<VmName>,
+    /// Put right what can be put right without a loss, each thing said before it is done
+    #[arg(long, conflicts_with = "dry_run")]
+    pub repair: bool,
+    /// Only look, as without --repair
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

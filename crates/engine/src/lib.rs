@@ -12,6 +12,7 @@
 //! | [`merge`], [`consolidate`] | making chains of layers shorter |
 //! | [`cost`] | what snapshots cost, and what to do about it |
 //! | [`drill`] | whether a snapshot really comes back |
+//! | [`fsck`] | documents, layers and files against each other |
 //! | [`label`] | what is said about a snapshot after it was taken |
 //! | [`pages`] | the page server's process |
 //! | [`guard`] | who watches over a command |
@@ -32,6 +33,7 @@ mod error;
 pub mod expire;
 pub mod failpoint;
 pub mod fork;
+pub mod fsck;
 pub mod guard;
 mod guest;
 pub mod label;

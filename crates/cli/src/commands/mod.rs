@@ -3,6 +3,7 @@
 mod console;
 mod cost;
 mod doctor;
+mod fsck;
 pub mod image;
 pub mod internal;
 mod keys;
@@ -35,6 +36,7 @@ pub fn run(ctx: &Context<'_>, command: Command, output: &Output) -> Result<u8, E
         Command::SnapshotSet(args) => snapshots::set(ctx, args, output),
         Command::Test(args) => test::run(ctx, args, output),
         Command::Cost { vm, check } => cost::run(ctx, vm, check, output),
+        Command::Fsck(args) => fsck::run(ctx, &args, output),
         Command::Repo(_) | Command::Image(_) => unreachable!("commands on repositories were carried out before"),
         Command::Internal(internal) => internal::run(internal),
     }
