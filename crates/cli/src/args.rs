@@ -87,6 +87,15 @@ pub enum Command {
     /// Compare documents, layers and files with each other; changes nothing without --repair
     #[command(after_help = "Status 0: nothing was found. 3: something was, and is still there, or a machine was busy.")]
     Fsck(FsckArgs),
+    /// Check every snapshot of a machine: that all of it is there, and with --data every byte
+    #[command(after_help = "Status 0: all snapshots are whole. 3: some are not, and are named.")]
+    Check {
+        /// The machine
+        vm: VmName,
+        /// Read every byte of memory and layers, and compare it with its checksum
+        #[arg(long)]
+        data: bool,
+    },
     /// Make and keep repositories, where images and backups live
     #[command(subcommand)]
     Repo(RepoCommand),

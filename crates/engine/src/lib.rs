@@ -12,6 +12,7 @@
 //! | [`merge`], [`consolidate`] | making chains of layers shorter |
 //! | [`cost`] | what snapshots cost, and what to do about it |
 //! | [`drill`] | whether a snapshot really comes back |
+//! | [`check`] | every snapshot against its sums |
 //! | [`fsck`] | documents, layers and files against each other |
 //! | [`label`] | what is said about a snapshot after it was taken |
 //! | [`pages`] | the page server's process |
@@ -22,6 +23,7 @@
 //! whoever comes next. `failpoint` lists the steps at which tests kill it.
 
 pub mod bringup;
+pub mod check;
 pub mod consolidate;
 pub mod context;
 pub mod cost;
@@ -54,6 +56,7 @@ pub mod snapshot;
 mod snapshots;
 mod space;
 pub mod state;
+mod tally;
 pub mod tree;
 
 pub use context::{Context, Progress, Silent};

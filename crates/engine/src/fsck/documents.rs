@@ -6,7 +6,7 @@ use crate::drill::record;
 use crate::error::Error;
 use crate::fsck::finding::{Finding, Repair, What};
 use crate::fsck::mending::Mending;
-use crate::fsck::survey::{Survey, Surveyed, told};
+use crate::fsck::survey::{Survey, Surveyed};
 use crate::memory;
 use crate::state::head::Chain;
 use crate::state::label::Label;
@@ -64,7 +64,7 @@ fn mending(machine: &Surveyed) -> Option<Finding> {
         }
         Err(error) => {
             let advice = "remove it; a layer that it was about is then told as touched";
-            Some(Finding::serious(vm, What::DamagedDocument, &path, told(&error), advice))
+            Some(Finding::serious(vm, What::DamagedDocument, &path, error.told(), advice))
         }
     }
 }
@@ -74,17 +74,17 @@ fn beside(machine: &Surveyed, manifest: &Manifest<FrozenTop>) -> Vec<Finding> {
     let (vm, dir) = (machine.dir.name(), machine.dir.snapshot(&manifest.id));
     let mut found = Vec::new();
     if let Err(error) = sealed::read::<Label>(&dir.label()) {
-        let text = format!("what was said about the snapshot cannot be read: {}", told(&error));
+        let text = format!("what was said about the snapshot cannot be read: {}", error.told());
         let advice = format!("it counts as pinned until `keyframe snapshot-set {vm}@{} …` says it anew", manifest.id);
         found.push(Finding::serious(vm, What::DamagedDocument, &dir.label(), text, advice));
     }
     if let Err(error) = record::read(&dir) {
-        let text = format!("how the snapshot's tests ended cannot be read: {}", told(&error));
+        let text = format!("how the snapshot's tests ended cannot be read: {}", error.told());
         let advice = format!("`keyframe test {vm}@{}` writes it anew", manifest.id);
         found.push(Finding::harmless(vm, What::DamagedDocument, &dir.tests(), text, advice));
     }
     if let (true, Err(error)) = (manifest.memory.is_some(), open_memory(machine, manifest)) {
-        let text = format!("the memory image cannot be used: {}", told(&error));
+        let text = format!("the memory image cannot be used: {}", error.told());
         let advice = format!(
             "`keyframe revert {vm}@{} --disk-only` boots from its disks, which do not depend on it",
             manifest.id

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
 use crate::fsck::finding::{Finding, What};
-use crate::fsck::survey::{Needed, Survey, told};
+use crate::fsck::survey::{Needed, Survey};
 
 /// What `qemu-img check --output=json` says. Source: `ImageCheck` in qapi/block-core.json.
 #[derive(Debug, Deserialize)]
@@ -78,5 +78,5 @@ fn judged(vm: &VmName, path: &Path, result: &ImageCheck) -> Option<Finding> {
 
 /// What could not be checked at all, as a finding.
 pub(super) fn failed(vm: &VmName, path: &Path, error: &Error) -> Finding {
-    Finding::serious(vm, What::NotChecked, path, told(error), "install QEMU's tools (qemu-img) and try again")
+    Finding::serious(vm, What::NotChecked, path, error.told(), "install QEMU's tools (qemu-img) and try again")
 }

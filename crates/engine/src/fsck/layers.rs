@@ -10,7 +10,7 @@ use keyframe_types::VmName;
 
 use crate::error::{Error, IoContext as _};
 use crate::fsck::finding::{Finding, Repair, What};
-use crate::fsck::survey::{Needed, Survey, told};
+use crate::fsck::survey::{Needed, Survey};
 use crate::layers;
 use crate::state::head::{FileOrigin, Layer};
 use crate::state::home::Home;
@@ -104,7 +104,7 @@ impl One<'_> {
     }
 
     fn not_checked(&self, path: &Path, error: &Error) -> Finding {
-        Finding::serious(self.vm, What::NotChecked, path, told(error), "see to the cause and try again")
+        Finding::serious(self.vm, What::NotChecked, path, error.told(), "see to the cause and try again")
     }
 
     fn header(&self, path: &Path, below: Option<&Layer>) -> Option<Finding> {
@@ -115,7 +115,7 @@ impl One<'_> {
         let header = match read() {
             Ok(header) => header,
             Err(error) => {
-                let text = format!("it is no readable qcow2 image: {}", told(&error));
+                let text = format!("it is no readable qcow2 image: {}", error.told());
                 return Some(Finding::serious(self.vm, What::CorruptImage, path, text, PUT_BACK));
             }
         };

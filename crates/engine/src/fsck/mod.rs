@@ -17,7 +17,7 @@ mod layers;
 mod mending;
 mod survey;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::PathBuf;
 
@@ -160,7 +160,7 @@ fn repair(ctx: &Context<'_>, name: &VmName, found: &[Finding]) -> Result<usize, 
             if error.kind() == Kind::Interrupted {
                 return Err(error);
             }
-            ctx.progress.note(&format!("that could not be repaired now: {}", survey::told(&error)));
+            ctx.progress.note(&format!("that could not be repaired now: {}", error.told()));
         }
         done.push(repair);
     }

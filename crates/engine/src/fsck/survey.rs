@@ -48,19 +48,19 @@ impl Surveyed {
                 keep(dir.definition(), format!("it names the machine {}", definition.name));
             }
             Ok(_) => {}
-            Err(error) => keep(dir.definition(), told(&error)),
+            Err(error) => keep(dir.definition(), error.told()),
         }
         let head = sealed::read::<Head<ActiveTop>>(&dir.head()).unwrap_or_else(|error| {
-            keep(dir.head(), told(&error));
+            keep(dir.head(), error.told());
             None
         });
         if head.is_none() && !dir.head().exists() {
             keep(dir.head(), "it is not there".to_owned());
         }
-        let tree = TreeDocument::read(&dir).map_err(|error| keep(dir.tree(), told(&error))).ok();
+        let tree = TreeDocument::read(&dir).map_err(|error| keep(dir.tree(), error.told())).ok();
         let has_journal = dir.journal().exists();
         if let Err(error) = sealed::read::<Journal>(&dir.journal()) {
-            keep(dir.journal(), told(&error));
+            keep(dir.journal(), error.told());
         }
         let manifests = manifests(&dir, &mut unreadable)?;
         Ok(Self { dir, head, tree, manifests, has_journal, unreadable })
@@ -83,17 +83,6 @@ impl Surveyed {
     }
 }
 
-/// What an error says, with what caused it.
-pub(super) fn told(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 fn manifests(dir: &VmDir, unreadable: &mut Vec<Unreadable>) -> Result<Vec<Manifest<FrozenTop>>, Error> {
     let mut manifests = Vec::new();
     for id in snapshot_ids(dir)? {
@@ -104,7 +93,7 @@ fn manifests(dir: &VmDir, unreadable: &mut Vec<Unreadable>) -> Result<Vec<Manife
         match sealed::read::<Manifest<FrozenTop>>(&path) {
             Ok(Some(manifest)) if manifest.id != id => keep(format!("it is the manifest of {}", manifest.id)),
             Ok(manifest) => manifests.extend(manifest),
-            Err(error) => keep(told(&error)),
+            Err(error) => keep(error.told()),
         }
     }
     manifests.sort_by(|a, b| (a.created, &a.id).cmp(&(b.created, &b.id)));
