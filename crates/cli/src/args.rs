@@ -87,6 +87,18 @@ pub enum Command {
     /// Get at snapshots' memory images
     #[command(subcommand)]
     Memory(MemoryCommand),
+    /// Compare documents, layers and files with each other; changes nothing without --repair
+    #[command(after_help = "Status 0: nothing was found. 3: something was, and is still there, or a machine was busy.")]
+    Fsck(FsckArgs),
+    /// Check every snapshot of a machine: that all of it is there, and with --data every byte
+    #[command(after_help = "Status 0: all snapshots are whole. 3: some are not, and are named.")]
+    Check {
+        /// The machine
+        vm: VmName,
+        /// Read every byte of memory and layers, and compare it with its checksum
+        #[arg(long)]
+        data: bool,
+    },
     /// Make and keep repositories, where images and backups live
     #[command(subcommand)]
     Repo(RepoCommand),
@@ -473,6 +485,18 @@ pub struct ExpireArgs {
     /// Go on although the clock seems to have been set
     #[arg(long)]
     pub accept_clock: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct FsckArgs {
+    /// The machine [default: all]
+    pub vm: Option<VmName>,
+    /// Put right what can be put right without a loss, each thing said before it is done
+    #[arg(long, conflicts_with = "dry_run")]
+    pub repair: bool,
+    /// Only look, as without --repair
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -191,6 +191,17 @@ impl Error {
         Some(text.to_owned())
     }
 
+    /// What happened, with what caused it, in one sentence.
+    pub(crate) fn told(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+
     /// What a person can do.
     #[must_use]
     pub fn advice(&self) -> Option<String> {

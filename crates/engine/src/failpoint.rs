@@ -131,6 +131,12 @@ failpoints! {
     TestThrownAway = "test-thrown-away",
     /// The verdict is on record.
     TestRecorded = "test-recorded",
+    /// It is noted which layer's header is being put right.
+    MendingNoted = "mending-noted",
+    /// The header is written.
+    MendingHeaderWritten = "mending-header-written",
+    /// The tree knows what the file looks like now: committed.
+    MendingCommitted = "mending-committed",
 }
 
 /// The variable that names the failpoint.

@@ -12,6 +12,8 @@
 //! | [`merge`], [`consolidate`] | making chains of layers shorter |
 //! | [`cost`] | what snapshots cost, and what to do about it |
 //! | [`drill`] | whether a snapshot really comes back |
+//! | [`check`] | every snapshot against its sums |
+//! | [`fsck`] | documents, layers and files against each other |
 //! | [`label`] | what is said about a snapshot after it was taken |
 //! | [`pages`] | the page server's process |
 //! | [`guard`] | who watches over a command |
@@ -21,6 +23,7 @@
 //! whoever comes next. `failpoint` lists the steps at which tests kill it.
 
 pub mod bringup;
+pub mod check;
 pub mod consolidate;
 pub mod context;
 pub mod cost;
@@ -32,6 +35,7 @@ mod error;
 pub mod expire;
 pub mod failpoint;
 pub mod fork;
+pub mod fsck;
 pub mod guard;
 mod guest;
 pub mod label;
@@ -53,6 +57,7 @@ pub mod snapshot;
 mod snapshots;
 mod space;
 pub mod state;
+mod tally;
 pub mod tree;
 
 pub use context::{Context, Progress, Silent};

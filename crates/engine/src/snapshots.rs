@@ -29,6 +29,21 @@ pub fn scan(dir: &VmDir) -> Result<(Vec<Manifest>, Vec<DamagedSnapshot>), Error>
 /// # Errors
 /// As [`scan`].
 pub fn scan_with(trees: &Trees<'_>, dir: &VmDir) -> Result<(Vec<Manifest>, Vec<DamagedSnapshot>), Error> {
+    scan_by(dir, |id| trees.manifest(dir, id))
+}
+
+/// [`scan`] with chains of one layer, that which the snapshot froze: a list of thousands needs no more.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_tops(trees: &Trees<'_>, dir: &VmDir) -> Result<(Vec<Manifest>, Vec<DamagedSnapshot>), Error> {
+    scan_by(dir, |id| trees.manifest_with_tops(dir, id))
+}
+
+fn scan_by(
+    dir: &VmDir,
+    read: impl Fn(&SnapshotId) -> Result<Option<Manifest>, Error>,
+) -> Result<(Vec<Manifest>, Vec<DamagedSnapshot>), Error> {
     let path = dir.snapshots();
     let entries = match std::fs::read_dir(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
@@ -40,7 +55,7 @@ pub fn scan_with(trees: &Trees<'_>, dir: &VmDir) -> Result<(Vec<Manifest>, Vec<D
         let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<SnapshotId>().ok()) else {
             continue;
         };
-        match trees.manifest(dir, &id) {
+        match read(&id) {
             Ok(manifest) => manifests.extend(manifest),
             Err(error) => damaged.push(DamagedSnapshot { id, error }),
         }

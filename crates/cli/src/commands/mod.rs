@@ -1,11 +1,14 @@
 //! One module for each group of commands: calls the engine, says what came of it.
 
+mod check;
 mod console;
 mod cost;
 mod doctor;
+mod fsck;
 pub mod image;
 pub mod internal;
 mod keys;
+mod listing;
 mod machines;
 pub mod repo;
 mod repository;
@@ -25,7 +28,7 @@ pub fn run(ctx: &Context<'_>, command: Command, output: &Output) -> Result<u8, E
         Command::Doctor { vm } => doctor::run(ctx, vm.as_ref(), output),
         Command::Vm(command) => machines::run(ctx, command, output),
         Command::Snapshot(args) => snapshots::take(ctx, args, output),
-        Command::Snapshots { vm } => snapshots::list(ctx, &vm, output),
+        Command::Snapshots { vm } => listing::run(ctx, &vm, output),
         Command::Show { snapshot } => snapshots::show(ctx, &snapshot, output),
         Command::Revert(args) => snapshots::revert(ctx, args, output),
         Command::Fork(args) => snapshots::fork(ctx, args, output),
@@ -38,6 +41,8 @@ pub fn run(ctx: &Context<'_>, command: Command, output: &Output) -> Result<u8, E
         Command::Memory(MemoryCommand::Export { snapshot, file }) => {
             snapshots::export_memory(ctx, &snapshot, &file, output)
         }
+        Command::Check { vm, data } => check::run(ctx, &vm, data, output),
+        Command::Fsck(args) => fsck::run(ctx, &args, output),
         Command::Repo(_) | Command::Image(_) => unreachable!("commands on repositories were carried out before"),
         Command::Internal(internal) => internal::run(internal),
     }

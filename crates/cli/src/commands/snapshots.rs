@@ -1,20 +1,18 @@
-//! `keyframe snapshot`, `snapshots`, `show`, `snapshot-set`, `revert`, `fork`
+//! `keyframe snapshot`, `show`, `snapshot-set`, `revert`, `fork`
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use keyframe_engine::bringup::Strategy;
-use keyframe_engine::drill::record::Verdict;
 use keyframe_engine::fork::{self, ForkRequest};
 use keyframe_engine::label::{self, LabelRequest, Wanted};
 use keyframe_engine::outcome::Outcome;
 use keyframe_engine::revert::{self, RevertReport, RevertRequest};
 use keyframe_engine::snapshot::{self, SnapshotReport, SnapshotRequest};
 use keyframe_engine::state::manifest::{Manifest, Memory};
-use keyframe_engine::tree::{self, SnapshotSummary, Tree};
+use keyframe_engine::tree;
 use keyframe_engine::{Context, Error, sharing};
-use keyframe_types::{SnapshotId, SnapshotRef, Timestamp, VmName};
+use keyframe_types::{SnapshotRef, VmName};
 
 use super::test;
 use crate::args::{ForkArgs, ForkStrategy, RevertArgs, SnapshotArgs, SnapshotSetArgs};
@@ -71,72 +69,6 @@ fn size_on_disk(report: &SnapshotReport) -> String {
 fn notes(text: &mut String, notes: &[String]) {
     for note in notes {
         let _ = writeln!(text, "  note: {note}");
-    }
-}
-
-/// `keyframe snapshots`
-pub fn list(ctx: &Context<'_>, vm: &VmName, output: &Output) -> Result<u8, Error> {
-    let tree = tree::tree(ctx, vm)?;
-    let status = if tree.damaged.is_empty() { 0 } else { 3 };
-    output.result("snapshots", &tree, drawn(&tree));
-    Ok(status)
-}
-
-fn drawn(tree: &Tree) -> String {
-    if tree.snapshots.is_empty() && tree.damaged.is_empty() {
-        return format!("{} has no snapshots; `keyframe snapshot {}` takes one\n", tree.vm, tree.vm);
-    }
-    let mut children: BTreeMap<Option<&SnapshotId>, Vec<&SnapshotSummary>> = BTreeMap::new();
-    for snapshot in &tree.snapshots {
-        // A parent that is not there (it is damaged) leaves its children at the root.
-        let parent = snapshot.parent.as_ref().filter(|id| tree.snapshots.iter().any(|other| other.id == **id));
-        children.entry(parent).or_default().push(snapshot);
-    }
-    let mut rows = vec![["SNAPSHOT", "ID", "AGE", "CONSISTENCY", "OWN", "OWNER", "NOTE"].map(str::to_owned).to_vec()];
-    // A stack, not recursion: a tree of a thousand generations is an ordinary one.
-    let mut stack: Vec<(&SnapshotSummary, usize)> = Vec::new();
-    let roots = children.get(&None).into_iter().flatten();
-    stack.extend(roots.rev().map(|snapshot| (*snapshot, 0)));
-    let now = Timestamp::now();
-    while let Some((snapshot, depth)) = stack.pop() {
-        rows.push(row(snapshot, depth, now));
-        let below = children.get(&Some(&snapshot.id)).into_iter().flatten();
-        // An only child continues its parent's line; siblings branch off.
-        let siblings = children.get(&Some(&snapshot.id)).map_or(0, Vec::len);
-        let depth = if siblings > 1 { depth + 1 } else { depth };
-        stack.extend(below.rev().map(|child| (*child, depth)));
-    }
-    let mut text = table(&rows);
-    for damaged in &tree.damaged {
-        let _ = writeln!(text, "damaged: {}: {}", damaged.id, damaged.reason);
-    }
-    if let Some(warning) = &tree.warning {
-        let _ = writeln!(text, "{warning}");
-    }
-    text
-}
-
-fn row(snapshot: &SnapshotSummary, depth: usize, now: Timestamp) -> Vec<String> {
-    let failed = snapshot.last_test.as_ref().is_some_and(|test| test.verdict == Verdict::Failed);
-    let marks = [(snapshot.is_head, " *"), (snapshot.pinned, " (pinned)"), (failed, " (test failed)")];
-    let marks: String = marks.into_iter().filter(|(is, _)| *is).map(|(_, mark)| mark).collect();
-    vec![
-        format!("{}{}{marks}", "  ".repeat(depth), snapshot.name),
-        snapshot.id.short().to_owned(),
-        age(snapshot.created, now),
-        snapshot.consistency.as_str().to_owned(),
-        snapshot.bytes_own.to_string(),
-        snapshot.owner.clone(),
-        snapshot.note.clone().unwrap_or_default(),
-    ]
-}
-
-fn age(created: Timestamp, now: Timestamp) -> String {
-    match created.until(now).as_secs() {
-        seconds if seconds < 120 => format!("{seconds} s"),
-        seconds if seconds < 7200 => format!("{} min", seconds / 60),
-        seconds if seconds < 172_800 => format!("{} h", seconds / 3600),
-        seconds => format!("{} d", seconds / 86_400),
     }
 }
 

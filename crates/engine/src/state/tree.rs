@@ -288,13 +288,37 @@ impl<'h> Trees<'h> {
     /// # Errors
     /// As [`Trees::head`].
     pub fn manifest(&self, dir: &VmDir, id: &SnapshotId) -> Result<Option<Manifest>, Error> {
+        self.manifest_with(dir, id, |top| self.down_to_the_base(&top.disk, Vec::new(), Some(top.layer.clone())))
+    }
+
+    /// A snapshot with chains of one layer, that which it froze: for whoever lists thousands.
+    ///
+    /// # Errors
+    /// As [`Trees::head`].
+    pub fn manifest_with_tops(&self, dir: &VmDir, id: &SnapshotId) -> Result<Option<Manifest>, Error> {
+        self.manifest_with(dir, id, |top| {
+            let damaged = || Error::Damaged {
+                path: self.home.vm(&top.layer.vm).tree(),
+                reason: format!("layer {} of {} is not in it", top.layer.layer, top.disk),
+            };
+            let tree = self.tree(&top.layer.vm)?;
+            let entry = tree.layers.get(&top.layer.layer).ok_or_else(damaged)?;
+            Ok(Chain { disk: top.disk.clone(), layers: vec![entry.layer.clone()] })
+        })
+    }
+
+    fn manifest_with(
+        &self,
+        dir: &VmDir,
+        id: &SnapshotId,
+        chain: impl FnMut(&FrozenTop) -> Result<Chain, Error>,
+    ) -> Result<Option<Manifest>, Error> {
         let path = dir.snapshot(id).manifest();
         let Some(document) = sealed::read::<Manifest<FrozenTop>>(&path)? else { return Ok(None) };
         if document.id != *id {
             return Err(Error::Damaged { path, reason: format!("it is the manifest of {}", document.id) });
         }
-        let mut manifest =
-            document.with_chains(|top| self.down_to_the_base(&top.disk, Vec::new(), Some(top.layer.clone())))?;
+        let mut manifest = document.with_chains(chain)?;
         manifest.parent = self.follows(dir, manifest.parent)?;
         Label::read(&dir.snapshot(id))?.apply(&mut manifest);
         Ok(Some(manifest))
