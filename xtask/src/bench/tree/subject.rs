@@ -78,13 +78,16 @@ impl Felt {
     }
 }
 
+/// Types one line at the guest's serial console.
+type Typist<'a> = Box<dyn Fn(&str) -> Result<()> + 'a>;
+
 /// One of the two.
 pub struct Subject<'a> {
     serial: SerialLog,
     process: ProcessId,
     /// Its monitor.
     pub monitor: Monitor,
-    typist: Box<dyn Fn(&str) -> Result<()> + 'a>,
+    typist: Typist<'a>,
 }
 
 impl<'a> Subject<'a> {
