@@ -30,6 +30,8 @@ pub struct BareSpec<'a> {
     pub memory: &'a str,
     /// qcow2 images; node names are `disk0`, `disk1`, ...
     pub disks: Vec<PathBuf>,
+    /// Bypass the page cache, as Keyframe does.
+    pub direct: bool,
     /// Wait for `migrate-incoming` instead of booting.
     pub incoming: bool,
 }
@@ -58,6 +60,14 @@ impl BareQemu {
                 Err(error)
             }
         }
+    }
+
+    /// A second connection to its monitor, for who cannot borrow the first.
+    ///
+    /// # Errors
+    /// [`Error::File`] when nobody listens there.
+    pub fn second_monitor(&self) -> Result<Monitor> {
+        connect(&self.dir.join("qmp2.sock"))
     }
 
     /// Its process.
@@ -159,15 +169,18 @@ fn command(spec: &BareSpec<'_>) -> Command {
     command.args(["-display", "none", "-no-reboot", "-m", spec.memory]);
     command.args(["-object", &format!("memory-backend-ram,id=ram0,size={}", spec.memory)]);
     command.arg("-kernel").arg(&spec.guest.kernel).arg("-initrd").arg(&spec.guest.initrd).args(["-append", &append]);
+    let cache = if spec.direct { "cache.direct=on,file.cache.direct=on," } else { "" };
     for (number, disk) in spec.disks.iter().enumerate() {
         let file = disk.display();
         command
-            .args(["-blockdev", &format!("driver=qcow2,node-name=disk{number},file.driver=file,file.filename={file}")]);
+            .arg("-blockdev")
+            .arg(format!("driver=qcow2,node-name=disk{number},{cache}file.driver=file,file.filename={file}"));
         command.args(["-device", &format!("virtio-blk-pci,drive=disk{number},id=vd{number}")]);
     }
     let (console, serial) = (at("console.sock"), at("serial.log"));
     command.args(["-chardev", &format!("socket,id=c0,path={console},server=on,wait=off,logfile={serial}")]);
     command.args(["-serial", "chardev:c0", "-qmp", &format!("unix:{},server=on,wait=off", at("qmp.sock"))]);
+    command.args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp2.sock"))]);
     if spec.incoming {
         command.args(["-S", "-incoming", "defer"]);
     }

@@ -36,7 +36,15 @@ fn save(home: &Home, cut: Cut) -> Result<Saved> {
     let guest = guests::small()?;
     let disks = vec![home.empty_disk("a.qcow2", "64M")?, home.empty_disk("b.qcow2", "64M")?];
     let dir = home.file("source");
-    let spec = BareSpec { dir, guest: &guest, words: WORDS, memory: MEMORY, disks: disks.clone(), incoming: false };
+    let spec = BareSpec {
+        dir,
+        guest: &guest,
+        words: WORDS,
+        memory: MEMORY,
+        disks: disks.clone(),
+        direct: false,
+        incoming: false,
+    };
     let mut source = BareQemu::start(&spec)?;
     source.serial().wait_for(Mark::START, "OK ", 60 * SECOND)?;
     source.enable(&["mapped-ram"])?;
@@ -80,7 +88,7 @@ fn complaint_after_resuming(home: &Home, saved: &Saved) -> Result<Option<String>
     let guest = guests::small()?;
     let disks = vec![home.overlay("a-again.qcow2", &saved.disks[0])?, home.overlay("b-again.qcow2", &saved.disks[1])?];
     let dir = home.file("target");
-    let spec = BareSpec { dir, guest: &guest, words: WORDS, memory: MEMORY, disks, incoming: true };
+    let spec = BareSpec { dir, guest: &guest, words: WORDS, memory: MEMORY, disks, direct: false, incoming: true };
     let mut target = BareQemu::start(&spec)?;
     target.enable(&["mapped-ram"])?;
     target.monitor.execute("migrate-incoming", &json!({ "uri": format!("file:{}", saved.memory.display()) }))?;

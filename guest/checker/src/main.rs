@@ -17,6 +17,8 @@
 //! CLOSING                                                  the machine is being switched off
 //! VMGENID <guid> [-> <guid>]                               at the start, and when it changes (needs iomem=relaxed)
 //! VERIFIED pages <n> faults <n> ms <n>                     the answer to `verify`
+//! DROVE ms <n> ops <n> kib <n> worst_ms <n>                twice a second while `drive` loads the first disk
+//! DROVE off                                                the answer to `drive off`
 //! ```
 //!
 //! `gap_ms` is the longest time between two turns of a thread that asks for one every 5 ms, by the guest's own
@@ -28,6 +30,7 @@
 mod board;
 mod commands;
 mod disk;
+mod drive;
 mod error;
 mod init;
 mod ledger;
@@ -51,6 +54,7 @@ use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use crate::board::Board;
 use crate::commands::{Command, HELP};
 use crate::disk::Disk;
+use crate::drive::Driver;
 use crate::error::Error;
 use crate::memory::Memory;
 use crate::params::{CheckParams, Task};
@@ -93,11 +97,12 @@ fn check(params: &CheckParams) -> Result<(), Error> {
     let list = if names.is_empty() { "-".to_owned() } else { names.join(",") };
     board.say(format_args!("SESSION {token} memory {hot}+{cold} disks {list}"));
 
+    let driver = Driver::of(names.first().cloned());
     let disks = prepare_disks(&board, names, token)?;
     let memory = Memory::filled(token, params.extent);
     board.say("READY");
     let workers = start_workers(&board, params, memory, disks);
-    obey(&board, input, &workers);
+    obey(&board, input, &workers, &driver);
     loop {
         thread::park();
     }
@@ -155,7 +160,7 @@ fn start_workers(board: &Arc<Board>, params: &CheckParams, memory: Memory, disks
 }
 
 /// Reads commands until the serial line ends.
-fn obey(board: &Board, input: File, workers: &[Sender<Order>]) {
+fn obey(board: &Arc<Board>, input: File, workers: &[Sender<Order>], driver: &Driver) {
     let tell = |order| {
         for worker in workers {
             let _ended = worker.send(order);
@@ -172,6 +177,7 @@ fn obey(board: &Board, input: File, workers: &[Sender<Order>]) {
             Command::Rate(rate) => tell(Order::Rate(rate)),
             Command::DiskRate(rate) => tell(Order::DiskRate(rate)),
             Command::Verify => tell(Order::Verify),
+            Command::Drive(drive) => driver.obey(board, drive),
             Command::Status => board.say(board.verdict().unwrap_or_else(|| board.heartbeat(0.0))),
             Command::Panic => init::crash_kernel().unwrap_or_else(|error| board.say(error)),
             Command::PowerOff => {

@@ -71,7 +71,8 @@ fn bare_starts(home: &Home, guest: &SmallGuest, ram: Ram) -> Result<Samples> {
     let (start, mut running) = (Instant::now(), Vec::new());
     for disk in disks {
         let dir = disk.with_extension("run");
-        let spec = BareSpec { dir, guest, words: &words, memory: &memory, disks: vec![disk], incoming: true };
+        let spec =
+            BareSpec { dir, guest, words: &words, memory: &memory, disks: vec![disk], direct: false, incoming: true };
         running.push(BareQemu::start(&spec)?);
     }
     samples.push(start.elapsed());

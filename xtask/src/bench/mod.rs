@@ -14,6 +14,7 @@ mod report;
 mod samples;
 mod snapshot;
 mod table;
+mod tree;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -25,6 +26,8 @@ pub enum Bench {
     Snapshot(snapshot::Options),
     /// Storing, restoring and verifying images, against borg, restic, rustic, bupstash and qemu-img.
     Repo(repo::Options),
+    /// Deleting, expiring, deep chains and shared memory, against what QEMU does on its own.
+    Tree(tree::Options),
 }
 
 /// Measures.
@@ -35,5 +38,6 @@ pub fn bench(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Snapshot(options) => snapshot::run(options),
         Bench::Repo(options) => repo::run(options),
+        Bench::Tree(options) => tree::run(options),
     }
 }

@@ -69,7 +69,8 @@ impl Bare {
         let tag = format!("bare-{}", ram.mib());
         let disk = home.empty_disk(&format!("{tag}.qcow2"), "64G")?;
         let (words, memory, dir) = (ram.busy(), ram.option(), home.file(&tag));
-        let spec = BareSpec { dir, guest, words: &words, memory: &memory, disks: vec![disk], incoming: false };
+        let spec =
+            BareSpec { dir, guest, words: &words, memory: &memory, disks: vec![disk], direct: false, incoming: false };
         let qemu = BareQemu::start(&spec)?;
         qemu.serial().wait_for(Mark::START, "READY", BOOT_WITHIN)?;
         thread::sleep(AFTER);

@@ -47,7 +47,7 @@ pub fn run(options: &Options) -> Result<()> {
     let guest = SmallGuest { kernel: small.join("vmlinuz"), initrd: small.join("initrd") };
     let executable = build()?;
     let home = Home::new(HOME)?.with_executable(&executable);
-    clear_leftovers(home.path())?;
+    clear_leftovers(home.path(), HOME)?;
     let before = load_average()?;
     say::note(format_args!("load average {before:.1} before; anything above 1 disturbs what follows"));
 
@@ -101,7 +101,7 @@ fn measure_size(home: &Home, executable: &Path, guest: &SmallGuest, ram: Ram) ->
 }
 
 /// The program as people use it: optimised.
-fn build() -> Result<PathBuf> {
+pub fn build() -> Result<PathBuf> {
     say::step("Building keyframe");
     let words = ["build", "--quiet", "--release", "--package", "keyframe-cli"];
     run::watched(run::command(env!("CARGO"), words).current_dir(paths::root()))?;
@@ -110,11 +110,11 @@ fn build() -> Result<PathBuf> {
 }
 
 /// Ends and removes what runs that were killed have left: there is one home at a time, and ours is that one.
-fn clear_leftovers(ours: &Path) -> Result<()> {
+pub fn clear_leftovers(ours: &Path, named: &str) -> Result<()> {
     let parent = ours.parent().context("a home has a parent")?;
     let list = fs::read_dir(parent).with_context(|| format!("cannot list {}", parent.display()))?;
     for dir in list.filter_map(|entry| Some(entry.ok()?.path())) {
-        let is_bench = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(HOME));
+        let is_bench = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(named));
         if is_bench && dir != ours {
             say::note(format_args!("clearing away {}", dir.display()));
             process::of_home(&dir).into_iter().try_for_each(|process| process.kill(&dir))?;
@@ -125,7 +125,7 @@ fn clear_leftovers(ours: &Path) -> Result<()> {
 }
 
 /// Of the last minute.
-fn load_average() -> Result<f64> {
+pub fn load_average() -> Result<f64> {
     let text = fs::read_to_string("/proc/loadavg").context("cannot read /proc/loadavg")?;
     let first = text.split_whitespace().next().and_then(|word| word.parse().ok());
     first.context("/proc/loadavg has no number")
