@@ -291,6 +291,8 @@ fn a_deletion_killed_at_any_step_is_finished_by_the_next_command() -> Result<()>
         machine.snapshot(point)?;
         assert_eq!(home.run_until(point, ["delete", &machine.at(point)])?.status, None, "{point}");
         assert_eq!(names(&home, &machine)?, ["good"], "{point}");
+        // The guard or that command, whoever came first.
+        wait_tidy(&home, &machine, point)?;
         assert_tidy(&home, &machine, point)?;
         assert_works(&machine, point)?;
     }

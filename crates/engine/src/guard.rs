@@ -30,6 +30,8 @@ pub const SUBCOMMAND: &str = "internal-guard";
 
 /// How long after a failed thaw it is tried again.
 const THAW_AGAIN: Duration = Duration::from_secs(2);
+/// How long after a failed tidying up it is tried once more.
+const TIDY_AGAIN: Duration = Duration::from_secs(3);
 /// How long thawing is tried after the command has ended.
 const THAW_FOR: Duration = Duration::from_secs(120);
 
@@ -162,7 +164,11 @@ pub fn stand(home: &Home, vm: &VmName) -> Result<(), Error> {
                 let tidied = tidy_up(home, vm);
                 duties.fall_due();
                 relieve(home, vm, &mut duties);
-                return tidied;
+                // What is in the way may be gone in a moment; the next command would try again as well, whenever it comes.
+                return tidied.or_else(|_| {
+                    std::thread::sleep(TIDY_AGAIN);
+                    tidy_up(home, vm)
+                });
             }
         }
     }

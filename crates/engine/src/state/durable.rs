@@ -62,16 +62,24 @@ pub fn remove_file(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes a directory with all that is in it; nothing happens when there is none.
+/// Removes a directory with all that is in it; nothing happens when there is none. Should a process that is about to end
+/// leave its last word there meanwhile, that goes, too.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn remove_dir(path: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => {
-            other.or_io("remove", path)?;
-            sync_parent(path)
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && attempts < 50 => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            other => {
+                other.or_io("remove", path)?;
+                return sync_parent(path);
+            }
         }
     }
 }
