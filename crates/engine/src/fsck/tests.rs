@@ -245,7 +245,7 @@ fn a_definition_that_a_person_mistyped_is_named() {
 
 #[test]
 fn temporary_files_go() {
-    for path in ["head.tmp", "layers/disk0/x.tmp"] {
+    for path in ["head.tmp", "layers/disk0/0123456789abcdef.tmp"] {
         let rig = Rig::new();
         let path = rig.dir.root().join(path);
         std::fs::write(&path, "half").unwrap();
