@@ -78,7 +78,7 @@ pub fn consolidate(ctx: &Context<'_>, request: &ConsolidateRequest) -> Result<Co
         return Ok(consolidation);
     }
     layers::drop_unused(ctx.home, &machine.dir)?;
-    let guard = machine.process().is_some().then(|| Guard::post(ctx.home, &request.vm)).transpose()?;
+    let guard = Guard::post_if_running(&machine)?;
     (consolidation.merged, consolidation.failure) = merge_all(ctx, &mut machine, request.speed);
     if consolidation.failure.is_none() && request.flatten {
         for copy in merge::own_copies(&machine, true)? {

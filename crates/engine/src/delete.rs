@@ -114,7 +114,7 @@ pub(crate) fn delete_locked(
         deletion.forecast = (!runs.is_empty()).then(|| forecast(ctx, machine, &runs, options.speed));
         return Ok(Deletion { gone: plans, merged: runs.iter().map(Run::summary).collect(), ..deletion });
     }
-    let guard = machine.process().is_some().then(|| Guard::post(ctx.home, &vm)).transpose()?;
+    let guard = Guard::post_if_running(machine)?;
     for name in &deletion.detached {
         detach(ctx, name, options.speed)?;
     }
@@ -179,7 +179,7 @@ pub(crate) fn refuse_held(ctx: &Context<'_>, manifest: &Manifest, graph: &Graph,
     if drill::being_tested(&dir)?.contains(&manifest.id) {
         return held("it is being tested; try again when the test has ended".to_owned());
     }
-    let image = ctx.home.vm(&manifest.definition.name).snapshot(&manifest.id).memory();
+    let image = dir.snapshot(&manifest.id).memory();
     for name in ctx.home.machine_names()? {
         if layers::runs_from(ctx.home, &name, &image)? {
             return held(format!(
@@ -205,7 +205,7 @@ fn detach(ctx: &Context<'_>, name: &VmName, speed: Option<u64>) -> Result<(), Er
         let reason = format!("machine {name} stands on it, and its snapshot {tested} is being tested");
         return Err(Error::Held { name: "that a fork stands on".to_owned(), reason });
     }
-    let guard = machine.process().is_some().then(|| Guard::post(ctx.home, name)).transpose()?;
+    let guard = Guard::post_if_running(&machine)?;
     for copy in merge::own_copies(&machine, false)? {
         ctx.check()?;
         merge::copy(ctx, &mut machine, copy, speed)?;

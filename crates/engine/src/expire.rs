@@ -96,18 +96,7 @@ fn of_machine(ctx: &Context<'_>, request: &ExpireRequest, vm: VmName, now: Times
         let mut due: Vec<Manifest> = snapshots::scan(&machine.dir)?.0;
         due.retain(|manifest| manifest.expires.is_some_and(|at| at <= now));
         let options = DeleteOptions { dry_run: request.dry_run, detach: false, speed: request.speed };
-        let mut going = Vec::new();
-        let graph = Graph::without(ctx.home, &vm, &BTreeSet::new())?;
-        for manifest in due {
-            // One that is held keeps no other from going.
-            match refuse_held(ctx, &manifest, &graph, false) {
-                Ok(()) => going.push(manifest),
-                Err(Error::Held { reason, .. }) => {
-                    expiry.stays.push(Stays { id: manifest.id, name: manifest.name.to_string(), reason });
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let going = if due.is_empty() { due } else { not_held(ctx, &vm, due, &mut expiry.stays)? };
         if !going.is_empty() {
             expiry.deletion = Some(delete_locked(ctx, &mut machine, &going, options)?);
         } else if !request.dry_run {
@@ -118,6 +107,27 @@ fn of_machine(ctx: &Context<'_>, request: &ExpireRequest, vm: VmName, now: Times
     let failure = through().err();
     expiry.failure = failure;
     expiry
+}
+
+/// Those of `due` that nothing holds; the others are told in `stays`, and keep none of these from going.
+fn not_held(
+    ctx: &Context<'_>,
+    vm: &VmName,
+    due: Vec<Manifest>,
+    stays: &mut Vec<Stays>,
+) -> Result<Vec<Manifest>, Error> {
+    let graph = Graph::without(ctx.home, vm, &BTreeSet::new())?;
+    let mut going = Vec::new();
+    for manifest in due {
+        match refuse_held(ctx, &manifest, &graph, false) {
+            Ok(()) => going.push(manifest),
+            Err(Error::Held { reason, .. }) => {
+                stays.push(Stays { id: manifest.id, name: manifest.name.to_string(), reason });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(going)
 }
 
 /// What the clocks said when snapshots were last let go.

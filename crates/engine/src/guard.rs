@@ -61,6 +61,15 @@ impl Guard {
         Ok(Self { pipe: Mutex::new(child.stdin.take()) })
     }
 
+    /// Posts a guard over a machine that runs; one that is off has no guest to watch over.
+    ///
+    /// # Errors
+    /// As [`Guard::post`].
+    pub fn post_if_running(machine: &Machine) -> Result<Option<Self>, Error> {
+        let post = || Self::post(machine.dir.home(), machine.name());
+        machine.process().is_some().then(post).transpose()
+    }
+
     /// The guest's file systems will be thawed within `window`.
     pub fn expect_thaw(&self, window: Duration) {
         self.say(&format!("thaw-by {}", window.as_millis()));

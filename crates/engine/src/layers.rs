@@ -153,7 +153,7 @@ pub fn freeze_tops<'a>(home: &Home, chains: impl Iterator<Item = &'a mut Chain>)
     for chain in chains {
         if let Some(top) = chain.layers.first_mut() {
             let path = home.absolute(&top.path);
-            std::fs::File::open(&path).and_then(|file| file.sync_all()).or_io("make durable", &path)?;
+            durable::sync_file(&path)?;
             Arc::make_mut(top).frozen = Some(Fingerprint::of(&path)?);
         }
     }

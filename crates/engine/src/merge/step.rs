@@ -196,7 +196,7 @@ impl<'a> Step<'a> {
     fn check_copied(&self) -> Result<(), Error> {
         let Some(target) = self.target() else { return Ok(()) };
         let path = self.ctx.home.absolute(&target.path);
-        std::fs::File::open(&path).and_then(|file| file.sync_all()).or_io("make durable", &path)?;
+        durable::sync_file(&path)?;
         let incomplete = || keyframe_hypervisor::Error::Merge {
             reason: format!("{} does not hold all that was copied to it", path.display()),
         };
@@ -278,7 +278,7 @@ impl<'a> Step<'a> {
     fn finish(&self, machine: &mut Machine, monitor: Option<&mut Client>) -> Result<(), Error> {
         let (Some(top), Some(target)) = (self.top().cloned(), self.target().cloned()) else { return Ok(()) };
         let path = self.ctx.home.absolute(&target.path);
-        std::fs::File::open(&path).and_then(|file| file.sync_all()).or_io("make durable", &path)?;
+        durable::sync_file(&path)?;
         match self.journal.way {
             Way::Pull => self.point_to_base(&top, monitor.is_some())?,
             Way::Push => self.point_to_target(machine, monitor.is_some())?,
@@ -315,7 +315,7 @@ impl<'a> Step<'a> {
             let open = live && machine.head.chains().any(|chain| chain.layers.iter().any(|it| it.id == child.id));
             let path = self.ctx.home.absolute(&child.path);
             if open || self.points_to(&child, target)? {
-                std::fs::File::open(&path).and_then(|file| file.sync_all()).or_io("make durable", &path)?;
+                durable::sync_file(&path)?;
                 continue;
             }
             let backing = layers::backing(self.ctx.home, &path, target)?;
@@ -386,7 +386,7 @@ impl<'a> Step<'a> {
     /// What a file looks like, once that is durable: times of last writes, too.
     fn settled(&self, layer: &Layer) -> Result<Fingerprint, Error> {
         let path = self.ctx.home.absolute(&layer.path);
-        std::fs::File::open(&path).and_then(|file| file.sync_all()).or_io("make durable", &path)?;
+        durable::sync_file(&path)?;
         Fingerprint::of(&path)
     }
 

@@ -31,12 +31,20 @@ pub fn sync_parent(path: &Path) -> Result<(), Error> {
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 
+/// Makes the bytes of a file that somebody else wrote durable, and its times.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn sync_file(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|file| file.sync_all()).or_io("make durable", path)
+}
+
 /// Makes the names in the directory `dir` durable.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn sync_dir(dir: &Path) -> Result<(), Error> {
-    File::open(dir).and_then(|dir| dir.sync_all()).or_io("make durable", dir)
+    sync_file(dir)
 }
 
 /// Creates a directory that only its owner can enter, and its parents.
