@@ -66,6 +66,27 @@ pub fn setup() -> Result<()> {
     }
 }
 
+/// Installs what is missing of packages that only some chore needs, on Debian 12.
+///
+/// # Errors
+/// On other systems, naming the packages; when apt fails.
+pub fn install(from_release: &[&'static str], from_backports: &[&'static str]) -> Result<()> {
+    let os = OsRelease::of_this_machine()?;
+    if !os.is_bookworm() {
+        let wanted = [from_release, from_backports].concat().join(", ");
+        bail!("{} is not Debian 12: please install by its own means {wanted}", os.pretty_name);
+    }
+    let mut plan = Plan {
+        from_backports: apt::missing(from_backports)?,
+        from_release: apt::missing(from_release)?,
+        add_source: None,
+    };
+    if !plan.from_backports.is_empty() {
+        plan.add_source = backports_to_add(&apt::machine_sources()?)?;
+    }
+    if plan == Plan::default() { Ok(()) } else { plan.carry_out() }
+}
+
 fn plan(os: &OsRelease) -> Result<Plan> {
     let mut plan = Plan { from_release: apt::missing(&TOOL_PACKAGES)?, ..Plan::default() };
     if !host::is_root() {
