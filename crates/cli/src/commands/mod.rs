@@ -1,5 +1,6 @@
 //! One module for each group of commands: calls the engine, says what came of it.
 
+mod backup;
 mod check;
 mod console;
 mod cost;
@@ -43,6 +44,9 @@ pub fn run(ctx: &Context<'_>, command: Command, output: &Output) -> Result<u8, E
         }
         Command::Check { vm, data } => check::run(ctx, &vm, data, output),
         Command::Fsck(args) => fsck::run(ctx, &args, output),
+        Command::Backup(args) => backup::backup(ctx, args, output),
+        Command::Points(args) => backup::points(&args, output),
+        Command::Restore(args) => backup::restore(ctx, &args, output),
         Command::Repo(_) | Command::Image(_) => unreachable!("commands on repositories were carried out before"),
         Command::Internal(internal) => internal::run(internal),
     }
