@@ -223,6 +223,11 @@ impl<'a> Step<'a> {
             let file = LayerFile { id: layer.file.clone(), direct: takes_direct_io(&path), path, format: layer.format };
             let access = if depth + 1 == chain.len() { LayerAccess::Active } else { LayerAccess::Frozen };
             let options = layer_node(&file, access, backing.as_deref());
+            #[cfg(test)]
+            let options = match self.target().filter(|target| target.file == layer.file) {
+                Some(_) => crate::merge::model::tape::observed(&file.path, options),
+                None => options,
+            };
             let options = options.as_object().cloned().unwrap_or_default();
             daemon.monitor().call(&BlockdevAdd::new(options))?;
             backing = Some(node_name(&layer.file));
