@@ -14,39 +14,39 @@
 //! Whoever comes after a crash looks at the chain itself: once a header has changed, all that is left is done; before,
 //! the layers are as they were, and only the target's time of last write has to be noted anew.
 
-use std::collections::BTreeSet;
+mod settling;
+
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keyframe_hypervisor::launch::{LayerAccess, layer_node, node_name};
 use keyframe_hypervisor::merge::{self, Copied, Direction, MergeOrder, MergeProgress, Verdict};
 use keyframe_hypervisor::storage::StorageDaemon;
-use keyframe_hypervisor::{LayerFile, cut, host::takes_direct_io};
-use keyframe_qcow2::header::Header;
+use keyframe_hypervisor::{LayerFile, host::takes_direct_io};
 use keyframe_qmp::Client;
-use keyframe_qmp::commands::block::{BlockdevAdd, QueryBlock};
+use keyframe_qmp::commands::block::BlockdevAdd;
 use keyframe_qmp::commands::machine::Stop;
 use keyframe_types::ByteLen;
-use rustix::fs::FlockOperation;
-use std::sync::Arc;
 
 use crate::context::Context;
-use crate::error::{Error, IoContext as _};
+use crate::error::Error;
 use crate::failpoint::{Failpoint, pass};
 use crate::layers;
-use crate::machine::{Machine, State, state_of};
-use crate::merge::graph::Graph;
+use crate::machine::Machine;
 use crate::merge::plan::Held;
 use crate::space;
-use crate::state::head::{Fingerprint, Layer};
+use crate::state::head::Layer;
 use crate::state::journal::{Journal, MergeJournal, Way};
-use crate::state::tree::{LayerRef, TreeDocument, TreeLayer, Trees};
-use crate::state::{durable, sealed};
+use crate::state::sealed;
+use crate::state::tree::{TreeDocument, Trees};
 
 /// All jobs' names begin so.
 const JOB_PREFIX: &str = "merge-";
 /// A guest that is faster than the merge for so long is not going to be slower.
 const NOT_CONVERGING_AFTER: Duration = Duration::from_secs(20);
+/// What a job may have under way at once, and tells of only when it is done.
+const AT_ONCE_BYTES: u64 = 4 << 20;
 /// Room that a merge leaves: a guest that finds none stops.
 const ROOM_LEFT: ByteLen = ByteLen::from_mib(64);
 /// How often room is looked at.
@@ -144,10 +144,13 @@ impl<'a> Step<'a> {
         let mut monitor = machine.monitor()?;
         let (root, header) = self.around(machine)?;
         let order = self.order(&root, header.as_deref(), speed)?;
-        self.copy(&mut monitor, &order)?;
+        if self.is_ahead(machine, &mut monitor)? {
+            self.catch_up(machine, &mut monitor)?;
+            return self.finish(machine, Some(&mut monitor));
+        }
+        self.copy(&mut monitor, &order, speed)?;
         pass(Failpoint::MergeCopied)?;
         if self.journal.stops_guest() {
-            // This job flushes by itself, and tells when it cannot.
             monitor.call(&Stop {})?;
         } else {
             merge::flush(&mut monitor, &order)?;
@@ -159,6 +162,10 @@ impl<'a> Step<'a> {
             return Err(keyframe_hypervisor::Error::Merge { reason }.into());
         }
         pass(Failpoint::MergeChainChanged)?;
+        if self.journal.stops_guest() {
+            // This job flushes by itself, and tells when it cannot; others were synced before their chain changed.
+            self.sync_target()?;
+        }
         self.finish(machine, Some(&mut monitor))
     }
 
@@ -182,7 +189,7 @@ impl<'a> Step<'a> {
         self.open_in(&mut daemon)?;
         let root = self.top().map(|top| node_name(&top.file)).unwrap_or_default();
         let order = self.order(&root, None, speed)?;
-        self.copy(daemon.monitor(), &order)?;
+        self.copy(daemon.monitor(), &order, speed)?;
         // The daemon changes no header: that would not wait for the data.
         merge::give_up(daemon.monitor(), &self.job_name())?;
         daemon.end()?;
@@ -196,7 +203,7 @@ impl<'a> Step<'a> {
     fn check_copied(&self) -> Result<(), Error> {
         let Some(target) = self.target() else { return Ok(()) };
         let path = self.ctx.home.absolute(&target.path);
-        durable::sync_file(&path)?;
+        self.sync_target()?;
         let incomplete = || keyframe_hypervisor::Error::Merge {
             reason: format!("{} does not hold all that was copied to it", path.display()),
         };
@@ -236,21 +243,25 @@ impl<'a> Step<'a> {
     }
 
     /// Copies until all is there.
-    fn copy(&self, monitor: &mut Client, order: &MergeOrder) -> Result<(), Error> {
+    fn copy(&self, monitor: &mut Client, order: &MergeOrder, speed: Option<u64>) -> Result<(), Error> {
         let dir = self.target().map(|target| self.ctx.home.absolute(&target.path)).unwrap_or_default();
         let dir = dir.parent().unwrap_or(Path::new("/")).to_owned();
         let mut failure = None;
+        // Only what the guest writes to can run away from the copy, from its first byte on.
+        let runs_away = self.journal.stops_guest();
+        let slow = speed.map_or(0, |speed| AT_ONCE_BYTES / speed.max(1));
+        let patience = NOT_CONVERGING_AFTER + Duration::from_secs(slow);
         let (mut closest, mut closer_at) = (u64::MAX, Instant::now());
         let mut room_at = Instant::now();
         let copied = merge::copy(monitor, &self.job_name(), order, |progress: MergeProgress| {
             self.ctx.progress.bytes(progress.done, progress.total);
-            // Only what the guest writes to can run away from the copy, and only once all was copied.
             let left = progress.total.saturating_sub(progress.done);
-            if !progress.ready || left < closest {
-                (closest, closer_at) = (if progress.ready { left } else { u64::MAX }, Instant::now());
+            if !runs_away || progress.total == 0 || left < closest {
+                closest = if progress.total == 0 { u64::MAX } else { left };
+                closer_at = Instant::now();
             }
             let verdict = self.ctx.check().and_then(|()| {
-                if closer_at.elapsed() > NOT_CONVERGING_AFTER {
+                if closer_at.elapsed() > patience {
                     return Err(Error::NotConverging { disk: self.journal.disk.clone() });
                 }
                 if room_at.elapsed() > ROOM_EVERY {
@@ -277,243 +288,5 @@ impl<'a> Step<'a> {
             Copied::All => Ok(()),
             Copied::GivenUp => Err(failure.unwrap_or(Error::Interrupted)),
         }
-    }
-
-    /// What is left once all data are in the target and safe. May be done again from anywhere.
-    fn finish(&self, machine: &mut Machine, monitor: Option<&mut Client>) -> Result<(), Error> {
-        let (Some(top), Some(target)) = (self.top().cloned(), self.target().cloned()) else { return Ok(()) };
-        let path = self.ctx.home.absolute(&target.path);
-        durable::sync_file(&path)?;
-        match self.journal.way {
-            Way::Pull => self.point_to_base(&top, monitor.is_some())?,
-            Way::Push => self.point_to_target(machine, monitor.is_some())?,
-        }
-        pass(Failpoint::MergeHeadersWritten)?;
-        self.commit(machine)?;
-        pass(Failpoint::MergeCommitted)?;
-        self.clean_up(machine, monitor)
-    }
-
-    /// The pulled layer stands on what the merged ones stood on; QEMU has done that where it has it open.
-    fn point_to_base(&self, top: &Layer, live: bool) -> Result<(), Error> {
-        let path = self.ctx.home.absolute(&top.path);
-        if live || self.points_to_base(top)? {
-            return Ok(());
-        }
-        let base = self.base()?.map(|base| layers::backing(self.ctx.home, &path, &base)).transpose()?;
-        let layer_error = |source| Error::Layer { path: path.clone(), source };
-        keyframe_qcow2::set_backing(&path, base.as_ref()).map_err(layer_error)
-    }
-
-    fn points_to_base(&self, top: &Layer) -> Result<bool, Error> {
-        match self.base()? {
-            Some(base) => self.points_to(top, &base),
-            None => Ok(self.header(top)?.backing().is_none()),
-        }
-    }
-
-    /// Everyone who stood on the topmost stands on the target. QEMU has seen to those it has open.
-    fn point_to_target(&self, machine: &Machine, live: bool) -> Result<(), Error> {
-        // Nobody stands on an active layer.
-        let Some(target) = self.target().filter(|_| !self.journal.active) else { return Ok(()) };
-        for child in self.children()? {
-            let open = live && machine.head.chains().any(|chain| chain.layers.iter().any(|it| it.id == child.id));
-            let path = self.ctx.home.absolute(&child.path);
-            if open || self.points_to(&child, target)? {
-                durable::sync_file(&path)?;
-                continue;
-            }
-            let backing = layers::backing(self.ctx.home, &path, target)?;
-            keyframe_qcow2::set_backing(&path, Some(&backing)).map_err(|source| Error::Layer { path, source })?;
-        }
-        Ok(())
-    }
-
-    fn header(&self, layer: &Layer) -> Result<Header, Error> {
-        let path = self.ctx.home.absolute(&layer.path);
-        let file = std::fs::File::open(&path).or_io("open", &path)?;
-        Header::read(&file).map_err(|source| Error::Layer { path, source })
-    }
-
-    /// Whether a layer's header names another's file.
-    fn points_to(&self, layer: &Layer, below: &Layer) -> Result<bool, Error> {
-        let path = self.ctx.home.absolute(&layer.path);
-        let expected = layers::backing(self.ctx.home, &path, below)?;
-        Ok(self.header(layer)?.backing().is_some_and(|name| name.as_bytes() == expected.name().as_bytes()))
-    }
-
-    /// Layers that stand on the topmost.
-    fn children(&self) -> Result<Vec<Arc<Layer>>, Error> {
-        let Some(top) = self.top() else { return Ok(Vec::new()) };
-        let graph = Graph::without(self.ctx.home, &top.vm, &BTreeSet::new())?;
-        let children = graph.get(&LayerRef::to(top)).map(|node| node.children.clone()).unwrap_or_default();
-        Ok(children.iter().filter_map(|child| graph.get(child)).map(|node| node.layer.clone()).collect())
-    }
-
-    /// The one document that says what is below what.
-    fn commit(&self, machine: &mut Machine) -> Result<(), Error> {
-        let (Some(top), Some(target)) = (self.top(), self.target()) else { return Ok(()) };
-        let fresh =
-            Layer { id: top.id.clone(), virtual_bytes: top.virtual_bytes, frozen: None, ..Layer::clone(target) };
-        if self.journal.active {
-            let below = Trees::of(self.ctx.home).below(&self.journal.disk, self.journal.base.clone())?;
-            for chain in machine.head.chains_mut().filter(|chain| chain.disk == self.journal.disk) {
-                chain.layers = std::iter::once(Arc::new(fresh.clone())).chain(below.layers.iter().cloned()).collect();
-            }
-            return machine.write_head();
-        }
-        let mut tree = TreeDocument::read(&machine.dir)?;
-        if self.journal.way == Way::Push {
-            // Whoever stood on the topmost has another header now.
-            for child in self.children()? {
-                self.look_again(&mut tree, &child)?;
-            }
-        }
-        let frozen = Some(self.settled(target)?);
-        tree.put(TreeLayer {
-            disk: self.journal.disk.clone(),
-            layer: Arc::new(Layer { frozen, ..fresh }),
-            below: self.journal.base.clone(),
-        });
-        tree.write(&machine.dir)?;
-        self.reload(machine)
-    }
-
-    /// Notes what a frozen layer's file looks like now.
-    fn look_again(&self, tree: &mut TreeDocument, layer: &Layer) -> Result<(), Error> {
-        if let Some(entry) = tree.find(&layer.id).filter(|entry| entry.layer.frozen.is_some()) {
-            let frozen = Some(self.settled(layer)?);
-            tree.put(TreeLayer { layer: Arc::new(Layer { frozen, ..Layer::clone(&entry.layer) }), ..entry.clone() });
-        }
-        Ok(())
-    }
-
-    /// What a file looks like, once that is durable: times of last writes, too.
-    fn settled(&self, layer: &Layer) -> Result<Fingerprint, Error> {
-        let path = self.ctx.home.absolute(&layer.path);
-        durable::sync_file(&path)?;
-        Fingerprint::of(&path)
-    }
-
-    fn reload(&self, machine: &mut Machine) -> Result<(), Error> {
-        if let Some(head) = Trees::of(self.ctx.home).head(&machine.dir)? {
-            machine.head = head;
-        }
-        Ok(())
-    }
-
-    fn clean_up(&self, machine: &Machine, monitor: Option<&mut Client>) -> Result<(), Error> {
-        if let Some(monitor) = monitor {
-            if self.journal.was_running && self.journal.stops_guest() {
-                cut::resume_if_paused(monitor);
-            }
-            let Some(target) = self.target() else { return Ok(()) };
-            let gone = self.journal.layers.iter().rev().filter(|layer| layer.file != target.file);
-            merge::close(monitor, &gone.map(|layer| node_name(&layer.file)).collect::<Vec<_>>());
-        }
-        layers::drop_unused(self.ctx.home, &machine.dir)?;
-        pass(Failpoint::MergeFilesGone)?;
-        durable::remove_file(&machine.dir.journal())
-    }
-
-    /// Finishes the merge or takes it back, from wherever it stands.
-    ///
-    /// # Errors
-    /// When that is not possible now; the next command tries again. Until then every chain reads as before.
-    pub fn recover(&self, machine: &mut Machine) -> Result<(), Error> {
-        let mut monitor = match machine.monitor() {
-            Ok(monitor) => Some(monitor),
-            Err(_) if machine.process().is_none() => None,
-            Err(error) => return Err(error),
-        };
-        let was_open = self.journal.live;
-        if let Some(monitor) = &mut monitor {
-            for job in merge::jobs(monitor, JOB_PREFIX)? {
-                merge::give_up(monitor, &job)?;
-            }
-        }
-        self.wait_until_let_go(was_open && monitor.is_some())?;
-        let monitor = monitor.as_mut().filter(|_| was_open);
-        if self.is_committed(machine)? {
-            return self.clean_up(machine, monitor);
-        }
-        let mut monitor = monitor;
-        if self.is_merged(monitor.as_deref_mut())? {
-            return self.finish(machine, monitor);
-        }
-        if let (true, Some(monitor)) = (self.journal.was_running && self.journal.stops_guest(), monitor)
-            && state_of(monitor) == State::Paused
-        {
-            cut::resume_if_paused(monitor);
-        }
-        self.take_back(machine)
-    }
-
-    /// A storage daemon dies with its command, but not in no time. QEMU's own locks tell when it is gone.
-    fn wait_until_let_go(&self, open_in_machine: bool) -> Result<(), Error> {
-        let Some(target) = self.target().filter(|_| !open_in_machine) else { return Ok(()) };
-        let path = self.ctx.home.absolute(&target.path);
-        let file = match std::fs::OpenOptions::new().read(true).write(true).open(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            other => other.or_io("open", &path)?,
-        };
-        let deadline = Instant::now() + LET_GO_PATIENCE;
-        loop {
-            match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(()),
-                Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
-                Err(errno) => return Err(std::io::Error::from(errno)).or_io("wait for whoever has open", &path),
-            }
-        }
-    }
-
-    /// Whether the documents tell of the merge.
-    fn is_committed(&self, machine: &Machine) -> Result<bool, Error> {
-        let (Some(top), Some(target)) = (self.top(), self.target()) else { return Ok(true) };
-        let (file, below) = if self.journal.active {
-            let chain = machine.head.chains().find(|chain| chain.disk == self.journal.disk);
-            let layers = chain.map(|chain| chain.layers.as_slice()).unwrap_or_default();
-            (layers.first().map(|layer| layer.file.clone()), layers.get(1).map(|layer| LayerRef::to(layer)))
-        } else {
-            let tree = TreeDocument::read(&machine.dir)?;
-            let entry = tree.find(&top.id);
-            (entry.map(|entry| entry.layer.file.clone()), entry.and_then(|entry| entry.below.clone()))
-        };
-        Ok(file.as_ref() == Some(&target.file) && below == self.journal.base)
-    }
-
-    /// Whether the chain itself has changed.
-    fn is_merged(&self, monitor: Option<&mut Client>) -> Result<bool, Error> {
-        let (Some(top), Some(target)) = (self.top(), self.target()) else { return Ok(false) };
-        match (self.journal.way, self.journal.active, monitor) {
-            (Way::Pull, _, _) => self.points_to_base(top),
-            (Way::Push, true, Some(monitor)) => {
-                let active = node_name(&target.file);
-                let backends = monitor.call(&QueryBlock {})?;
-                let mut nodes = backends.into_iter().filter_map(|backend| backend.inserted?.node_name);
-                Ok(nodes.any(|node| node.as_str() == active))
-            }
-            // Nobody can have written to the lower one: the guest was stopped, and the head still names the upper.
-            (Way::Push, true, None) => Ok(false),
-            (Way::Push, false, _) => {
-                for child in self.children()? {
-                    if self.points_to(&child, target)? {
-                        return Ok(true);
-                    }
-                }
-                Ok(false)
-            }
-        }
-    }
-
-    /// The layers stay as they were; the target has data of its neighbours in it, which nobody sees.
-    fn take_back(&self, machine: &mut Machine) -> Result<(), Error> {
-        if let Some(target) = self.target() {
-            let mut tree = TreeDocument::read(&machine.dir)?;
-            self.look_again(&mut tree, target)?;
-            tree.write(&machine.dir)?;
-            self.reload(machine)?;
-        }
-        durable::remove_file(&machine.dir.journal())
     }
 }
