@@ -35,6 +35,14 @@ use crate::state::head::{Fingerprint, Layer};
 use crate::state::journal::Way;
 use crate::state::tree::{LayerRef, TreeDocument, TreeLayer, Trees};
 
+/// A name that changes with a chain.
+struct Owed {
+    /// The layer whose header has it.
+    above: Arc<Layer>,
+    /// What it names afterwards.
+    below: Arc<Layer>,
+}
+
 impl Step<'_> {
     /// Makes the target durable: its data and tables, before a header or a document makes anybody read them.
     pub(super) fn sync_target(&self) -> Result<(), Error> {
@@ -197,7 +205,7 @@ impl Step<'_> {
     /// Whether QEMU reads through the shorter chain already and only a header does not say so: it could not be written when the
     /// chain was changed. Nobody reads anything else for it, but no job can be made of layers that are in the chain no more.
     pub(super) fn is_ahead(&self, machine: &Machine, monitor: &mut Client) -> Result<bool, Error> {
-        let Some((above, below)) = self.changes(machine)? else { return Ok(false) };
+        let Some(Owed { above, below }) = self.changes(machine)? else { return Ok(false) };
         let found = merge::stands_on(monitor, &node_name(&above.file))?;
         let expected = self.ctx.home.absolute(&below.path);
         Ok(found == Some(expected) && !self.points_to(&above, &below)?)
@@ -205,7 +213,7 @@ impl Step<'_> {
 
     /// Has QEMU write the header that it owes.
     pub(super) fn catch_up(&self, machine: &Machine, monitor: &mut Client) -> Result<(), Error> {
-        let Some((above, below)) = self.changes(machine)? else { return Ok(()) };
+        let Some(Owed { above, below }) = self.changes(machine)? else { return Ok(()) };
         self.sync_target()?;
         let path = self.ctx.home.absolute(&above.path);
         let name = layers::backing(self.ctx.home, &path, &below)?.name().to_string();
@@ -217,9 +225,9 @@ impl Step<'_> {
         durable::sync_file(&path)
     }
 
-    /// The layer whose header changes with the chain and what it names then; `None` where no name changes, as of an active
+    /// The name that changes with the chain; `None` where no name changes, as of an active
     /// layer that is merged away, or of one that stands on nothing afterwards.
-    fn changes(&self, machine: &Machine) -> Result<Option<(Arc<Layer>, Arc<Layer>)>, Error> {
+    fn changes(&self, machine: &Machine) -> Result<Option<Owed>, Error> {
         let pair = match self.journal.way {
             Way::Pull => self.top().cloned().zip(self.base()?),
             Way::Push if self.journal.active => None,
@@ -231,7 +239,7 @@ impl Step<'_> {
                 above.zip(self.target().cloned())
             }
         };
-        Ok(pair)
+        Ok(pair.map(|(above, below)| Owed { above, below }))
     }
 
     /// Finishes the merge or takes it back, from wherever it stands.
