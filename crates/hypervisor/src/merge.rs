@@ -23,8 +23,8 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 
-/// How often a job is looked at.
-const TICK: Duration = Duration::from_millis(20);
+/// How often a job is looked at: the longer it takes, the less often, since a short one would mostly be waited for.
+const TICKS: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(20);
 /// How long a job may take for its last step while the guest stands still.
 const STOPPED_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a job may take for a step that moves no data.
@@ -123,6 +123,7 @@ pub fn copy(
 ) -> Result<Copied, Error> {
     let id = job_id(name)?;
     begin(monitor, &id, order)?;
+    let begun = Instant::now();
     let mut limited = order.speed_bytes_per_s.is_some();
     loop {
         let Some(job) = find(monitor, &id)? else {
@@ -151,7 +152,7 @@ pub fn copy(
             give_up(monitor, name)?;
             return Ok(Copied::GivenUp);
         }
-        std::thread::sleep(TICK);
+        std::thread::sleep((begun.elapsed() / 16).clamp(*TICKS.start(), *TICKS.end()));
     }
 }
 
