@@ -64,7 +64,7 @@ pub fn measure(home: &Home, guest: &SmallGuest, rounds: Rounds) -> Result<Vec<At
                     say::note(format_args!("round {round}: reads at depth {depth}"));
                     // It boots from the snapshot's disks, on one layer above them.
                     let booting = machine.serial()?.end();
-                    machine.revert(&format!("d{depth}"), &["--discard"])?;
+                    machine.revert(&format!("d{depth}"), &[])?;
                     machine.serial()?.wait_for(booting, "READY", BOOT_WITHIN)?;
                 }
                 // The deepest was the last.
