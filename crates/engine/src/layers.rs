@@ -265,12 +265,14 @@ pub fn drop_unused(home: &Home, dir: &VmDir) -> Result<(), Error> {
     }
     // What nothing stands on is forgotten first: a file that is gone is then never one that a document names.
     tree::prune(dir, &used.layers, &trees.parents_met())?;
+    let mut touched: BTreeSet<PathBuf> = BTreeSet::new();
     for file in files_below(dir)? {
         if !used.files.contains(&file) {
-            durable::remove_file(&file)?;
+            durable::remove_file_unsynced(&file)?;
+            touched.extend(file.parent().map(Path::to_owned));
         }
     }
-    Ok(())
+    touched.iter().try_for_each(|dir| durable::sync_dir(dir))
 }
 
 /// The layers' files in a machine's directory, by their names. What else somebody put there is not ours.
