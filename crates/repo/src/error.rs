@@ -116,7 +116,10 @@ impl Error {
             Self::NoRepository { .. } => "`keyframe repo init` makes one; --repo or KEYFRAME_REPO names it",
             Self::WrongKey { .. } => "name the key file with --key-file, or give the passphrase in KEYFRAME_PASSPHRASE",
             Self::NoPoint { .. } => "`keyframe image list` shows what there is",
-            Self::Damaged { .. } | Self::MissingFrame { .. } | Self::Unreadable { .. } => {
+            Self::Damaged { .. }
+            | Self::MissingFrame { .. }
+            | Self::Unreadable { .. }
+            | Self::Store(StoreError::Short { .. } | StoreError::NotFound { .. }) => {
                 "`keyframe repo repair` mends what parity covers; `keyframe repo verify` tells all that is damaged"
             }
             Self::Version { .. } => "use a newer Keyframe",
