@@ -39,8 +39,9 @@ pub struct Global {
     pub verbose: u8,
 }
 
+/// What works on machines, and so on a home.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum MachineCommand {
     /// Say whether this host, or a machine on it, is fit for snapshots, and what they will cost
     Doctor {
         /// The machine to look at
@@ -99,6 +100,12 @@ pub enum Command {
         #[arg(long)]
         data: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    #[command(flatten)]
+    Machine(MachineCommand),
     /// Make and keep repositories, where images and backups live
     #[command(subcommand)]
     Repo(RepoCommand),
@@ -556,7 +563,7 @@ mod tests {
         let parsed =
             Arguments::try_parse_from(["keyframe", "vm", "create", "db", "--disk", "a", "--disk", "b", "--", "-usb"]);
         match parsed.unwrap().command {
-            Command::Vm(VmCommand::Create(create)) => {
+            Command::Machine(MachineCommand::Vm(VmCommand::Create(create))) => {
                 assert_eq!((create.disks.len(), create.extra_args), (2, vec!["-usb".to_owned()]));
             }
             other => panic!("{other:?}"),
