@@ -92,11 +92,13 @@ fn stored(point: &Point) -> String {
     #[allow(clippy::cast_precision_loss)] // shown with three digits
     let (scanned, new, stored) = (totals.scanned_bytes as f64, totals.new_bytes as f64, totals.stored_bytes as f64);
     let speed = scanned / 1e6 / totals.seconds.max(1e-3);
+    // A point's own record is small, and says nothing beside little that is new.
+    let part = if stored <= new { format!(", {:.0} % of what was new", 100.0 * stored / new) } else { String::new() };
     let rows = [
         ("  image", size(totals.logical_bytes)),
         ("  read and not zero", format!("{}, {speed:.0} MB/s", size(totals.scanned_bytes))),
         ("  new", size(totals.new_bytes)),
-        ("  stored", format!("{}, {:.0} % of what was new", size(totals.stored_bytes), 100.0 * stored / new.max(1.0))),
+        ("  stored", format!("{}{part}", size(totals.stored_bytes))),
         ("  time", format!("{:.1} s", totals.seconds)),
     ];
     let rows: Vec<Vec<String>> = rows.map(|(name, value)| vec![name.to_owned(), value]).to_vec();

@@ -14,6 +14,7 @@
 //! Whoever comes after a crash looks at the chain itself: once a header has changed, all that is left is done; before,
 //! the layers are as they were, and only the target's time of last write has to be noted anew.
 
+mod convergence;
 mod settling;
 
 use std::path::Path;
@@ -41,10 +42,12 @@ use crate::state::journal::{Journal, MergeJournal, Way};
 use crate::state::sealed;
 use crate::state::tree::{TreeDocument, Trees};
 
+use convergence::Convergence;
+
 /// All jobs' names begin so.
 const JOB_PREFIX: &str = "merge-";
-/// A guest that is faster than the merge for so long is not going to be slower.
-const NOT_CONVERGING_AFTER: Duration = Duration::from_secs(20);
+/// Whether a merge gains on its guest is looked at so often.
+const GAINS_EVERY: Duration = Duration::from_secs(20);
 /// What a job may have under way at once, and tells of only when it is done.
 const AT_ONCE_BYTES: u64 = 4 << 20;
 /// Room that a merge leaves: a guest that finds none stops.
@@ -250,18 +253,17 @@ impl<'a> Step<'a> {
         // Only what the guest writes to can run away from the copy, from its first byte on.
         let runs_away = self.journal.stops_guest();
         let slow = speed.map_or(0, |speed| AT_ONCE_BYTES / speed.max(1));
-        let patience = NOT_CONVERGING_AFTER + Duration::from_secs(slow);
-        let (mut closest, mut closer_at) = (u64::MAX, Instant::now());
+        let mut race = Convergence::of(GAINS_EVERY + Duration::from_secs(slow));
         let mut room_at = Instant::now();
         let copied = merge::copy(monitor, &self.job_name(), order, |progress: MergeProgress| {
             self.ctx.progress.bytes(progress.done, progress.total);
-            let left = progress.total.saturating_sub(progress.done);
-            if !runs_away || progress.total == 0 || left < closest {
-                closest = if progress.total == 0 { u64::MAX } else { left };
-                closer_at = Instant::now();
-            }
+            let known = (progress.total > 0).then(|| convergence::Copied {
+                done: progress.done,
+                left: progress.total.saturating_sub(progress.done),
+            });
+            let hopeless = runs_away && race.is_lost(Instant::now(), known);
             let verdict = self.ctx.check().and_then(|()| {
-                if closer_at.elapsed() > patience {
+                if hopeless {
                     return Err(Error::NotConverging { disk: self.journal.disk.clone() });
                 }
                 if room_at.elapsed() > ROOM_EVERY {

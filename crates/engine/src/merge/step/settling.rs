@@ -66,7 +66,8 @@ impl Step<'_> {
     fn point_to_base(&self, top: &Layer, live: bool) -> Result<(), Error> {
         let path = self.ctx.home.absolute(&top.path);
         if live || self.points_to_base(top)? {
-            return Ok(());
+            // QEMU does not sync a header that it writes. A frozen one is synced when it is looked at again.
+            return if top.frozen.is_none() { durable::sync_file(&path) } else { Ok(()) };
         }
         let base = self.base()?.map(|base| layers::backing(self.ctx.home, &path, &base)).transpose()?;
         let layer_error = |source| Error::Layer { path: path.clone(), source };
