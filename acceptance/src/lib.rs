@@ -8,6 +8,7 @@
 //! | [`machine`] | one machine: create, look, type at its console, destroy |
 //! | [`serial`] | its serial log: reading, waiting, and how long it was silent |
 //! | [`checker`] | the lines of the program in the small guest |
+//! | [`console`] | a shell at its console: commands and answers |
 //! | [`monitor`] | raw QMP, for what `keyframe` has no command for |
 //! | [`bare`] | a QEMU without Keyframe, to compare with |
 //! | [`small_fs`] | a file system that is soon full |
@@ -18,6 +19,7 @@
 
 pub mod bare;
 pub mod checker;
+pub mod console;
 pub mod error;
 pub mod guests;
 pub mod home;

@@ -76,3 +76,28 @@ fn a_number_of_forks_is_made_at_once() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn when_some_of_several_do_not_come_to_run_the_others_stay_and_are_told() -> Result<()> {
+    let home = Home::new("partial")?;
+    let machine = original(&home)?;
+    machine.snapshot("base")?;
+    for point in ["fork-loaded!2", "fork-head-written!2"] {
+        let outcome = home.run_until(point, ["fork", "original@base", "copy", "--count", "3", "--json"])?;
+        assert_eq!(outcome.status, Some(3), "{point}: {}", outcome.stderr);
+        assert_eq!(outcome.list("machines")?.len(), 1, "{point}");
+        assert_eq!(outcome.json["not_made"]["names"], json!(["copy-2", "copy-3"]), "{point}");
+        let listed = home.run(["vm", "list", "--json"])?.succeeded()?;
+        let all: Vec<&str> = listed.list("machines")?.iter().filter_map(|vm| vm["name"].as_str()).collect();
+        assert_eq!(all, ["copy-1", "original"], "{point}: what did not come to run is gone");
+        let survivor = Machine::existing(&home, "copy-1");
+        survivor.serial()?.next_heartbeat(Mark::START, 60 * SECOND)?;
+        survivor.assert_intact(Mark::START)?;
+        home.run(["vm", "stop", "copy-1", "--force"])?.succeeded()?;
+        home.run(["vm", "remove", "copy-1"])?.succeeded()?;
+    }
+    let outcome = home.run_until("fork-prepared!2", ["fork", "original@base", "copy", "--count", "3"])?;
+    assert_eq!(outcome.status, Some(1), "none had begun: {}", outcome.stderr);
+    assert!(!home.path().join("vms/copy-1").exists());
+    machine.assert_intact(Mark::START)
+}

@@ -67,6 +67,30 @@ fn the_present_that_a_revert_kept_can_be_gone_back_to() -> Result<()> {
 }
 
 #[test]
+fn a_cut_that_nothing_proves_stops_the_guest_first_where_that_is_allowed() -> Result<()> {
+    let home = Home::new("stop-first")?;
+    let machine = small(&home)?;
+    let unproved = "snapshot-proved!";
+    // Two attempts fail, the third holds.
+    let taken = home.run_until("snapshot-proved!1", ["snapshot", "worker", "--name", "retried", "--json"])?;
+    assert_eq!(taken.succeeded()?.text("cut")?, "at-qemus-stop");
+    let taken = home.run_until(unproved, ["snapshot", "worker", "--name", "stopped", "--json"])?.succeeded()?;
+    assert_eq!((taken.text("cut")?, taken.text("consistency")?), ("stop-first", "running-state"));
+    assert_works(&machine)?;
+    // The populate pass is inside its pause: a millisecond is not enough for it.
+    let refused = home.run_until(unproved, ["snapshot", "worker", "--name", "never", "--max-pause", "1ms"])?;
+    assert_eq!(refused.status, Some(1), "{}", refused.stderr);
+    assert_works(&machine)?;
+    for name in ["stopped", "retried"] {
+        let mark = machine.serial()?.end();
+        machine.revert(name, &[])?;
+        machine.serial()?.next_heartbeat(mark, 20 * SECOND)?;
+        assert_works(&machine)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_machine_that_cannot_stand_beside_itself_is_kept_first_and_brought_back() -> Result<()> {
     let home = Home::new("exclusive")?;
     let spec = spec(&home, "192M", "checker.mb=48 checker.rate=20")?.for_qemu(&["-device", "virtio-balloon-pci"]);

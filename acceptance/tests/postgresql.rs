@@ -3,46 +3,20 @@
 
 use std::time::Duration;
 
+use keyframe_acceptance::console::Console;
 use keyframe_acceptance::guests::{self, DebianGuest};
 use keyframe_acceptance::serial::Mark;
 use keyframe_acceptance::{Home, Machine, MachineSpec, Result};
 
 const SECOND: Duration = Duration::from_secs(1);
 const BOOT_WITHIN: Duration = Duration::from_secs(300);
-/// An emulated processor initializes a small bank in a fraction of this.
-const ANSWER_WITHIN: Duration = Duration::from_secs(120);
-
-/// The machine's serial console: a root shell, or what runs in it.
-struct Console<'m, 'h> {
-    machine: &'m Machine<'h>,
-}
-
-impl Console<'_, '_> {
-    /// Types a line and waits for a text in what comes after it. The console does not echo, so an answer is an answer.
-    fn ask(&self, line: &str, answer: &str) -> Result<()> {
-        let serial = self.machine.serial()?;
-        let mark = serial.end();
-        self.machine.type_line(line)?;
-        serial.wait(mark, answer, ANSWER_WITHIN, |log| log.contains(answer).then_some(()))
-    }
-
-    /// Runs a shell command to its successful end.
-    fn run(&self, command: &str) -> Result<()> {
-        self.ask(&format!("{command} && echo DONE-$((40 + 2))"), "DONE-42")
-    }
-
-    /// Asks psql, which runs here, for one value.
-    fn query(&self, sql: &str, value: &str) -> Result<()> {
-        self.ask(&format!("SELECT 'answer: ' || ({sql});"), &format!("answer: {value}"))
-    }
-}
 
 fn boot<'h>(home: &'h Home, guest: &DebianGuest, spec: MachineSpec) -> Result<Machine<'h>> {
     let spec = spec.disk(&home.overlay("system.qcow2", &guest.system_disk)?);
     let spec = spec.disk(&home.overlay("data.qcow2", &guest.data_disk)?);
     let machine = Machine::start(home, "dbserver", &spec)?;
     machine.serial()?.wait_for(Mark::START, "(automatic login)", BOOT_WITHIN)?;
-    let console = Console { machine: &machine };
+    let console = Console::of(&machine);
     console.run("until pg_isready -q; do sleep 1; done")?;
     Ok(machine)
 }
@@ -87,7 +61,7 @@ fn data_is_whole(console: &Console<'_, '_>) -> Result<()> {
 }
 
 fn survives(home: &Home, machine: &Machine<'_>, strategy: &str) -> Result<()> {
-    let console = Console { machine };
+    let console = Console::of(machine);
     get_to_work(&console)?;
     let backend = backend_of(machine)?;
     let taken = machine.snapshot("before-upgrade")?;
@@ -125,6 +99,6 @@ fn the_same_with_a_machine_that_boots_from_uefi_firmware() -> Result<()> {
     let home = Home::new("uefi")?;
     let guest = guests::debian()?;
     let machine = boot(&home, &guest, MachineSpec::with_memory("1G").option("--firmware", "uefi"))?;
-    Console { machine: &machine }.run("test -d /sys/firmware/efi")?;
+    Console::of(&machine).run("test -d /sys/firmware/efi")?;
     survives(&home, &machine, "eager")
 }

@@ -44,7 +44,7 @@ enum Task {
         fresh: bool,
     },
     /// Set up, build everything, check its style and run every test, real guests included.
-    Test,
+    Test(test::Options),
     /// Take a working Linux machine at one instant, wreck it, bring it back, and show the figures.
     Demo,
     /// Check formatting and run clippy, warnings denied.
@@ -76,7 +76,7 @@ fn carry_out(task: Task) -> anyhow::Result<()> {
             let wanted = if which.is_empty() { Guest::ALL.to_vec() } else { which };
             wanted.into_iter().try_for_each(|guest| guests::ensure(guest, fresh).map(drop))
         }
-        Task::Test => test::test(),
+        Task::Test(options) => test::test(options),
         Task::Demo => demo::demo(),
         Task::Lint => lint::lint(),
         Task::Bench(bench) => bench::bench(&bench),

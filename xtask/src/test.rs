@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 
 use crate::guests::{self, Guest};
 use crate::{lint, paths, run, say, setup};
@@ -28,11 +29,22 @@ impl Count {
     }
 }
 
+/// How much to test.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Options {
+    /// Play thousands of random histories of merges, crashes and power cuts instead of dozens: takes hours
+    #[arg(long)]
+    long: bool,
+}
+
+/// What the tests that play random histories look at: <crates/engine/src/merge/model>.
+const LONG: &str = "KEYFRAME_LONG";
+
 /// Sets up, builds guests, lints, builds and tests. The last line sums up.
 ///
 /// # Errors
 /// When anything fails; tests run to their end first.
-pub fn test() -> Result<()> {
+pub fn test(options: Options) -> Result<()> {
     setup::setup()?;
     for guest in Guest::ALL {
         guests::ensure(guest, false)?;
@@ -41,7 +53,7 @@ pub fn test() -> Result<()> {
     say::step("Building");
     run::watched(run::command(env!("CARGO"), ["build", "--workspace"]).current_dir(paths::root()))?;
     say::step("Testing");
-    let (count, succeeded) = run_tests()?;
+    let (count, succeeded) = run_tests(options)?;
     println!("\n{} passed, {} failed", count.passed, count.failed);
     if !succeeded || count.failed > 0 || count.passed == 0 {
         bail!("the tests did not all pass");
@@ -49,8 +61,9 @@ pub fn test() -> Result<()> {
     Ok(())
 }
 
-fn run_tests() -> Result<(Count, bool)> {
+fn run_tests(options: Options) -> Result<(Count, bool)> {
     let mut cargo = run::command(env!("CARGO"), ["test", "--workspace", "--no-fail-fast"]);
+    cargo.env_remove(LONG).envs(options.long.then_some((LONG, "1")));
     let mut child = cargo.current_dir(paths::root()).stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
     let mut count = Count::default();
     let output = child.stdout.take().context("cargo's output is piped")?;

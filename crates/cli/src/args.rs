@@ -40,8 +40,9 @@ pub struct Global {
     pub verbose: u8,
 }
 
+/// What works on machines, and so on a home.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum MachineCommand {
     /// Say whether this host, or a machine on it, is fit for snapshots, and what they will cost
     Doctor {
         /// The machine to look at
@@ -106,6 +107,12 @@ pub enum Command {
     Points(PointsArgs),
     /// Bring a machine, or one of its disks, back from a point
     Restore(RestoreArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    #[command(flatten)]
+    Machine(MachineCommand),
     /// Make and keep repositories, where images and backups live
     #[command(subcommand)]
     Repo(RepoCommand),
@@ -563,7 +570,7 @@ mod tests {
         let parsed =
             Arguments::try_parse_from(["keyframe", "vm", "create", "db", "--disk", "a", "--disk", "b", "--", "-usb"]);
         match parsed.unwrap().command {
-            Command::Vm(VmCommand::Create(create)) => {
+            Command::Machine(MachineCommand::Vm(VmCommand::Create(create))) => {
                 assert_eq!((create.disks.len(), create.extra_args), (2, vec!["-usb".to_owned()]));
             }
             other => panic!("{other:?}"),

@@ -62,33 +62,42 @@ fn exit_status(kind: Kind) -> u8 {
 
 fn run(arguments: Arguments, output: &Output) -> Result<u8, Error> {
     let global = arguments.global;
-    // Page servers and guards are not a person's: Ctrl-C and the home are none of their business.
-    let command = match arguments.command {
-        Command::Internal(internal) => return commands::internal::run(internal),
-        command => command,
-    };
     let cancel = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // The second time the signal does what it does by default: it ends us.
-        let registered = signal_hook::flag::register_conditional_default(signal, Arc::clone(&cancel))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&cancel)));
-        registered.map_err(|source| Error::Io { action: "listen for", path: "signals".into(), source })?;
-    }
     let telling = match (global.quiet, output.is_json()) {
         (true, _) => Telling::Nothing,
         (false, true) => Telling::Notes,
         (false, false) => Telling::All,
     };
-    let progress = Terminal::new(telling);
-    // Repositories need no home.
-    let command = match command {
-        Command::Repo(command) => return Ok(commands::repo::run(command, &progress, &cancel, output)),
-        Command::Image(command) => return Ok(commands::image::run(command, &progress, &cancel, output)),
-        command => command,
-    };
-    let home = Home::open(&global.home.unwrap_or_else(Home::default_root))?;
-    let ctx = Context { home: &home, progress: &progress, cancel: &cancel };
-    let status = commands::run(&ctx, command, output);
-    progress.clear();
-    status
+    match arguments.command {
+        // Page servers and guards are not a person's: Ctrl-C and the home are none of their business.
+        Command::Internal(internal) => commands::internal::run(internal),
+        // Repositories need no home.
+        Command::Repo(command) => {
+            listen_for_signals(&cancel)?;
+            Ok(commands::repo::run(command, &Terminal::new(telling), &cancel, output))
+        }
+        Command::Image(command) => {
+            listen_for_signals(&cancel)?;
+            Ok(commands::image::run(command, &Terminal::new(telling), &cancel, output))
+        }
+        Command::Machine(command) => {
+            listen_for_signals(&cancel)?;
+            let progress = Terminal::new(telling);
+            let home = Home::open(&global.home.unwrap_or_else(Home::default_root))?;
+            let ctx = Context { home: &home, progress: &progress, cancel: &cancel };
+            let status = commands::run(&ctx, command, output);
+            progress.clear();
+            status
+        }
+    }
+}
+
+/// A signal asks a command to end, by setting `cancel`; the second time it does what it does by default: it ends us.
+fn listen_for_signals(cancel: &Arc<AtomicBool>) -> Result<(), Error> {
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        let registered = signal_hook::flag::register_conditional_default(signal, Arc::clone(cancel))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(cancel)));
+        registered.map_err(|source| Error::Io { action: "listen for", path: "signals".into(), source })?;
+    }
+    Ok(())
 }

@@ -11,12 +11,15 @@ use keyframe_types::TimeToLive;
 /// Which repository, and what opens it.
 #[derive(Debug, Args)]
 pub struct Where {
-    /// The repository: a directory, or sftp://[USER@]HOST[:PORT]/PATH
+    /// The repository: a directory, sftp://[USER@]HOST[:PORT]/PATH, or s3://BUCKET[/PATH] with the usual AWS_… variables
     #[arg(long, env = "KEYFRAME_REPO", value_name = "REPO", hide_env_values = true)]
     pub repo: String,
-    /// The key file; instead, a passphrase is taken from KEYFRAME_PASSPHRASE or asked for
+    /// The key file, or a file with age identities; instead, a passphrase is taken from KEYFRAME_PASSPHRASE or asked for
     #[arg(long, env = "KEYFRAME_KEY_FILE", value_name = "FILE", hide_env_values = true)]
     pub key_file: Option<PathBuf>,
+    /// Keep nothing of a distant repository in a local cache
+    #[arg(long)]
+    pub no_cache: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -34,6 +37,9 @@ pub enum RepoCommand {
         /// zstd's level: higher is smaller and slower
         #[arg(long, value_name = "LEVEL", default_value_t = 1)]
         level: i32,
+        /// Nobody else makes a repository here at this moment: needed where a store cannot create an object exclusively
+        #[arg(long)]
+        alone: bool,
     },
     /// Say what is in a repository
     Info {
@@ -77,15 +83,8 @@ pub enum RepoCommand {
     Verify {
         #[command(flatten)]
         place: Where,
-        /// Only authenticate objects, which any key can; do not open and compare pages
-        #[arg(long)]
-        no_data: bool,
-        /// Only so many percent of the packs, others each time
-        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
-        percent: u8,
-        /// Go on behind this pack, where a verification was broken off
-        #[arg(long, value_name = "ID")]
-        after: Option<String>,
+        #[command(flatten)]
+        scope: Scope,
     },
     /// Mend what parity covers, and make a lost index anew
     Repair {
@@ -97,6 +96,23 @@ pub enum RepoCommand {
     Key(KeyCommand),
 }
 
+/// What is verified.
+#[derive(Debug, Args)]
+pub struct Scope {
+    /// Only authenticate objects, which any key can; do not open and compare pages
+    #[arg(long)]
+    pub no_data: bool,
+    /// Only so many percent of the packs, others each time
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub percent: u8,
+    /// The same packs as a verification that told this number
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Go on behind this pack, where a verification was broken off
+    #[arg(long, value_name = "ID")]
+    pub after: Option<String>,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
     /// Add a key: a key file, which is made where there is none, or a passphrase
@@ -106,6 +122,9 @@ pub enum KeyCommand {
         /// The new key's file; without it a new passphrase is asked for or taken from KEYFRAME_NEW_PASSPHRASE
         #[arg(long, value_name = "FILE")]
         new_key_file: Option<PathBuf>,
+        /// For whom, instead: an age recipient (age1…); its identity opens the repository as a key file does
+        #[arg(long, value_name = "RECIPIENT", conflicts_with = "new_key_file")]
+        age_recipient: Option<String>,
         /// What it may do
         #[arg(long, value_enum, default_value_t = RightsArg::Full)]
         rights: RightsArg,
@@ -216,7 +235,7 @@ pub enum ImageCommand {
         #[arg(long, value_name = "FILE")]
         changes: Option<PathBuf>,
     },
-    /// Write a stored image to a new file, sparse
+    /// Write a stored image to a file, sparse
     Get {
         #[command(flatten)]
         place: Where,
@@ -225,6 +244,12 @@ pub enum ImageCommand {
         point: String,
         /// The file, which must not be there yet
         file: PathBuf,
+        /// Its format; qcow2 for a name that ends so, otherwise raw
+        #[arg(long, value_enum)]
+        format: Option<FormatArg>,
+        /// Replace a file that is there, once the image is complete
+        #[arg(long)]
+        force: bool,
     },
     /// List what is stored
     List {

@@ -25,10 +25,11 @@ use crate::merge::plan::{self, Run, RunSummary};
 use crate::sharing;
 use crate::snapshots;
 use crate::space;
-use crate::state::head::FileOrigin;
+use crate::state::head::{FileOrigin, Head};
+use crate::state::home::Home;
 use crate::state::journal::Journal;
 use crate::state::manifest::Manifest;
-use crate::state::tree::{LayerRef, TreeDocument};
+use crate::state::tree::{ActiveTop, LayerRef, TreeDocument};
 use crate::state::{durable, sealed};
 
 /// How to delete.
@@ -103,7 +104,7 @@ pub(crate) fn delete_locked(
     let mut standing = BTreeSet::new();
     for manifest in chosen {
         refuse_held(ctx, manifest, &before, options.detach)?;
-        standing.extend(standing_on(manifest, &before));
+        standing.extend(standing_on(ctx.home, manifest, &before)?);
     }
     let after = Graph::without(ctx.home, &vm, &gone)?;
     let plans = plans(ctx, chosen, &before, &after);
@@ -163,11 +164,21 @@ pub(crate) fn merge_all(
     (merged, None)
 }
 
-/// Machines other than its own that stand on what a snapshot froze.
-fn standing_on(manifest: &Manifest, graph: &Graph) -> BTreeSet<VmName> {
+/// Forks of a snapshot that still stand on what it froze. What lies below that they need as well, and it stays when its own
+/// snapshots go: only the snapshot that they were made from is held by them.
+fn standing_on(home: &Home, manifest: &Manifest, graph: &Graph) -> Result<BTreeSet<VmName>, Error> {
     let tops = manifest.chains().filter_map(|chain| chain.layers.first());
     let nodes = tops.filter_map(|top| graph.get(&LayerRef::to(top)));
-    nodes.flat_map(|node| &node.machines).filter(|name| **name != manifest.definition.name).cloned().collect()
+    let others = nodes.flat_map(|node| &node.machines).filter(|name| **name != manifest.definition.name);
+    let mut forks = BTreeSet::new();
+    for name in others {
+        let head: Option<Head<ActiveTop>> = sealed::read(&home.vm(name).head())?;
+        let origin = head.and_then(|head| head.origin);
+        if origin.is_some_and(|from| from.vm == manifest.definition.name && from.snapshot == manifest.id) {
+            forks.insert(name.clone());
+        }
+    }
+    Ok(forks)
 }
 
 pub(crate) fn refuse_held(ctx: &Context<'_>, manifest: &Manifest, graph: &Graph, detach: bool) -> Result<(), Error> {
@@ -177,7 +188,7 @@ pub(crate) fn refuse_held(ctx: &Context<'_>, manifest: &Manifest, graph: &Graph,
     }
     let dir = ctx.home.vm(&manifest.definition.name);
     if drill::being_tested(&dir)?.contains(&manifest.id) {
-        return held("it is being tested; try again when the test has ended".to_owned());
+        return held("it is being tested or backed up; try again when that has ended".to_owned());
     }
     let image = dir.snapshot(&manifest.id).memory();
     for name in ctx.home.machine_names()? {
@@ -188,9 +199,9 @@ pub(crate) fn refuse_held(ctx: &Context<'_>, manifest: &Manifest, graph: &Graph,
             ));
         }
     }
-    match standing_on(manifest, graph).into_iter().next() {
+    match standing_on(ctx.home, manifest, graph)?.into_iter().next() {
         Some(name) if !detach => held(format!(
-            "machine {name}, a fork, stands on its disks; remove that machine, or say --detach to give it a copy of its own \
+            "machine {name}, a fork of it, stands on its disks; remove that machine, or say --detach to give it a copy of its own \
              first"
         )),
         _ => Ok(()),
@@ -202,7 +213,7 @@ fn detach(ctx: &Context<'_>, name: &VmName, speed: Option<u64>) -> Result<(), Er
     ctx.progress.step(&format!("copying disks of {name}"));
     let (_lock, mut machine) = Machine::lock(ctx, name, "detach")?;
     if let Some(tested) = drill::being_tested(&machine.dir)?.first() {
-        let reason = format!("machine {name} stands on it, and its snapshot {tested} is being tested");
+        let reason = format!("machine {name} stands on it, and its snapshot {tested} is being tested or backed up");
         return Err(Error::Held { name: "that a fork stands on".to_owned(), reason });
     }
     let guard = Guard::post_if_running(&machine)?;

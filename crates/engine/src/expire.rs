@@ -2,11 +2,13 @@
 //!
 //! What a clock says decides what is deleted, so the clock is not trusted blindly: one that is behind what it was before,
 //! that has run ahead of the time the host has been up, or that shows a month nobody has seen since the host was last
-//! up, may have been set, and nothing goes until a person says that it is right (`--accept-clock`).
+//! up, may have been set, and nothing goes until a person says that it is right (`--accept-clock`). The same holds for one
+//! by which a machine's newest snapshot is still to come. And a snapshot that was taken by a wrong clock has a time to live that
+//! means nothing, as one that a host took before it had asked for the time: it stays until somebody says how long.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use keyframe_types::{SnapshotId, Timestamp, VmName};
 use rustix::time::{ClockId, clock_gettime};
@@ -20,6 +22,7 @@ use crate::machine::Machine;
 use crate::merge::graph::Graph;
 use crate::snapshots;
 use crate::state::home::Home;
+use crate::state::label::Label;
 use crate::state::lock::{CREATION_PATIENCE, Lock};
 use crate::state::manifest::Manifest;
 use crate::state::sealed::{self, Document};
@@ -93,8 +96,20 @@ fn of_machine(ctx: &Context<'_>, request: &ExpireRequest, vm: VmName, now: Times
     let vm = expiry.vm.clone();
     let mut through = || -> Result<(), Error> {
         let (_lock, mut machine) = Machine::lock(ctx, &vm, &format!("expire {vm}"))?;
-        let mut due: Vec<Manifest> = snapshots::scan(&machine.dir)?.0;
-        due.retain(|manifest| manifest.expires.is_some_and(|at| at <= now));
+        let all: Vec<Manifest> = snapshots::scan(&machine.dir)?.0;
+        if let Some(reason) = still_to_come(&all, now).filter(|_| !request.accept_clock) {
+            return Err(Error::ClockWasSet { reason });
+        }
+        let mut due: Vec<Manifest> = Vec::new();
+        for manifest in all.iter().filter(|manifest| manifest.expires.is_some_and(|at| at <= now)) {
+            match taken_by_a_wrong_clock(manifest, &all) {
+                // What somebody has said since counts.
+                Some(reason) if Label::read(&machine.dir.snapshot(&manifest.id))?.expires.is_none() => {
+                    expiry.stays.push(Stays { id: manifest.id.clone(), name: manifest.name.to_string(), reason });
+                }
+                _ => due.push(manifest.clone()),
+            }
+        }
         let options = DeleteOptions { dry_run: request.dry_run, detach: false, speed: request.speed };
         let going = if due.is_empty() { due } else { not_held(ctx, &vm, due, &mut expiry.stays)? };
         if !going.is_empty() {
@@ -128,6 +143,33 @@ fn not_held(
         }
     }
     Ok(going)
+}
+
+/// Before Keyframe could take any: the first of 2025, in seconds since 1970.
+const TOO_EARLY_S: u64 = 1_735_689_600;
+
+/// A snapshot that, by this clock, was not taken yet.
+fn still_to_come(all: &[Manifest], now: Timestamp) -> Option<String> {
+    let newest = all.iter().max_by_key(|manifest| manifest.created)?;
+    let ahead = now.until(newest.created);
+    (ahead > STEP_BACK).then(|| format!("by it, {} is to be taken in {} s only", newest.name, ahead.as_secs()))
+}
+
+/// Why a snapshot's time to live means nothing: what it says of when it was taken cannot be.
+fn taken_by_a_wrong_clock(manifest: &Manifest, all: &[Manifest]) -> Option<String> {
+    let said = "say when it may go with `keyframe snapshot-set --ttl`, or delete it";
+    if manifest.created < Timestamp::from_system_time(SystemTime::UNIX_EPOCH + Duration::from_secs(TOO_EARLY_S)) {
+        return Some(format!("the clock was wrong when it was taken: it says {}; {said}", manifest.created));
+    }
+    let parent = all.iter().find(|other| Some(&other.id) == manifest.parent.as_ref())?;
+    let before = manifest.created.until(parent.created);
+    (before > STEP_BACK).then(|| {
+        format!(
+            "the clock was wrong when it or {} was taken, which it follows and is said to be {} s older than; {said}",
+            parent.name,
+            before.as_secs()
+        )
+    })
 }
 
 /// What the clocks said when snapshots were last let go.
@@ -204,7 +246,11 @@ fn check_clock(home: &Home, now: Timestamp, request: &ExpireRequest) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use keyframe_types::DiskId;
+
     use super::*;
+    use crate::fsck::tests::snapshot_of;
+    use crate::state::head::Chain;
 
     #[test]
     fn a_clock_that_was_set_is_noticed() {
@@ -221,5 +267,36 @@ mod tests {
         let after_boot = |wall| ClockDocument { boot_id: "next".into(), ..at(wall, 1000) };
         assert!(before.was_set(&after_boot("2026-01-20T00:00:00Z")).is_none(), "hosts are off for weeks");
         assert!(before.was_set(&after_boot("2026-03-01T00:00:00Z")).unwrap().contains("59 days"));
+    }
+
+    fn taken(at: &str, parent: Option<&Manifest>) -> Manifest {
+        let (name, disk) = ("db".parse().unwrap(), DiskId::new("disk0").unwrap());
+        let chain = Chain { disk, layers: Vec::new() };
+        let parent = parent.map(|parent| parent.id.clone());
+        Manifest { created: instant(at), ..snapshot_of(&name, "s", chain, parent) }
+    }
+
+    fn instant(at: &str) -> Timestamp {
+        serde_json::from_value(serde_json::json!(at)).unwrap()
+    }
+
+    #[test]
+    fn a_snapshot_that_is_still_to_come_makes_the_clock_a_wrong_one() {
+        let all = [taken("2026-01-01T00:00:00Z", None), taken("2026-03-01T00:00:00Z", None)];
+        assert!(still_to_come(&all, instant("2026-03-01T00:00:00Z")).is_none());
+        assert!(still_to_come(&all, instant("2026-02-28T23:59:30Z")).is_none(), "a step as time servers make it");
+        assert!(still_to_come(&all, instant("2026-02-28T23:00:00Z")).unwrap().contains("3600 s"));
+        assert!(still_to_come(&[], instant("1970-01-01T00:00:00Z")).is_none());
+    }
+
+    #[test]
+    fn a_snapshot_that_was_taken_by_a_wrong_clock_is_known_by_what_it_follows() {
+        let root = taken("2026-01-01T00:00:00Z", None);
+        let (good, early) = (taken("2026-01-02T00:00:00Z", Some(&root)), taken("2025-12-31T00:00:00Z", Some(&root)));
+        let at_boot = taken("1970-01-01T00:00:09Z", None);
+        let all = [root.clone(), good.clone(), early.clone(), at_boot.clone()];
+        assert!(taken_by_a_wrong_clock(&root, &all).is_none() && taken_by_a_wrong_clock(&good, &all).is_none());
+        assert!(taken_by_a_wrong_clock(&early, &all).unwrap().contains("86400 s older"));
+        assert!(taken_by_a_wrong_clock(&at_boot, &all).unwrap().contains("1970"));
     }
 }

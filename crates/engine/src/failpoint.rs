@@ -1,11 +1,12 @@
 //! Places where a test may kill the process, as a power cut or `kill -9` would, or make a step fail.
 //!
 //! `KEYFRAME_FAILPOINT=NAME` makes the process kill itself when it comes by, `KEYFRAME_FAILPOINT=NAME!` makes the step
-//! fail there, as a full disk would. `KEYFRAME_FAILPOINT_WITH=PID` has that process, a QEMU, killed with it, as a power cut
+//! fail there, as a full disk would; `KEYFRAME_FAILPOINT=NAME!N` only when it comes by for the Nth time. `KEYFRAME_FAILPOINT_WITH=PID` has that process, a QEMU, killed with it, as a power cut
 //! would. Every step of every operation
 //! that changes something has one, so that a loop over [`Failpoint::ALL`] kills at every step.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::Error;
 
@@ -37,6 +38,8 @@ failpoints! {
     SnapshotOverlaysOpened = "snapshot-overlays-opened",
     /// The guest's file systems are frozen.
     SnapshotFrozen = "snapshot-frozen",
+    /// Disks and memory are cut at QEMU's own stop, and the cut is exact. Failing here is what a cut does that is not.
+    SnapshotProved = "snapshot-proved",
     /// Disks and memory are cut.
     SnapshotCut = "snapshot-cut",
     /// The head names the new layers.
@@ -152,12 +155,13 @@ pub const WITH_VARIABLE: &str = "KEYFRAME_FAILPOINT_WITH";
 pub fn pass(point: Failpoint) -> Result<(), Error> {
     #[cfg(test)]
     dying::pass_by();
-    static ASKED: OnceLock<Option<String>> = OnceLock::new();
-    let asked = ASKED.get_or_init(|| std::env::var(VARIABLE).ok()).as_deref();
-    if asked.and_then(|asked| asked.strip_suffix('!')) == Some(point.name()) {
+    static ASKED: OnceLock<Option<Asked>> = OnceLock::new();
+    let asked = ASKED.get_or_init(|| std::env::var(VARIABLE).ok().map(|text| Asked::of(&text))).as_ref();
+    let Some(asked) = asked.filter(|asked| asked.name == point.name()) else { return Ok(()) };
+    if asked.fails_now() {
         return Err(Error::Failpoint { name: point.name() });
     }
-    if asked == Some(point.name()) {
+    if asked.what == What::Kill {
         let with = std::env::var(WITH_VARIABLE).ok().and_then(|pid| pid.parse().ok());
         if let Some(with) = with.and_then(rustix::process::Pid::from_raw) {
             // One that is gone already is as good.
@@ -169,6 +173,39 @@ pub fn pass(point: Failpoint) -> Result<(), Error> {
         std::process::abort();
     }
     Ok(())
+}
+
+/// What was asked for.
+#[derive(Debug)]
+struct Asked {
+    name: String,
+    what: What,
+    passed: AtomicU32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Kill,
+    Fail,
+    /// Only when somebody comes by for this time, counted from 1.
+    FailOnce(u32),
+}
+
+impl Asked {
+    fn of(text: &str) -> Self {
+        let (name, what) = match text.split_once('!') {
+            None => (text, What::Kill),
+            // A number that is none asks for nothing that ever comes.
+            Some((name, number)) if !number.is_empty() => (name, What::FailOnce(number.parse().unwrap_or(0))),
+            Some((name, _)) => (name, What::Fail),
+        };
+        Self { name: name.to_owned(), what, passed: AtomicU32::new(0) }
+    }
+
+    fn fails_now(&self) -> bool {
+        let time = self.passed.fetch_add(1, Ordering::Relaxed) + 1;
+        self.what == What::Fail || self.what == What::FailOnce(time)
+    }
 }
 
 #[cfg(test)]
@@ -206,6 +243,18 @@ mod dying {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_understood() {
+        let fails = |text: &str| {
+            let asked = Asked::of(text);
+            (asked.name.clone(), [asked.fails_now(), asked.fails_now(), asked.fails_now()])
+        };
+        assert_eq!(fails("a-b"), ("a-b".to_owned(), [false; 3]));
+        assert_eq!(Asked::of("a-b").what, What::Kill);
+        assert_eq!(fails("a-b!"), ("a-b".to_owned(), [true; 3]));
+        assert_eq!(fails("a-b!2"), ("a-b".to_owned(), [false, true, false]));
+    }
 
     #[test]
     fn names_are_unique() {

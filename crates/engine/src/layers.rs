@@ -18,6 +18,7 @@ use crate::pages;
 use crate::snapshots;
 use crate::state::head::{Chain, FileOrigin, Fingerprint, Head, Layer, Process};
 use crate::state::home::{Home, VmDir};
+use crate::state::journal::Journal;
 use crate::state::manifest::Manifest;
 use crate::state::tree::{ActiveTop, LayerRef, Trees};
 use crate::state::{durable, sealed, tree};
@@ -183,16 +184,19 @@ impl Used {
         let dir = home.vm(name);
         let head = trees.head(&dir)?;
         let manifests = snapshots::read_all_with(trees, &dir)?;
-        let chains = head.iter().flat_map(Head::chains).chain(manifests.iter().flat_map(Manifest::chains));
+        self.add_chains(home, head.iter().flat_map(Head::chains).chain(manifests.iter().flat_map(Manifest::chains)));
+        let image = head.as_ref().and_then(|head| image_in_use(head.process.as_ref()?));
+        self.files.extend(image.map(|path| home.absolute(path)));
+        Ok(())
+    }
+
+    fn add_chains<'c>(&mut self, home: &Home, chains: impl Iterator<Item = &'c Chain>) {
         for layer in chains.flat_map(|chain| &chain.layers) {
             // Chains share what is below: nothing is looked at twice.
             if self.layers.insert(LayerRef::to(layer)) {
                 self.files.insert(home.absolute(&layer.path));
             }
         }
-        let image = head.as_ref().and_then(|head| image_in_use(head.process.as_ref()?));
-        self.files.extend(image.map(|path| home.absolute(path)));
-        Ok(())
     }
 }
 
@@ -262,15 +266,24 @@ pub fn drop_unused(home: &Home, dir: &VmDir) -> Result<(), Error> {
             Err(Error::Damaged { .. } | Error::Schema { .. }) => return Ok(()),
             other => other?,
         }
+        // Another machine's revert may still need the present that it leaves; this machine's own is what ends here.
+        if name != *dir.name() {
+            match Journal::present_left(&home.vm(&name)) {
+                Err(Error::Damaged { .. } | Error::Schema { .. }) => return Ok(()),
+                present => used.add_chains(home, present?.iter().flat_map(Head::chains)),
+            }
+        }
     }
     // What nothing stands on is forgotten first: a file that is gone is then never one that a document names.
     tree::prune(dir, &used.layers, &trees.parents_met())?;
+    let mut touched: BTreeSet<PathBuf> = BTreeSet::new();
     for file in files_below(dir)? {
         if !used.files.contains(&file) {
-            durable::remove_file(&file)?;
+            durable::remove_file_unsynced(&file)?;
+            touched.extend(file.parent().map(Path::to_owned));
         }
     }
-    Ok(())
+    touched.iter().try_for_each(|dir| durable::sync_dir(dir))
 }
 
 /// The layers' files in a machine's directory, by their names. What else somebody put there is not ours.
@@ -351,5 +364,52 @@ mod tests {
         assert!(!says("done") && !serves("db"));
         std::fs::remove_file(instance_dir.join("hydration.json")).unwrap();
         assert!(runs_from(&home, &name, &home.absolute(&image)).unwrap(), "nobody knows: it is kept");
+    }
+
+    #[test]
+    fn what_another_machines_revert_still_needs_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::open(root.path()).unwrap();
+        let dir = |name: &str| home.vm(&VmName::new(name).unwrap());
+        let disk = keyframe_types::DiskId::new("disk0").unwrap();
+        let id = LayerId::random();
+        let path = dir("db").layer(&disk, &id);
+        let layer = Layer {
+            vm: dir("db").name().clone(),
+            file: id.clone(),
+            id,
+            path: home.relative(&path),
+            format: LayerFormat::Qcow2,
+            origin: FileOrigin::Made,
+            virtual_bytes: keyframe_types::ByteLen::from_mib(1),
+            frozen: None,
+        };
+        let nothing =
+            Head { parent: None, disks: vec![], nvram: None, process: None, clean_shutdown: false, origin: None };
+        let left = Head { disks: vec![Chain { disk, layers: vec![Arc::new(layer)] }], ..nothing.clone() };
+        for name in ["db", "twin"] {
+            durable::create_private_dir(dir(name).root()).unwrap();
+            std::fs::write(dir(name).definition(), "").unwrap();
+            tree::write_head(&dir(name), &nothing).unwrap();
+        }
+        durable::create_private_dir(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "").unwrap();
+        let journal = crate::state::journal::RevertJournal {
+            target: keyframe_types::SnapshotId::random(),
+            before: left,
+            after: nothing,
+            keep: None,
+            keep_note: None,
+            kept_memory: None,
+            had_process: true,
+            was_running: true,
+            runs: true,
+        };
+        sealed::write(&dir("twin").journal(), &Journal::Revert(Box::new(journal))).unwrap();
+        drop_unused(&home, &dir("db")).unwrap();
+        assert!(path.exists(), "twin may go back to it");
+        durable::remove_file(&dir("twin").journal()).unwrap();
+        drop_unused(&home, &dir("db")).unwrap();
+        assert!(!path.exists());
     }
 }

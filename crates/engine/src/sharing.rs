@@ -224,6 +224,8 @@ pub struct MemorySpace {
     pub elsewhere_bytes: ByteLen,
     /// How many other snapshots refer to its file.
     pub readers: usize,
+    /// Space that deleting it alone gives back, at least.
+    pub freed_bytes: ByteLen,
 }
 
 /// What the memory of each of a machine's snapshots takes; cheap enough for a listing.
@@ -242,6 +244,7 @@ pub fn memory_space(
             own_bytes: ByteLen::from_bytes(found.own_bytes),
             elsewhere_bytes: ByteLen::from_bytes(found.elsewhere_bytes),
             readers: found.readers,
+            freed_bytes: ByteLen::from_bytes(found.freed_bytes),
         };
         Some((id, space))
     });

@@ -119,11 +119,7 @@ impl Tally {
     /// that nothing else stands on.
     pub(crate) fn freed(&self, manifest: &Manifest, space: Option<MemorySpace>) -> ByteLen {
         let written = manifest.memory.as_ref().map_or(ByteLen::ZERO, |memory| memory.bytes_on_disk);
-        let mut freed = match space {
-            None => written,
-            Some(space) if space.readers == 0 => space.own_bytes,
-            Some(_) => ByteLen::ZERO,
-        };
+        let mut freed = space.map_or(written, |space| space.freed_bytes);
         for top in tops(manifest) {
             let (mut next, mut steps) = (Some(&top), 0);
             // The snapshot holds its top, and that, when it goes, held the next.

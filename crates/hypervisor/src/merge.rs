@@ -12,18 +12,19 @@
 //! | push (`block-commit`) | down, into a layer | whoever stood on the topmost merged one stands on it |
 //! | push of the active layer | down | the guest writes to the lower one: only while it is stopped, so that the two are never apart |
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use keyframe_qmp::Client;
-use keyframe_qmp::commands::block::{BlockCommit, BlockStream, BlockdevDel};
+use keyframe_qmp::commands::block::{BlockCommit, BlockStream, BlockdevDel, QueryNamedBlockNodes};
 use keyframe_qmp::commands::job::{BlockJobComplete, Job, JobCancel, JobDismiss, JobFinalize, JobStatus, QueryJobs};
 use keyframe_qmp::ids::{JobId, NodeName};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::Error;
 
-/// How often a job is looked at.
-const TICK: Duration = Duration::from_millis(20);
+/// How often a job is looked at: the longer it takes, the less often, since a short one would mostly be waited for.
+const TICKS: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(20);
 /// How long a job may take for its last step while the guest stands still.
 const STOPPED_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a job may take for a step that moves no data.
@@ -122,6 +123,7 @@ pub fn copy(
 ) -> Result<Copied, Error> {
     let id = job_id(name)?;
     begin(monitor, &id, order)?;
+    let begun = Instant::now();
     let mut limited = order.speed_bytes_per_s.is_some();
     loop {
         let Some(job) = find(monitor, &id)? else {
@@ -150,7 +152,7 @@ pub fn copy(
             give_up(monitor, name)?;
             return Ok(Copied::GivenUp);
         }
-        std::thread::sleep(TICK);
+        std::thread::sleep((begun.elapsed() / 16).clamp(*TICKS.start(), *TICKS.end()));
     }
 }
 
@@ -268,6 +270,49 @@ pub fn jobs(monitor: &mut Client, prefix: &str) -> Result<Vec<String>, Error> {
     Ok(jobs.into_iter().map(|job| job.id.as_str().to_owned()).filter(|id| id.starts_with(prefix)).collect())
 }
 
+/// The file of what a node stands on, in the chain as QEMU reads it now, whatever headers say; `None` when it stands on nothing.
+///
+/// # Errors
+/// [`Error::Qmp`].
+pub fn stands_on(monitor: &mut Client, name: &str) -> Result<Option<PathBuf>, Error> {
+    let nodes = monitor.call(&QueryNamedBlockNodes::flat())?;
+    let found = nodes.into_iter().find(|node| node.node_name.as_ref().is_some_and(|node| node.as_str() == name));
+    Ok(found.and_then(|node| node.backing_file).as_deref().and_then(file_of))
+}
+
+/// The path in a file name as QEMU writes it: the path itself, or `json:` and options.
+fn file_of(told: &str) -> Option<PathBuf> {
+    let Some(options) = told.strip_prefix("json:") else { return Some(PathBuf::from(told)) };
+    let options: Value = serde_json::from_str(options).ok()?;
+    let name = options.pointer("/file/filename").or_else(|| options.get("filename"))?;
+    name.as_str().map(PathBuf::from)
+}
+
+/// Has QEMU write the header of `name` again, which says that it stands on `base`, as it does in the chain already. It is a pull
+/// of what lies between the two: nothing. (`change-backing-file` would note a wrong format.)
+///
+/// # Errors
+/// [`Error::Merge`] when it cannot be written; [`Error::Qmp`].
+pub fn write_header(
+    monitor: &mut Client,
+    job: &str,
+    name: &str,
+    base: &str,
+    backing_file: String,
+) -> Result<(), Error> {
+    let id = job_id(job)?;
+    monitor.call(&BlockStream {
+        job_id: id.clone(),
+        device: name.to_owned(),
+        base_node: Some(node(base)?),
+        backing_file: Some(backing_file),
+        speed_bytes_per_s: None,
+        auto_dismiss: false,
+        auto_finalize: true,
+    })?;
+    ended(monitor, &id, None, STEP_PATIENCE).map(drop)
+}
+
 /// Closes nodes that a merge took out of the chain, and the files below them; those that are closed already are passed
 /// over.
 pub fn close(monitor: &mut Client, nodes: &[String]) {
@@ -276,5 +321,21 @@ pub fn close(monitor: &mut Client, nodes: &[String]) {
             // A node that is not there is as good as one that is closed.
             let _ = monitor.call(&BlockdevDel { node_name: name });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_found_in_what_qemu_calls_them() {
+        let plain = Some(PathBuf::from("/d/a.qcow2"));
+        assert_eq!(file_of("/d/a.qcow2"), plain);
+        let told = r#"json:{"backing": {"driver": "qcow2", "file": {"driver": "file", "filename": "/d/b"}}, "driver": "qcow2",
+            "file": {"driver": "file", "filename": "/d/a.qcow2"}}"#;
+        assert_eq!(file_of(told), plain);
+        assert_eq!(file_of(r#"json:{"driver": "file", "filename": "/d/a.qcow2"}"#), plain);
+        assert_eq!(file_of("json:{"), None);
     }
 }

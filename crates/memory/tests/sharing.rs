@@ -8,7 +8,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use keyframe_memory::sharing::{
-    How, Left, Sharing, SharingReport, Step, export, freed_by, make_whole, reclaim, share, space,
+    Faults, How, Left, Sharing, SharingReport, Step, export, freed_by, make_whole, reclaim, share, space, survey,
 };
 use keyframe_memory::{Error, Keeping, MemoryImage};
 use keyframe_vmstate::shared::SegmentId;
@@ -83,13 +83,58 @@ fn a_series_takes_what_differs() {
     assert!(own <= all && spaces.len() == 10, "{spaces:?}");
 }
 
+/// A listing says the same of each image alone as a plan for its deletion.
+fn assert_listed_as_planned(series: &Series) {
+    for (id, space) in space(&series.store).expect("looked") {
+        let planned = freed_by(&series.store, &BTreeSet::from([id])).expect("looked");
+        assert_eq!(space.freed_bytes, planned, "{id}: {space:?}");
+    }
+}
+
+#[test]
+fn files_that_nobody_needs_and_pages_that_are_missing_are_found() {
+    let dir = dir();
+    let (mut series, ids) = three(&dir);
+    series.delete(ids[0], false);
+    let kept = series.kept().pop().expect("kept");
+    let (stranger, orphan) = (kept.with_file_name("notes.txt"), kept.with_file_name("00000000000000ff.pages"));
+    let leftover = dir.path().join("snapshots").join(ids[1].to_string()).join("memory.map.tmp");
+    for path in [&stranger, &orphan, &leftover] {
+        fs::write(path, "something").expect("written");
+    }
+    let mut faults = survey(&series.store).expect("looked");
+    faults.orphans.sort();
+    let mut orphans = vec![orphan.clone(), leftover.clone()];
+    orphans.sort();
+    assert_eq!((faults.orphans, faults.strangers, faults.torn), (orphans, vec![stranger.clone()], vec![]));
+    reclaim(&series.store, &NEVER).expect("reclaimed");
+    assert!(stranger.exists() && !orphan.exists() && !leftover.exists());
+    // Cut short: what lay behind that is missing in both that refer to it.
+    let len = fs::metadata(&kept).expect("looked").len();
+    fs::File::options().write(true).open(&kept).and_then(|file| file.set_len(len / 2)).expect("cut");
+    let torn = survey(&series.store).expect("looked").torn;
+    assert_eq!(
+        torn.iter().map(|torn| (torn.reader, &torn.file)).collect::<Vec<_>>(),
+        [(ids[1], &kept), (ids[2], &kept)]
+    );
+    assert!(torn.iter().all(|torn| torn.pages > 50), "{torn:?}");
+    fs::remove_file(&kept).expect("removed");
+    let all = survey(&series.store).expect("looked").torn;
+    assert!(all.iter().zip(&torn).all(|(all, torn)| all.pages > torn.pages), "{all:?}");
+    fs::remove_file(stranger).expect("removed");
+}
+
 #[test]
 fn any_of_three_can_go() {
     for gone in 0..3 {
         let dir = dir();
         let (mut series, ids) = three(&dir);
         let (before, planned) = (allocated(&series), freed_by(&series.store, &BTreeSet::from([ids[gone]])));
+        assert_listed_as_planned(&series);
+        assert_eq!(survey(&series.store).expect("looked"), Faults::default());
         series.delete(ids[gone], false);
+        assert_listed_as_planned(&series);
+        assert_eq!(survey(&series.store).expect("looked"), Faults::default());
         assert_eq!(series.kept().len(), usize::from(gone < 2), "only what is referred to is kept");
         let freed = before - allocated(&series);
         let planned = planned.expect("looked");

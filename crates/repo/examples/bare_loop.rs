@@ -24,6 +24,8 @@ use keyframe_store::LocalStore;
 
 const BLOCK: u64 = 64 << 10;
 const THREADS: usize = 2;
+/// What a reader keeps of what it read: little beside the images.
+const CACHE_BYTES: usize = 16 << 20;
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
@@ -135,12 +137,12 @@ fn extents(out: &Path, image: &Path, list: &Path) -> Result<(), Failure> {
 
 fn random(repository: &str, key: &str, point: &str, count: usize) -> Result<(), Failure> {
     let store = Arc::new(LocalStore::open(Path::new(repository))?);
-    let repository = Repository::open(store, &Unlock::from_file(Path::new(key))?)?;
-    let index = repository.index(Hooks::Skip)?;
+    let repository = Arc::new(Repository::open(store, &Unlock::from_file(Path::new(key))?)?);
+    let index = Arc::new(repository.index(Hooks::Skip)?);
     let point = repository.find_point(point)?;
     let image = point.images.first().ok_or("the point has no image")?.clone();
     let pages = image.bytes / 4096;
-    let mut reader = ImageReader::new(&repository, &index, image)?;
+    let reader = ImageReader::new(repository, index, image, CACHE_BYTES)?;
     let mut page = vec![0; 4096];
     let mut times = Vec::new();
     let mut state = 0x2545_f491_4f6c_dd1d_u64;

@@ -49,12 +49,16 @@ pub enum Error {
     Usage { what: String },
     #[error("the key file {path} {why}")]
     KeyFile { path: PathBuf, why: String },
+    #[error("{what} needs a store that creates objects exclusively, and {place} does not")]
+    NotExclusive { place: String, what: &'static str },
     #[error("there is no point {name}")]
     NoPoint { name: String },
     #[error("{name} could be any of several points: {candidates}")]
     Ambiguous { name: String, candidates: String },
     #[error("frame {number} of pack {pack} is in no pack that is there")]
     MissingFrame { pack: ObjectId, number: u32 },
+    #[error("bytes {at} to {end} of the image {image} cannot be read")]
+    Unreadable { image: String, at: u64, end: u64, source: Box<Error> },
     #[error("cannot {action} {path}")]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("cannot read the image {path}")]
@@ -92,9 +96,11 @@ impl Error {
     #[must_use]
     pub fn kept(&self) -> Option<String> {
         let text = match self {
-            Self::WrongKey { .. } | Self::NotAllowed { .. } | Self::RepositoryExists { .. } | Self::Version { .. } => {
-                "nothing was changed"
-            }
+            Self::WrongKey { .. }
+            | Self::NotAllowed { .. }
+            | Self::RepositoryExists { .. }
+            | Self::Version { .. }
+            | Self::NotExclusive { .. } => "nothing was changed",
             Self::Fenced | Self::ImageShort | Self::Image { .. } | Self::Interrupted => {
                 "every point that was there is as it was"
             }
@@ -110,10 +116,17 @@ impl Error {
             Self::NoRepository { .. } => "`keyframe repo init` makes one; --repo or KEYFRAME_REPO names it",
             Self::WrongKey { .. } => "name the key file with --key-file, or give the passphrase in KEYFRAME_PASSPHRASE",
             Self::NoPoint { .. } => "`keyframe image list` shows what there is",
-            Self::Damaged { .. } | Self::MissingFrame { .. } => {
+            Self::Damaged { .. }
+            | Self::MissingFrame { .. }
+            | Self::Unreadable { .. }
+            | Self::Store(StoreError::Short { .. } | StoreError::NotFound { .. }) => {
                 "`keyframe repo repair` mends what parity covers; `keyframe repo verify` tells all that is damaged"
             }
             Self::Version { .. } => "use a newer Keyframe",
+            Self::NotExclusive { what: "making a repository", .. } => {
+                "make sure that nobody else makes a repository there at this moment, and say so with --alone"
+            }
+            Self::NotExclusive { .. } => "use a service that keeps to If-None-Match, and a policy that demands it",
             Self::Fenced => "run it again; or let prune wait longer (--grace) than the longest backup",
             Self::Store(StoreError::Full { .. }) => "free space; `keyframe repo prune` frees what nothing refers to",
             _ => return None,

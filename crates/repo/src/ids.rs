@@ -141,11 +141,13 @@ pub enum ObjectKind {
     Point,
     /// Packs that a prune wants to remove later.
     Condemned,
+    /// A point that is not one yet: its backup still looks whether a prune took something away.
+    Pending,
 }
 
 impl ObjectKind {
     /// All kinds that carry the repository's own authentication.
-    pub const AUTHENTICATED: [Self; 4] = [Self::Pack, Self::Index, Self::Point, Self::Condemned];
+    pub const AUTHENTICATED: [Self; 5] = [Self::Pack, Self::Index, Self::Point, Self::Condemned, Self::Pending];
 
     pub(crate) const fn code(self) -> u8 {
         match self {
@@ -155,6 +157,7 @@ impl ObjectKind {
             Self::Condemned => 4,
             Self::Key => 5,
             Self::Config => 6,
+            Self::Pending => 7,
         }
     }
 
@@ -168,6 +171,7 @@ impl ObjectKind {
             Self::Index => "index",
             Self::Point => "points",
             Self::Condemned => "condemned",
+            Self::Pending => "pending",
         }
     }
 

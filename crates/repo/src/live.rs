@@ -31,12 +31,18 @@ impl Live {
         let mut nodes = NodeReader::new(repository, index)?;
         for point in points {
             run.check()?;
-            for (root, bytes) in point.roots() {
-                live.subtree(&mut nodes, root, tree::levels(bytes)?)?;
-            }
+            live.add(&mut nodes, point)?;
         }
         live.seen = HashSet::new();
         Ok(live)
+    }
+
+    /// Adds what a point refers to. After an error a part of it may have been added.
+    ///
+    /// # Errors
+    /// As [`Live::of`].
+    pub fn add(&mut self, nodes: &mut NodeReader<'_>, point: &Point) -> Result<()> {
+        point.roots().try_for_each(|(root, bytes)| self.subtree(nodes, root, tree::levels(bytes)?))
     }
 
     fn subtree(&mut self, nodes: &mut NodeReader<'_>, node: NodeRef, level: u8) -> Result<()> {

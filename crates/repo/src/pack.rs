@@ -114,8 +114,9 @@ impl Layout {
     /// [`Error::Damaged`] when that is not possible.
     pub fn directory(&self) -> Result<(u64, usize)> {
         let len = u64::from(self.table_len) + u64::from(self.fingerprints_len);
-        let end = (HEADER_BYTES as u64 + self.body_len).checked_sub(TAIL_BYTES as u64);
-        let start = end.and_then(|end| end.checked_sub(len)).filter(|_| self.body_len <= object::OBJECT_MOST);
+        // The length comes from an index that a hostile client may have written.
+        let possible = Some(self.body_len).filter(|body| *body <= object::OBJECT_MOST);
+        let start = possible.and_then(|body| (HEADER_BYTES as u64 + body).checked_sub(TAIL_BYTES as u64 + len));
         let impossible = || Error::damaged("a pack", "its directory lies nowhere");
         Ok((start.ok_or_else(impossible)?, usize::try_from(len).map_err(|_| impossible())?))
     }
@@ -262,4 +263,17 @@ pub fn read_tail(id: ObjectId, header: &object::Header, body_tail: &[u8]) -> Res
     let layout = Layout { object_len: header.object_len(), body_len: header.body_len, table_len, fingerprints_len };
     layout.directory()?;
     Ok((layout, content))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_impossible_lengths_lies_nowhere() {
+        for (body_len, table_len) in [(u64::MAX, 0), (u64::MAX - 60, 0), (object::OBJECT_MOST + 1, 0), (0, u32::MAX)] {
+            let layout = Layout { object_len: 0, body_len, table_len, fingerprints_len: u32::MAX };
+            assert!(layout.directory().is_err(), "{layout:?}");
+        }
+    }
 }

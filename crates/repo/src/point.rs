@@ -93,19 +93,20 @@ impl Point {
         self.images.iter().filter_map(|image| image.root.map(|root| (root, image.bytes)))
     }
 
-    pub(crate) fn encode(&self, keys: &Keys, parity_percent: u8) -> Result<Vec<u8>> {
-        let key = keys.metadata_key(ObjectKind::Point, self.id)?;
+    /// As a point, or as one that is pending.
+    pub(crate) fn encode(&self, kind: ObjectKind, keys: &Keys, parity_percent: u8) -> Result<Vec<u8>> {
+        let key = keys.metadata_key(kind, self.id)?;
         let mut builder = Builder::new(1024);
         let start = builder.position();
         serde_json::to_writer(builder.buffer(), self).map_err(|_| Error::Pipeline)?;
         key.seal(0, builder.buffer(), start)?;
-        builder.finish(ObjectKind::Point, self.id, keys.repository(), keys.auth(), parity_percent)
+        builder.finish(kind, self.id, keys.repository(), keys.auth(), parity_percent)
     }
 
     pub(crate) fn decode(mut object: Object, keys: &Keys) -> Result<Self> {
-        let id = object.header.id;
+        let (id, kind) = (object.header.id, object.header.kind);
         let damaged = |why| Error::damaged(format_args!("point {id}"), why);
-        let plain = keys.metadata_key(ObjectKind::Point, id)?.open(0, object.body_mut());
+        let plain = keys.metadata_key(kind, id)?.open(0, object.body_mut());
         let plain = plain.ok_or_else(|| damaged("it is not what was sealed"))?;
         let point: Self = serde_json::from_slice(plain).map_err(|_| damaged("it is no point"))?;
         let possible =

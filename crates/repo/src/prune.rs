@@ -3,7 +3,8 @@
 //! Nothing is removed at once. First what is still needed of wasteful packs is copied into new ones, and the old ones are
 //! *condemned*: from then on no backup refers to them anew. After the grace period, by the store's own clock, whoever prunes next
 //! marks again, and removes those condemned packs of which every page in use is also somewhere else; the others are spared.
-//! A backup that ran across all of this finds out after its commit, and takes its point back (see `check_fence`).
+//! A backup that ran across all of this finds out before its point is one (see `check_fence`): until then the point is *pending*,
+//! which only prunes see.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -20,7 +21,7 @@ use crate::live::Live;
 use crate::object::{Builder, OBJECT_MOST};
 use crate::pack::{Content, Directory, PackKey, TableEntry};
 use crate::progress::Run;
-use crate::repository::Repository;
+use crate::repository::{NodeReader, Repository};
 
 /// Bytes of a new pack, about.
 const PACK_BYTES: usize = 24 << 20;
@@ -29,6 +30,8 @@ const PACK_FRAMES: usize = 1024;
 /// Packs below this are small; when there are many of them they are put together.
 const SMALL_BYTES: u64 = 2 << 20;
 const SMALL_PACKS: usize = 16;
+/// How long a point may be pending, whatever the grace period.
+const PENDING_LEAST: Duration = Duration::from_secs(3600);
 /// Index objects are merged when there are more.
 const INDEX_OBJECTS: usize = 16;
 
@@ -56,6 +59,8 @@ pub struct PrunePlan {
     pub unused: Vec<ObjectId>,
     /// Packs to be rewritten.
     pub rewrite: Vec<ObjectId>,
+    /// Announced points of backups that were broken off, or are done.
+    pub abandoned: Vec<ObjectId>,
     /// Packs that are in no index and older than the grace period: a broken-off backup's.
     pub stray: Vec<ObjectId>,
     /// Condemned packs whose time has come, and that are not needed.
@@ -123,6 +128,7 @@ struct State<'a> {
     live: Live,
     condemned: Vec<Condemned>,
     condemned_packs: HashSet<ObjectId>,
+    abandoned: Vec<ObjectId>,
     /// Length of each pack that is there, and whether it is older than the grace period.
     stored: HashMap<ObjectId, (u64, bool)>,
 }
@@ -132,6 +138,9 @@ impl<'a> State<'a> {
         run.progress.step("looking");
         let now = store_time(repository)?;
         let is_old = |at: SystemTime| now.duration_since(at).is_ok_and(|age| age >= options.grace);
+        // Between announcing a point and making it a backup only lists and looks.
+        let patience = options.grace.max(PENDING_LEAST);
+        let is_abandoned = |at: SystemTime| now.duration_since(at).is_ok_and(|age| age >= patience);
         let mut condemned = Vec::new();
         for (id, entry) in repository.list(ObjectKind::Condemned)? {
             match read_condemned(repository, id) {
@@ -139,23 +148,41 @@ impl<'a> State<'a> {
                 packs => condemned.push(Condemned { id, packs: packs?, ripe: is_old(entry.modified) }),
             }
         }
-        let stored = repository.list(ObjectKind::Pack)?.into_iter();
-        let stored = stored.map(|(id, entry)| (id, (entry.len, is_old(entry.modified)))).collect();
         let index_ids = repository.list(ObjectKind::Index)?.into_iter().map(|(id, _)| id).collect();
         let index = repository.index(Hooks::Skip)?;
-        // Points last: whatever is committed before this is marked.
+        // After the index: a pack that is in it and not here is gone. The other way round it could be one that was stored and
+        // indexed meanwhile, and merging the index would lose it.
+        let stored = repository.list(ObjectKind::Pack)?.into_iter();
+        let stored = stored.map(|(id, entry)| (id, (entry.len, is_old(entry.modified)))).collect();
+        // Points last: whatever is committed before this is marked. One that is pending is a point before it is no longer pending, so
+        // it is seen here or there.
+        let pending = repository.list(ObjectKind::Pending)?;
         let (points, damaged) = repository.points()?;
         if let Some((_, error)) = damaged.into_iter().next() {
             return Err(error);
         }
         run.progress.step("marking what is in use");
-        let live = Live::of(repository, &index, &points, run)?;
+        let mut live = Live::of(repository, &index, &points, run)?;
+        let mut abandoned = Vec::new();
+        let mut nodes = NodeReader::new(repository, &index)?;
+        for (id, entry) in pending {
+            if is_abandoned(entry.modified) || points.iter().any(|point| point.id == id) {
+                abandoned.push(id);
+                continue;
+            }
+            match repository.pending_point(id).and_then(|point| live.add(&mut nodes, &point)) {
+                // It became a point, or was taken back, or refers to what is gone: then it never becomes one.
+                Err(Error::Damaged { .. } | Error::MissingFrame { .. } | Error::Version { .. }) => {}
+                Err(Error::Store(error)) if error.is_not_found() => {}
+                marked => marked?,
+            }
+        }
         let condemned_packs = condemned.iter().flat_map(|record| record.packs.iter().copied()).collect();
-        Ok(Self { repository, index, index_ids, live, condemned, condemned_packs, stored })
+        Ok(Self { repository, index, index_ids, live, condemned, condemned_packs, stored, abandoned })
     }
 
     fn plan(&self, options: PruneOptions) -> Result<PrunePlan> {
-        let mut plan = PrunePlan::default();
+        let mut plan = PrunePlan { abandoned: self.abandoned.clone(), ..PrunePlan::default() };
         let mut small = Vec::new();
         let mut presence =
             Presence { state: self, excluded: self.condemned_packs.clone(), directories: HashMap::new() };
@@ -251,6 +278,9 @@ impl<'a> State<'a> {
         for id in &plan.remove {
             run.check()?;
             self.repository.store().delete(&ObjectKind::Pack.name(*id)?)?;
+        }
+        for id in &plan.abandoned {
+            self.repository.store().delete(&ObjectKind::Pending.name(*id)?)?;
         }
         for record in self.condemned.iter().filter(|record| record.ripe) {
             self.repository.store().delete(&ObjectKind::Condemned.name(record.id)?)?;

@@ -1,4 +1,4 @@
-//! Reading images back: any range at random, or the whole image in parallel.
+//! Reading whole images back, in parallel.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::error::{Error, Result};
 use crate::failure::Failure;
-use crate::frame::{Decompressor, FrameName, Slots, slots};
+use crate::frame::{Decompressor, FrameName, slots};
 use crate::ids::PAGE_BYTES;
 use crate::index::Index;
 use crate::point::StoredImage;
 use crate::progress::Run as Surroundings;
+use crate::qcow2_file::Qcow2Plan;
 use crate::repository::{NodeReader, Repository};
 use crate::tree::{self, Child, FANOUT, LEAF_PAGES, Run};
 
@@ -48,139 +49,6 @@ fn visit_subtree(
         .try_for_each(|(n, child)| visit_subtree(nodes, level - 1, number * FANOUT + n, child, pages, visit))
 }
 
-/// Reads an image at random places. Keeps the frames and leaves that it used last.
-#[derive(Debug)]
-pub struct ImageReader<'a> {
-    repository: &'a Repository,
-    index: &'a Index,
-    image: StoredImage,
-    level: u8,
-    nodes: NodeReader<'a>,
-    decompressor: Decompressor,
-    /// Least recently used first.
-    leaves: Vec<(u64, Vec<Run>)>,
-    frames: Vec<KeptFrame>,
-}
-
-#[derive(Debug)]
-struct KeptFrame {
-    name: FrameName,
-    checked: Slots,
-    raw: Vec<u8>,
-}
-
-/// 16 MiB of pages.
-const FRAMES_KEPT: usize = 32;
-const LEAVES_KEPT: usize = 16;
-
-impl<'a> ImageReader<'a> {
-    /// Reads this image.
-    ///
-    /// # Errors
-    /// [`Error::ImageTooLarge`], [`Error::Compression`].
-    pub fn new(repository: &'a Repository, index: &'a Index, image: StoredImage) -> Result<Self> {
-        Ok(Self {
-            repository,
-            index,
-            level: tree::levels(image.bytes)?,
-            image,
-            nodes: NodeReader::new(repository, index)?,
-            decompressor: Decompressor::new()?,
-            leaves: Vec::new(),
-            frames: Vec::new(),
-        })
-    }
-
-    /// Length of the image in bytes.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.image.bytes
-    }
-
-    /// Fills a buffer with the image's bytes.
-    ///
-    /// # Errors
-    /// [`Error::ImageShort`] behind the image's end; [`Error::Damaged`], [`Error::MissingFrame`], [`Error::Store`].
-    pub fn read_at(&mut self, at: u64, into: &mut [u8]) -> Result<()> {
-        if at.checked_add(into.len() as u64).is_none_or(|end| end > self.image.bytes) {
-            return Err(Error::ImageShort);
-        }
-        let mut done = 0;
-        while done < into.len() {
-            let here = at + done as u64;
-            let (page, within) = (here / PAGE_BYTES as u64, (here % PAGE_BYTES as u64) as usize);
-            let (run, ahead) = self.run_at(page)?;
-            let len = ((run.count - ahead) as usize * PAGE_BYTES - within).min(into.len() - done);
-            let part = into.get_mut(done..done + len).ok_or(Error::Pipeline)?;
-            match run.at.map(|at| at.ahead(ahead)) {
-                None => part.fill(0),
-                Some(at) => {
-                    let pages = (within + len).div_ceil(PAGE_BYTES) as u32;
-                    let raw = self.frame(at.frame, slots(at.slot, pages))?;
-                    let start = usize::from(at.slot) * PAGE_BYTES + within;
-                    part.copy_from_slice(raw.get(start..start + len).ok_or(Error::Pipeline)?);
-                }
-            }
-            done += len;
-        }
-        Ok(())
-    }
-
-    /// The run that a page is in, and how far ahead in it the page is.
-    fn run_at(&mut self, page: u64) -> Result<(Run, u32)> {
-        let leaf = page / LEAF_PAGES;
-        if let Some(kept) = self.leaves.iter().position(|(number, _)| *number == leaf) {
-            let kept = self.leaves.remove(kept);
-            self.leaves.push(kept);
-        } else {
-            let runs = self.load_leaf(leaf)?;
-            if self.leaves.len() >= LEAVES_KEPT {
-                self.leaves.remove(0);
-            }
-            self.leaves.push((leaf, runs));
-        }
-        let runs = self.leaves.last().map(|(_, runs)| runs.as_slice()).unwrap_or_default();
-        let mut left = (page % LEAF_PAGES) as u32;
-        for run in runs {
-            if left < run.count {
-                return Ok((*run, left));
-            }
-            left -= run.count;
-        }
-        Err(Error::Pipeline)
-    }
-
-    fn load_leaf(&mut self, leaf: u64) -> Result<Vec<Run>> {
-        let mut child = self.image.root;
-        for level in (1..=self.level).rev() {
-            let Some(node) = child else { break };
-            let children = tree::decode_node(self.nodes.read(node)?, level)?;
-            let number = leaf / (tree::pages_of(level - 1) / LEAF_PAGES) % FANOUT;
-            child = children.get(number as usize).copied().flatten();
-        }
-        match child {
-            Some(node) => tree::decode_leaf(self.nodes.read(node)?),
-            None => Ok(vec![Run { count: LEAF_PAGES as u32, at: None }]),
-        }
-    }
-
-    fn frame(&mut self, name: FrameName, needed: Slots) -> Result<&[u8]> {
-        let kept = self.frames.iter().position(|kept| kept.name == name);
-        let mut kept = kept.map(|kept| self.frames.remove(kept));
-        if kept.as_ref().is_none_or(|kept| needed & !kept.checked != 0) {
-            let mut raw = match kept {
-                Some(kept) => kept.raw,
-                None if self.frames.len() >= FRAMES_KEPT => self.frames.remove(0).raw,
-                None => Vec::new(),
-            };
-            let checked = self.repository.read_frame(self.index, name, needed, &mut self.decompressor, &mut raw)?;
-            kept = Some(KeptFrame { name, checked, raw });
-        }
-        self.frames.extend(kept);
-        Ok(self.frames.last().map(|kept| kept.raw.as_slice()).unwrap_or_default())
-    }
-}
-
 /// What a restore did.
 #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
 pub struct RestoreReport {
@@ -203,6 +71,22 @@ struct Part {
 /// Parts gathered before frames are read: 8 GiB of an image at least, and some 50 MiB of memory at most.
 const PARTS_MOST: usize = 1 << 21;
 
+/// Where the bytes of an image go.
+pub trait Sink: Sync {
+    /// Writes bytes of the image; from several threads, each place once.
+    ///
+    /// # Errors
+    /// [`std::io::Error`].
+    fn write(&self, at: u64, bytes: &[u8]) -> std::io::Result<()>;
+}
+
+/// A raw image.
+impl Sink for File {
+    fn write(&self, at: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.write_all_at(bytes, at)
+    }
+}
+
 /// Writes an image into an empty file: sparse, each frame opened once for each window of the image.
 ///
 /// # Errors
@@ -217,7 +101,48 @@ pub fn restore_raw(
 ) -> Result<RestoreReport> {
     let trouble = |source| Error::Io { action: "write", path: path.to_owned(), source };
     file.set_len(image.bytes).map_err(trouble)?;
-    let restore = Restore { repository, index, file, path, image_bytes: image.bytes, run, written: AtomicU64::new(0) };
+    restore_into(repository, index, image, file, path, run)
+}
+
+/// Writes an image into an empty file in the qcow2 format: what is zero takes no room.
+///
+/// # Errors
+/// As [`restore_raw`].
+pub fn restore_qcow2(
+    repository: &Repository,
+    index: &Index,
+    image: &StoredImage,
+    file: &File,
+    path: &Path,
+    run: Surroundings<'_>,
+) -> Result<RestoreReport> {
+    let mut plan = Qcow2Plan::new(image.bytes);
+    let mut nodes = NodeReader::new(repository, index)?;
+    visit_leaves(&mut nodes, image, &mut |leaf, runs| {
+        run.check()?;
+        let mut page = leaf * LEAF_PAGES;
+        for piece in runs {
+            if piece.at.is_some() {
+                plan.need(page * PAGE_BYTES as u64, u64::from(piece.count) * PAGE_BYTES as u64);
+            }
+            page += u64::from(piece.count);
+        }
+        Ok(())
+    })?;
+    let trouble = |source| Error::Io { action: "write", path: path.to_owned(), source };
+    let target = plan.write_tables(file).map_err(trouble)?;
+    restore_into(repository, index, image, &target, path, run)
+}
+
+fn restore_into(
+    repository: &Repository,
+    index: &Index,
+    image: &StoredImage,
+    sink: &dyn Sink,
+    path: &Path,
+    run: Surroundings<'_>,
+) -> Result<RestoreReport> {
+    let restore = Restore { repository, index, sink, path, image_bytes: image.bytes, run, written: AtomicU64::new(0) };
     let mut frames = 0;
     let mut window: HashMap<FrameName, Vec<Part>> = HashMap::new();
     let mut parts = 0;
@@ -246,7 +171,7 @@ pub fn restore_raw(
 struct Restore<'a> {
     repository: &'a Repository,
     index: &'a Index,
-    file: &'a File,
+    sink: &'a dyn Sink,
     path: &'a Path,
     image_bytes: u64,
     run: Surroundings<'a>,
@@ -297,7 +222,7 @@ impl Restore<'_> {
         let len = (part.count as usize * PAGE_BYTES).min(inside);
         let bytes = raw.get(start..start + len).ok_or(Error::Pipeline)?;
         let trouble = |source| Error::Io { action: "write", path: self.path.to_owned(), source };
-        self.file.write_all_at(bytes, at).map_err(trouble)?;
+        self.sink.write(at, bytes).map_err(trouble)?;
         let done = self.written.fetch_add(len as u64, Ordering::Relaxed);
         self.run.progress.bytes(done, self.image_bytes);
         Ok(())

@@ -1,5 +1,7 @@
 //! Mending: objects by their parity, the index from the packs.
 
+use std::collections::HashSet;
+
 use keyframe_store::Put;
 use serde::Serialize;
 
@@ -7,7 +9,7 @@ use crate::check::Problem;
 use crate::crypto::Rights;
 use crate::error::{Error, Result};
 use crate::ids::{ObjectId, ObjectKind};
-use crate::index::{Hooks, Index, IndexWriter, PackRecord};
+use crate::index::{IndexWriter, PackRecord};
 use crate::object::{HEADER_BYTES, Header, OBJECT_MOST, Object, PUBLIC_KEY};
 use crate::pack::{read_directory, read_tail};
 use crate::parity;
@@ -112,6 +114,8 @@ fn mend_object(repository: &Repository, kind: ObjectKind, id: ObjectId, len: u64
         Ok(object) if object.header.parity.recovery == 0 || parity_is_whole(&bytes) => Ok(false),
         found => {
             let Some(mended) = mend(&bytes, kind, id, auth) else { return found.map(|_| false) };
+            // What was removed since it was read stays removed.
+            repository.store().stat(&name)?;
             repository.store().put(&name, &mended, Put::Replace)?;
             Ok(true)
         }
@@ -119,13 +123,48 @@ fn mend_object(repository: &Repository, kind: ObjectKind, id: ObjectId, len: u64
 }
 
 /// Writes an index of the packs that are in no readable index; then removes the unreadable ones.
+///
+/// A prune that runs meanwhile may take a pack away that is in the new index. Backups would then refer to what is not there, so the
+/// new index is looked at again once it can be seen, as a point is.
 fn reindex(repository: &Repository, lost: &[ObjectId], run: Run<'_>) -> Result<u64> {
-    let mut index = Index::default();
-    for (id, entry) in repository.list(ObjectKind::Index)? {
-        if !lost.contains(&id) {
-            index.add(repository.read_object(ObjectKind::Index, id, entry.len)?, repository.keys(), Hooks::Skip)?;
+    const ATTEMPTS: u32 = 3;
+    for _ in 0..ATTEMPTS {
+        let found = unindexed(repository, lost, run)?;
+        let packs: Vec<ObjectId> = found.records().iter().map(|record| record.id).collect();
+        if packs.is_empty() {
+            remove_lost(repository, lost)?;
+            return Ok(0);
+        }
+        let id = ObjectId::random()?;
+        let name = ObjectKind::Index.name(id)?;
+        let bytes = found.finish(id, repository.keys(), repository.parity_percent())?;
+        repository.store().put(&name, &bytes, Put::Create)?;
+        let condemned = crate::prune::condemned_packs(repository)?;
+        let there: HashSet<ObjectId> = repository.list(ObjectKind::Pack)?.into_iter().map(|(id, _)| id).collect();
+        if packs.iter().all(|pack| there.contains(pack) && !condemned.contains(pack)) {
+            remove_lost(repository, lost)?;
+            return Ok(packs.len() as u64);
+        }
+        repository.store().delete(&name)?;
+    }
+    Err(Error::Fenced)
+}
+
+/// Removes index objects that nothing can be read from, if that is still so.
+fn remove_lost(repository: &Repository, lost: &[ObjectId]) -> Result<()> {
+    for id in lost {
+        match repository.read_object(ObjectKind::Index, *id, OBJECT_MOST) {
+            Err(Error::Damaged { .. }) => repository.store().delete(&ObjectKind::Index.name(*id)?)?,
+            Err(Error::Store(error)) if error.is_not_found() => {}
+            read => drop(read?),
         }
     }
+    Ok(())
+}
+
+/// The packs that are in no readable index and not condemned.
+fn unindexed(repository: &Repository, lost: &[ObjectId], run: Run<'_>) -> Result<IndexWriter> {
+    let index = repository.index_without(lost)?;
     let condemned = crate::prune::condemned_packs(repository)?;
     let mut writer = IndexWriter::default();
     for (id, entry) in repository.list(ObjectKind::Pack)? {
@@ -138,19 +177,12 @@ fn reindex(repository: &Repository, lost: &[ObjectId], run: Run<'_>) -> Result<u
             Ok((record, directory)) => writer.add_directory(record, &directory),
             // It was told as a problem already.
             Err(Error::Damaged { .. } | Error::Version { .. }) => {}
+            // Removed since it was listed.
+            Err(Error::Store(error)) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }
     }
-    let count = writer.records().len() as u64;
-    if count > 0 {
-        let id = ObjectId::random()?;
-        let bytes = writer.finish(id, repository.keys(), repository.parity_percent())?;
-        repository.store().put(&ObjectKind::Index.name(id)?, &bytes, Put::Create)?;
-    }
-    for id in lost {
-        repository.store().delete(&ObjectKind::Index.name(*id)?)?;
-    }
-    Ok(count)
+    Ok(writer)
 }
 
 fn record_of(repository: &Repository, id: ObjectId, pack: &Object) -> Result<(PackRecord, crate::pack::Directory)> {

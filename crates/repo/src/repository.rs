@@ -63,11 +63,22 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Makes a repository in an empty store.
+    /// Makes a repository in an empty store. Of several at once one succeeds.
     ///
     /// # Errors
-    /// [`Error::RepositoryExists`], [`Error::Usage`], [`Error::Store`].
+    /// [`Error::RepositoryExists`], [`Error::NotExclusive`], [`Error::Usage`], [`Error::Store`].
     pub fn init(store: Arc<dyn Store>, unlock: &Unlock, parameters: Parameters) -> Result<Self> {
+        if !store.creates_exclusively()? {
+            return Err(Error::NotExclusive { place: store.describe(), what: "making a repository" });
+        }
+        Self::init_alone(store, unlock, parameters)
+    }
+
+    /// The same where nobody else makes one in this store, says the caller: the store may be one that does not create exclusively.
+    ///
+    /// # Errors
+    /// As [`Repository::init`].
+    pub fn init_alone(store: Arc<dyn Store>, unlock: &Unlock, parameters: Parameters) -> Result<Self> {
         if parameters.parity_percent > PARITY_MOST || !(1..=19).contains(&parameters.level) {
             return Err(Error::Usage { what: "parity is at most 50 percent, the level 1 to 19".to_owned() });
         }
@@ -85,13 +96,22 @@ impl Repository {
         };
         let repository = Self { store, config, keys, pack_keys: Mutex::default() };
         // The key first: a configuration without a key would be a repository that nobody can open.
-        repository.add_key(unlock, Rights::Full, "first")?;
+        let slot = repository.add_key(unlock, Rights::Full, "first")?;
         let bytes = small_object(ObjectKind::Config, config_id(), repository.keys.repository(), &repository.config)?;
         let name = ObjectKind::Config.name(config_id())?;
         match repository.store.put(&name, &bytes, Put::Create) {
-            Err(keyframe_store::Error::Exists { .. }) => Err(Error::RepositoryExists { place }),
-            done => Ok(done.map(|()| repository)?),
+            Err(keyframe_store::Error::Exists { .. }) => {}
+            done => {
+                done?;
+                // Another one's may have taken its place, where creating is not exclusive after all.
+                if read_config(&*repository.store)?.repository == repository.config.repository {
+                    return Ok(repository);
+                }
+            }
         }
+        // Somebody else was faster; our slot opens nothing of theirs.
+        repository.store.delete(&ObjectKind::Key.name(slot.id)?)?;
+        Err(Error::RepositoryExists { place })
     }
 
     /// Opens a repository with what somebody has.
@@ -144,6 +164,10 @@ impl Repository {
     pub fn add_key(&self, unlock: &Unlock, rights: Rights, label: &str) -> Result<SlotInfo> {
         if self.config.encrypted && matches!(unlock, Unlock::Nothing) {
             return Err(Error::Usage { what: "an encrypted repository has no slots without a key".to_owned() });
+        }
+        // Who may add objects could replace others, and with them what others stored, where the store cannot tell the two apart.
+        if rights == Rights::Write && !self.store.creates_exclusively()? {
+            return Err(Error::NotExclusive { place: self.store.describe(), what: "a key that may only write" });
         }
         let id = ObjectId::random()?;
         let slot = KeySlot::new(id, &self.keys.reduced(rights)?, unlock, label)?;
@@ -203,9 +227,21 @@ impl Repository {
     /// # Errors
     /// [`Error::Store`], [`Error::Damaged`].
     pub fn index(&self, hooks: Hooks) -> Result<Index> {
+        self.index_of(hooks, &[])
+    }
+
+    /// The index without these objects, and without hooks.
+    ///
+    /// # Errors
+    /// As [`Repository::index`].
+    pub(crate) fn index_without(&self, lost: &[ObjectId]) -> Result<Index> {
+        self.index_of(Hooks::Skip, lost)
+    }
+
+    fn index_of(&self, hooks: Hooks, lost: &[ObjectId]) -> Result<Index> {
         const ATTEMPTS: u32 = 5;
         for attempt in 1.. {
-            match self.index_once(hooks) {
+            match self.index_once(hooks, lost) {
                 Err(Error::Store(error)) if error.is_not_found() && attempt < ATTEMPTS => {}
                 done => return done,
             }
@@ -213,9 +249,12 @@ impl Repository {
         Err(Error::Pipeline)
     }
 
-    fn index_once(&self, hooks: Hooks) -> Result<Index> {
+    fn index_once(&self, hooks: Hooks, lost: &[ObjectId]) -> Result<Index> {
         let mut index = Index::default();
         for (id, entry) in self.list(ObjectKind::Index)? {
+            if lost.contains(&id) {
+                continue;
+            }
             index.add(self.read_object(ObjectKind::Index, id, entry.len)?, &self.keys, hooks)?;
         }
         index.sort();
@@ -231,6 +270,14 @@ impl Repository {
             Err(Error::Store(error)) if error.is_not_found() => Err(Error::NoPoint { name: id.to_string() }),
             object => Point::decode(object?, &self.keys),
         }
+    }
+
+    /// A pending point by its id.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Store`].
+    pub(crate) fn pending_point(&self, id: ObjectId) -> Result<Point> {
+        Point::decode(self.read_object(ObjectKind::Pending, id, POINT_MOST)?, &self.keys)
     }
 
     /// All points, oldest first, and the ids of those that cannot be read with the reason.
@@ -284,7 +331,7 @@ impl Repository {
     pub fn directory(&self, index: &Index, pack: u32) -> Result<Directory> {
         let record = index.pack(pack).ok_or(Error::Pipeline)?;
         let (offset, len) = record.layout.directory()?;
-        let bytes = self.store.get_range(&ObjectKind::Pack.name(record.id)?, offset, len)?;
+        let bytes = self.store.get_range_often(&ObjectKind::Pack.name(record.id)?, offset, len)?;
         read_directory(&self.keys, record.id, record.content, record.layout.table_len, bytes)
     }
 
@@ -302,7 +349,7 @@ impl Repository {
             Content::Pages => {
                 self.keys.require(Rights::Full, "read data")?;
                 let at = u64::from(FIRST_FRAME_AT) - SEALED_KEY_BYTES as u64;
-                let sealed = self.store.get_range(&ObjectKind::Pack.name(id)?, at, SEALED_KEY_BYTES)?;
+                let sealed = self.store.get_range_often(&ObjectKind::Pack.name(id)?, at, SEALED_KEY_BYTES)?;
                 let sealed = <[u8; SEALED_KEY_BYTES]>::try_from(sealed).map_err(|_| Error::Pipeline)?;
                 self.keys.open_data_key(id, &sealed)?
             }
@@ -330,7 +377,10 @@ impl Repository {
         let record = index.pack(at.pack).ok_or(Error::Pipeline)?;
         let key = self.pack_key(record.id, record.content)?;
         let name = ObjectKind::Pack.name(record.id)?;
-        let mut sealed = self.store.get_range(&name, at.offset.into(), at.len as usize)?;
+        let mut sealed = match record.content {
+            Content::Nodes => self.store.get_range_often(&name, at.offset.into(), at.len as usize)?,
+            Content::Pages => self.store.get_range(&name, at.offset.into(), at.len as usize)?,
+        };
         decompressor.open(&mut sealed, &key, record.content.nonce(at.position), raw).map_err(|error| match error {
             Error::Damaged { why, .. } => {
                 Error::damaged(format_args!("frame {} of pack {}", at.position, record.id), why)
@@ -371,8 +421,18 @@ impl Repository {
     /// # Errors
     /// [`Error::Store`], [`Error::NotAllowed`].
     pub(crate) fn write_point(&self, point: &Point) -> Result<u64> {
-        let bytes = point.encode(&self.keys, self.parity_percent())?;
+        let bytes = point.encode(ObjectKind::Point, &self.keys, self.parity_percent())?;
         self.store.put(&ObjectKind::Point.name(point.id)?, &bytes, Put::Create)?;
+        Ok(bytes.len() as u64)
+    }
+
+    /// Says to prunes, and to nobody else, that there may be this point soon.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::NotAllowed`].
+    pub(crate) fn announce_point(&self, point: &Point) -> Result<u64> {
+        let bytes = point.encode(ObjectKind::Pending, &self.keys, self.parity_percent())?;
+        self.store.put(&ObjectKind::Pending.name(point.id)?, &bytes, Put::Create)?;
         Ok(bytes.len() as u64)
     }
 }
@@ -414,9 +474,7 @@ impl<'a> NodeReader<'a> {
             self.frames.push((name, raw));
         }
         let raw = self.frames.last().map(|(_, raw)| raw.as_slice()).unwrap_or_default();
-        let start = node.offset as usize;
-        let bytes = start.checked_add(node.len as usize).and_then(|end| raw.get(start..end));
-        bytes.ok_or_else(|| Error::damaged("a tree node", "it lies behind the end of its frame"))
+        node.within(raw)
     }
 }
 

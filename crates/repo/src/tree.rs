@@ -62,6 +62,16 @@ impl NodeRef {
     pub fn frame(&self) -> FrameName {
         FrameName { pack: self.pack, number: self.number }
     }
+
+    /// Its bytes in that frame.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when the frame is shorter.
+    pub fn within(self, frame: &[u8]) -> Result<&[u8]> {
+        let start = self.offset as usize;
+        let bytes = start.checked_add(self.len as usize).and_then(|end| frame.get(start..end));
+        bytes.ok_or_else(|| Error::damaged("a tree node", "it lies behind the end of its frame"))
+    }
 }
 
 /// A subtree; nothing for zeros.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use common::{Noise, Places, image, passphrase, put, restore};
 use keyframe_repo::index::Hooks;
 use keyframe_repo::{ImageReader, Parameters, Repository, Run, Session, WriteOptions};
-use keyframe_store::MemoryStore;
+use keyframe_store::{MemoryStore, Store as _};
 
 #[test]
 fn images_of_every_shape_come_back() {
@@ -86,7 +86,8 @@ fn any_range_is_read() {
     let bytes = image(7, (20 << 20) + 777);
     let point = put(&repository, "disk", &bytes, None);
     let index = repository.index(Hooks::Skip).unwrap();
-    let mut reader = ImageReader::new(&repository, &index, point.images[0].clone()).unwrap();
+    let (repository, index) = (Arc::new(repository), Arc::new(index));
+    let reader = ImageReader::new(repository, index, point.images[0].clone(), 4 << 20).unwrap();
     let mut noise = Noise(5);
     for _ in 0..500 {
         let start = noise.below(bytes.len());
@@ -155,4 +156,56 @@ fn a_second_repository_is_not_made_over_the_first() {
     assert!(matches!(error, keyframe_repo::Error::RepositoryExists { .. }), "{error}");
     let fresh = Arc::new(MemoryStore::new());
     assert_eq!(Repository::open(fresh, &passphrase("x")).unwrap_err().kind(), keyframe_repo::Kind::NotFound);
+}
+
+#[test]
+fn threads_read_at_random_and_damage_is_named() {
+    let (store, repository) = common::repository();
+    let bytes = image(11, 40 << 20);
+    let point = put(&repository, "disk", &bytes, None);
+    let index = Arc::new(repository.index(Hooks::Skip).unwrap());
+    let repository = Arc::new(repository);
+    let reader = |cache| {
+        let (repository, index) = (Arc::clone(&repository), Arc::clone(&index));
+        ImageReader::new(repository, index, point.images[0].clone(), cache).unwrap()
+    };
+    // A cache that holds almost nothing, and one that holds everything.
+    for reader in [reader(0), reader(64 << 20)] {
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (reader, bytes) = (&reader, &bytes);
+                scope.spawn(move || {
+                    let mut noise = Noise(thread);
+                    for _ in 0..100 {
+                        let start = noise.below(bytes.len());
+                        let len = noise.below(20_000).min(bytes.len() - start);
+                        let mut got = vec![1; len];
+                        reader.read_at(start as u64, &mut got).unwrap();
+                        assert!(got == bytes[start..start + len], "{len} at {start}");
+                    }
+                });
+            }
+        });
+    }
+    // One pack of pages goes. What was in it cannot be read, and everything else can.
+    let packs = store.list("packs").unwrap();
+    let largest = packs.iter().max_by_key(|entry| entry.len).unwrap();
+    store.spoil(&largest.name, |bytes| bytes[5000..].fill(0));
+    let reader = reader(1 << 20);
+    let mut lost = 0;
+    for page in 0..bytes.len() / 4096 {
+        let mut got = [1; 4096];
+        match reader.read_at(page as u64 * 4096, &mut got) {
+            Ok(()) => assert!(got == bytes[page * 4096..][..4096], "page {page}"),
+            Err(error) => {
+                lost += 1;
+                let text = error.to_string();
+                let named = format!("bytes {} to {} of the image image cannot be read", page * 4096, (page + 1) * 4096);
+                assert_eq!(text, named);
+                let source = std::error::Error::source(&error).unwrap().to_string();
+                assert!(source.contains(largest.name.leaf()), "{source}");
+            }
+        }
+    }
+    assert!(lost > 100, "{lost}");
 }

@@ -34,7 +34,7 @@ pub fn run(store: &dyn Store) -> Outcome {
     objects_are_replaced_whole(store)?;
     listings_are_complete_and_in_order(store)?;
     deleting_can_be_repeated(store)?;
-    if store.creates_exclusively() {
+    if done("creates_exclusively", store.creates_exclusively())? {
         one_of_many_creates(store)?;
     }
     for area in ["conf", "conf2"] {

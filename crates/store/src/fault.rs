@@ -113,7 +113,7 @@ impl<S: Store> Store for FaultyStore<S> {
         self.write(|| self.inner.delete(name), || ())
     }
 
-    fn creates_exclusively(&self) -> bool {
+    fn creates_exclusively(&self) -> Result<bool> {
         self.inner.creates_exclusively()
     }
 

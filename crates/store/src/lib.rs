@@ -6,11 +6,14 @@
 //! | [`local`] | a directory |
 //! | [`memory`] | memory, for tests and simulations |
 //! | [`sftp`] | a directory on another machine, over the system's ssh |
+//! | [`s3`] | a bucket of an S3-compatible service |
 //! | [`retry`] | wrappers that try again, and that keep to a bandwidth |
+//! | [`cache`] | a wrapper that keeps what is read often in a local directory |
 //! | [`fault`] | a wrapper that fails, loses and spoils on purpose |
 //!
 //! A store knows nothing of what an object holds. Objects are written once and whole; nothing is ever changed in place.
 
+pub mod cache;
 pub mod conformance;
 mod error;
 pub mod fault;
@@ -18,15 +21,20 @@ pub mod local;
 pub mod memory;
 pub mod name;
 pub mod retry;
+pub mod s3;
 pub mod sftp;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 use std::time::SystemTime;
 
+pub use cache::CacheStore;
 pub use error::{Error, Result};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use name::ObjectName;
 pub use retry::{LimitStore, RetryStore};
+pub use s3::S3Store;
 pub use sftp::SftpStore;
 
 /// Whether an object may be there already.
@@ -73,6 +81,14 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// [`Error::NotFound`]; [`Error::Short`] where the object ends before; what the store says.
     fn get_range(&self, name: &ObjectName, offset: u64, len: usize) -> Result<Vec<u8>>;
 
+    /// The same of what is read again and again: a cache keeps it.
+    ///
+    /// # Errors
+    /// As [`Store::get_range`].
+    fn get_range_often(&self, name: &ObjectName, offset: u64, len: usize) -> Result<Vec<u8>> {
+        self.get_range(name, offset, len)
+    }
+
     /// Length and time of one object.
     ///
     /// # Errors
@@ -92,8 +108,11 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// What the store says.
     fn delete(&self, name: &ObjectName) -> Result<()>;
 
-    /// Whether [`Put::Create`] is exclusive here.
-    fn creates_exclusively(&self) -> bool;
+    /// Whether [`Put::Create`] is exclusive here. Where that depends on a server it is tried, once.
+    ///
+    /// # Errors
+    /// What the store says when it is tried.
+    fn creates_exclusively(&self) -> Result<bool>;
 
     /// What it is, for people: never with secrets.
     fn describe(&self) -> String;
@@ -109,6 +128,9 @@ impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
     fn get_range(&self, name: &ObjectName, offset: u64, len: usize) -> Result<Vec<u8>> {
         (**self).get_range(name, offset, len)
     }
+    fn get_range_often(&self, name: &ObjectName, offset: u64, len: usize) -> Result<Vec<u8>> {
+        (**self).get_range_often(name, offset, len)
+    }
     fn stat(&self, name: &ObjectName) -> Result<Entry> {
         (**self).stat(name)
     }
@@ -118,7 +140,7 @@ impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
     fn delete(&self, name: &ObjectName) -> Result<()> {
         (**self).delete(name)
     }
-    fn creates_exclusively(&self) -> bool {
+    fn creates_exclusively(&self) -> Result<bool> {
         (**self).creates_exclusively()
     }
     fn describe(&self) -> String {

@@ -185,8 +185,8 @@ impl Store for LocalStore {
         }
     }
 
-    fn creates_exclusively(&self) -> bool {
-        true
+    fn creates_exclusively(&self) -> Result<bool> {
+        Ok(true)
     }
 
     fn describe(&self) -> String {

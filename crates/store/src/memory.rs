@@ -113,8 +113,8 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn creates_exclusively(&self) -> bool {
-        true
+    fn creates_exclusively(&self) -> Result<bool> {
+        Ok(true)
     }
 
     fn describe(&self) -> String {

@@ -59,7 +59,7 @@ impl<S: Store> Store for RetryStore<S> {
     fn delete(&self, name: &ObjectName) -> Result<()> {
         self.again(|_| self.inner.delete(name))
     }
-    fn creates_exclusively(&self) -> bool {
+    fn creates_exclusively(&self) -> Result<bool> {
         self.inner.creates_exclusively()
     }
     fn describe(&self) -> String {
@@ -116,7 +116,7 @@ impl<S: Store> Store for LimitStore<S> {
     fn delete(&self, name: &ObjectName) -> Result<()> {
         self.inner.delete(name)
     }
-    fn creates_exclusively(&self) -> bool {
+    fn creates_exclusively(&self) -> Result<bool> {
         self.inner.creates_exclusively()
     }
     fn describe(&self) -> String {

@@ -1,17 +1,19 @@
 //! `keyframe image`
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use keyframe_qcow2::Format;
 use keyframe_repo::index::Hooks;
-use keyframe_repo::{Error, Point, Session, WriteOptions, restore_raw, source};
+use keyframe_repo::{Error, Point, Session, WriteOptions, restore_qcow2, restore_raw, source};
 use keyframe_types::ByteLen;
 use serde_json::json;
 
 use super::repository::{self, Ctx, carry_out, usage};
+use super::target::Target;
 use crate::output::{Output, table};
 use crate::progress::Terminal;
 use crate::repo_args::{ImageCommand, Where};
@@ -26,7 +28,9 @@ pub fn run(command: ImageCommand, progress: &Terminal, cancel: &AtomicBool, outp
             let source = source::open(&file, format.map(Into::into))?;
             put(ctx, &place, &name, &*source, tags, changes.as_deref())
         }
-        ImageCommand::Get { place, point, file } => get(ctx, &place, &point, &file),
+        ImageCommand::Get { place, point, file, format, force } => {
+            get(ctx, &place, &point, &file, format.map(Into::into), force)
+        }
         ImageCommand::List { place, name } => list(ctx, &place, name.as_deref()),
     })
 }
@@ -88,19 +92,31 @@ fn stored(point: &Point) -> String {
     #[allow(clippy::cast_precision_loss)] // shown with three digits
     let (scanned, new, stored) = (totals.scanned_bytes as f64, totals.new_bytes as f64, totals.stored_bytes as f64);
     let speed = scanned / 1e6 / totals.seconds.max(1e-3);
+    // A point's own record is small, and says nothing beside little that is new.
+    let part = if stored <= new { format!(", {:.0} % of what was new", 100.0 * stored / new) } else { String::new() };
     let rows = [
         ("  image", size(totals.logical_bytes)),
         ("  read and not zero", format!("{}, {speed:.0} MB/s", size(totals.scanned_bytes))),
         ("  new", size(totals.new_bytes)),
-        ("  stored", format!("{}, {:.0} % of what was new", size(totals.stored_bytes), 100.0 * stored / new.max(1.0))),
+        ("  stored", format!("{}{part}", size(totals.stored_bytes))),
         ("  time", format!("{:.1} s", totals.seconds)),
     ];
     let rows: Vec<Vec<String>> = rows.map(|(name, value)| vec![name.to_owned(), value]).to_vec();
     format!("{}@{}\n{}", point.name, point.id.short(), table(&rows))
 }
 
-fn get(ctx: &Ctx<'_>, place: &Where, point: &str, file: &Path) -> Result<u8, Error> {
+fn get(
+    ctx: &Ctx<'_>,
+    place: &Where,
+    point: &str,
+    file: &Path,
+    format: Option<Format>,
+    force: bool,
+) -> Result<u8, Error> {
     let begun = Instant::now();
+    let named_qcow2 = file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("qcow2"));
+    let format = format.unwrap_or(if named_qcow2 { Format::Qcow2 } else { Format::Raw });
+    let target = Target::create(file, force)?;
     let repository = repository::open(place)?;
     let point = repository.find_point(point)?;
     let [image] = point.images.as_slice() else {
@@ -108,58 +124,24 @@ fn get(ctx: &Ctx<'_>, place: &Where, point: &str, file: &Path) -> Result<u8, Err
     };
     let index = repository.index(Hooks::Skip)?;
     ctx.run.progress.step("writing");
-    let target = Target::create(file)?;
-    let report = restore_raw(&repository, &index, image, &target.file, file, ctx.run)?;
+    let restore = match format {
+        Format::Raw => restore_raw,
+        Format::Qcow2 => restore_qcow2,
+    };
+    let report = restore(&repository, &index, image, target.file(), file, ctx.run)?;
     target.done()?;
     let seconds = begun.elapsed().as_secs_f64();
     let text = format!(
-        "{}@{} is in {}: {}, of which {} are not zero, in {seconds:.1} s\n",
+        "{}@{} is in {} ({format}): {}, of which {} are not zero, in {seconds:.1} s\n",
         point.name,
         point.id.short(),
         file.display(),
         size(report.logical_bytes),
         size(report.written_bytes)
     );
-    let document = json!({"id": point.id, "name": point.name, "file": file, "report": report, "seconds": seconds});
+    let document = json!({"id": point.id, "name": point.name, "file": file, "format": format.to_string(), "report": report, "seconds": seconds});
     ctx.output.result("image-restored", &document, text);
     Ok(0)
-}
-
-/// A file that has its name only once it is complete.
-struct Target {
-    file: fs::File,
-    partial: PathBuf,
-    path: PathBuf,
-}
-
-impl Target {
-    fn create(path: &Path) -> Result<Self, Error> {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        if path.exists() {
-            return Err(usage(&format!("{} is there already", path.display())));
-        }
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let file = OpenOptions::new().write(true).read(true).create(true).truncate(true).mode(0o600).open(&partial);
-        let file = file.map_err(|source| Error::Io { action: "create", path: partial.clone(), source })?;
-        Ok(Self { file, partial, path: path.to_owned() })
-    }
-
-    fn done(self) -> Result<(), Error> {
-        fs::rename(&self.partial, &self.path).map_err(|source| Error::Io {
-            action: "rename to",
-            path: self.path.clone(),
-            source,
-        })
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        // After `done` it is not there; before, nobody wants half an image.
-        let _ = fs::remove_file(&self.partial);
-    }
 }
 
 fn list(ctx: &Ctx<'_>, place: &Where, name: Option<&str>) -> Result<u8, Error> {

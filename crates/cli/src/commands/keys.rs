@@ -12,11 +12,12 @@ use crate::repo_args::KeyCommand;
 /// Carries a command out.
 pub fn run(ctx: &Ctx<'_>, command: KeyCommand) -> Result<u8, Error> {
     match command {
-        KeyCommand::Add { place, new_key_file, rights, label } => {
+        KeyCommand::Add { place, new_key_file, age_recipient, rights, label } => {
             let repository = repository::open(&place)?;
-            let (unlock, made) = match &new_key_file {
-                Some(path) => Unlock::from_file_or_new(path)?,
-                None => (Unlock::Passphrase(new_passphrase()?), false),
+            let (unlock, made) = match (&new_key_file, &age_recipient) {
+                (_, Some(recipient)) => (Unlock::AgeRecipient(recipient.parse()?), false),
+                (Some(path), None) => Unlock::from_file_or_new(path)?,
+                (None, None) => (Unlock::Passphrase(new_passphrase()?), false),
             };
             let slot = repository.add_key(&unlock, Rights::from(rights), &label)?;
             let made = if made { ", in a new file: keep a copy elsewhere" } else { "" };
@@ -25,7 +26,7 @@ pub fn run(ctx: &Ctx<'_>, command: KeyCommand) -> Result<u8, Error> {
         }
         KeyCommand::List { place } => {
             let slots = repository::open(&place)?.key_slots()?;
-            let mut rows = vec![["ID", "KIND", "RIGHTS", "CREATED", "LABEL"].map(str::to_owned).to_vec()];
+            let mut rows = vec![["ID", "KIND", "RIGHTS", "CREATED", "LABEL", "RECIPIENT"].map(str::to_owned).to_vec()];
             rows.extend(slots.iter().map(row));
             ctx.output.result("repo-keys", &json!({ "keys": slots }), table(&rows));
         }
@@ -43,7 +44,7 @@ pub fn run(ctx: &Ctx<'_>, command: KeyCommand) -> Result<u8, Error> {
 
 fn row(slot: &SlotInfo) -> Vec<String> {
     let words = [slot.id.short(), slot.kind.to_owned(), slot.rights.as_str().to_owned(), slot.created.to_string()];
-    words.into_iter().chain([slot.label.clone()]).collect()
+    words.into_iter().chain([slot.label.clone(), slot.recipient.clone().unwrap_or_default()]).collect()
 }
 
 fn new_passphrase() -> Result<zeroize::Zeroizing<String>, Error> {

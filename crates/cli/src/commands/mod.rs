@@ -14,40 +14,39 @@ mod machines;
 pub mod repo;
 mod repository;
 mod snapshots;
+mod target;
 mod test;
 mod tidying;
 mod upkeep;
 
 use keyframe_engine::{Context, Error};
 
-use crate::args::{Command, MemoryCommand};
+use crate::args::{MachineCommand, MemoryCommand};
 use crate::output::Output;
 
-/// Runs a command; returns its exit status.
-pub fn run(ctx: &Context<'_>, command: Command, output: &Output) -> Result<u8, Error> {
+/// Runs a command on machines; returns its exit status.
+pub fn run(ctx: &Context<'_>, command: MachineCommand, output: &Output) -> Result<u8, Error> {
     match command {
-        Command::Doctor { vm } => doctor::run(ctx, vm.as_ref(), output),
-        Command::Vm(command) => machines::run(ctx, command, output),
-        Command::Snapshot(args) => snapshots::take(ctx, args, output),
-        Command::Snapshots { vm } => listing::run(ctx, &vm, output),
-        Command::Show { snapshot } => snapshots::show(ctx, &snapshot, output),
-        Command::Revert(args) => snapshots::revert(ctx, args, output),
-        Command::Fork(args) => snapshots::fork(ctx, args, output),
-        Command::Delete(args) => tidying::delete(ctx, &args, output),
-        Command::Consolidate(args) => tidying::consolidate(ctx, args, output),
-        Command::Expire(args) => tidying::expire(ctx, args, output),
-        Command::SnapshotSet(args) => snapshots::set(ctx, args, output),
-        Command::Test(args) => test::run(ctx, args, output),
-        Command::Cost { vm, check } => cost::run(ctx, vm, check, output),
-        Command::Memory(MemoryCommand::Export { snapshot, file }) => {
+        MachineCommand::Doctor { vm } => doctor::run(ctx, vm.as_ref(), output),
+        MachineCommand::Vm(command) => machines::run(ctx, command, output),
+        MachineCommand::Snapshot(args) => snapshots::take(ctx, args, output),
+        MachineCommand::Snapshots { vm } => listing::run(ctx, &vm, output),
+        MachineCommand::Show { snapshot } => snapshots::show(ctx, &snapshot, output),
+        MachineCommand::Revert(args) => snapshots::revert(ctx, args, output),
+        MachineCommand::Fork(args) => snapshots::fork(ctx, args, output),
+        MachineCommand::Delete(args) => tidying::delete(ctx, &args, output),
+        MachineCommand::Consolidate(args) => tidying::consolidate(ctx, args, output),
+        MachineCommand::Expire(args) => tidying::expire(ctx, args, output),
+        MachineCommand::SnapshotSet(args) => snapshots::set(ctx, args, output),
+        MachineCommand::Test(args) => test::run(ctx, args, output),
+        MachineCommand::Cost { vm, check } => cost::run(ctx, vm, check, output),
+        MachineCommand::Memory(MemoryCommand::Export { snapshot, file }) => {
             snapshots::export_memory(ctx, &snapshot, &file, output)
         }
-        Command::Check { vm, data } => check::run(ctx, &vm, data, output),
-        Command::Fsck(args) => fsck::run(ctx, &args, output),
-        Command::Backup(args) => backup::backup(ctx, args, output),
-        Command::Points(args) => backup::points(&args, output),
-        Command::Restore(args) => backup::restore(ctx, &args, output),
-        Command::Repo(_) | Command::Image(_) => unreachable!("commands on repositories were carried out before"),
-        Command::Internal(internal) => internal::run(internal),
+        MachineCommand::Check { vm, data } => check::run(ctx, &vm, data, output),
+        MachineCommand::Fsck(args) => fsck::run(ctx, &args, output),
+        MachineCommand::Backup(args) => backup::backup(ctx, args, output),
+        MachineCommand::Points(args) => backup::points(&args, output),
+        MachineCommand::Restore(args) => backup::restore(ctx, &args, output),
     }
 }

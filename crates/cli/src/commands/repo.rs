@@ -8,7 +8,7 @@ use keyframe_repo::{Error, Parameters, PruneOptions, Repository, Unlock};
 use keyframe_types::ByteLen;
 use serde_json::json;
 
-use super::repository::{self, Ctx, carry_out};
+use super::repository::{self, Ctx, Reading, carry_out};
 use super::{keys, upkeep};
 use crate::output::{Output, table};
 use crate::progress::Terminal;
@@ -17,8 +17,8 @@ use crate::repo_args::{RepoCommand, Where};
 /// Carries a command out.
 pub fn run(command: RepoCommand, progress: &Terminal, cancel: &AtomicBool, output: &Output) -> u8 {
     carry_out(progress, cancel, output, |ctx| match command {
-        RepoCommand::Init { place, no_encryption, parity, level } => {
-            init(ctx, &place, no_encryption, Parameters { parity_percent: parity, level })
+        RepoCommand::Init { place, no_encryption, parity, level, alone } => {
+            init(ctx, &place, no_encryption, Parameters { parity_percent: parity, level }, alone)
         }
         RepoCommand::Info { place } => info(ctx, &place),
         RepoCommand::Forget { place, keep, name, dry_run } => {
@@ -28,22 +28,21 @@ pub fn run(command: RepoCommand, progress: &Terminal, cancel: &AtomicBool, outpu
             upkeep::prune(ctx, &place, PruneOptions { waste_percent: waste, grace, dry_run })
         }
         RepoCommand::Check { place } => upkeep::check(ctx, &place),
-        RepoCommand::Verify { place, no_data, percent, after } => {
-            upkeep::verify(ctx, &place, !no_data, percent, after.as_deref())
-        }
+        RepoCommand::Verify { place, scope } => upkeep::verify(ctx, &place, &scope),
         RepoCommand::Repair { place } => upkeep::repair(ctx, &place),
         RepoCommand::Key(command) => keys::run(ctx, command),
     })
 }
 
-fn init(ctx: &Ctx<'_>, place: &Where, no_encryption: bool, parameters: Parameters) -> Result<u8, Error> {
-    let store = repository::store(&place.repo, true)?;
+fn init(ctx: &Ctx<'_>, place: &Where, no_encryption: bool, parameters: Parameters, alone: bool) -> Result<u8, Error> {
+    let store = repository::store(place, true, Reading::Store)?;
     let (unlock, new_key_file) = match &place.key_file {
         _ if no_encryption => (Unlock::Nothing, false),
         Some(path) => Unlock::from_file_or_new(path)?,
         None => (Unlock::Passphrase(repository::passphrase("New passphrase: ")?), false),
     };
-    let repository = Repository::init(store, &unlock, parameters)?;
+    let make = if alone { Repository::init_alone } else { Repository::init };
+    let repository = make(store, &unlock, parameters)?;
     let mut text = format!("made repository {} in {}\n", repository.config().repository.short(), place.repo);
     if new_key_file {
         let path = place.key_file.as_ref().map(|path| path.display().to_string()).unwrap_or_default();

@@ -2,13 +2,13 @@
 
 use std::env;
 use std::io::IsTerminal as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use keyframe_repo::{Error, Kind, Repository, Run, Unlock};
-use keyframe_store::{LocalStore, RetryStore, SftpStore, Store};
+use keyframe_store::{CacheStore, LocalStore, RetryStore, S3Store, SftpStore, Store};
 use zeroize::Zeroizing;
 
 use crate::output::Output;
@@ -58,8 +58,39 @@ pub fn keep_memory() {
     }
 }
 
+/// Bytes of a distant repository that are kept here.
+const CACHE_BYTES: u64 = 1 << 30;
+
+/// Whether objects may come out of the local cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// What the store itself has: to say whether it is whole.
+    Store,
+    /// What is known of a distant store.
+    Cache,
+}
+
 /// The store that is named.
-pub fn store(text: &str, create: bool) -> Result<Arc<dyn Store>, Error> {
+pub fn store(place: &Where, create: bool, reading: Reading) -> Result<Arc<dyn Store>, Error> {
+    let store = plain_store(&place.repo, create)?;
+    let distant = place.repo.contains("://");
+    match cache_dir().filter(|_| distant && reading == Reading::Cache && !place.no_cache) {
+        Some(dir) => Ok(Arc::new(CacheStore::new(store, &CacheStore::<()>::dir(&dir, &place.repo), CACHE_BYTES))),
+        None => Ok(store),
+    }
+}
+
+/// Where users' caches lie; none for somebody without a home.
+fn cache_dir() -> Option<PathBuf> {
+    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
+    base.map(|base| base.join("keyframe"))
+}
+
+fn plain_store(text: &str, create: bool) -> Result<Arc<dyn Store>, Error> {
+    if text.starts_with("s3://") {
+        return Ok(Arc::new(RetryStore::new(S3Store::new(text)?, ATTEMPTS, FIRST_PAUSE)));
+    }
     if text.starts_with("sftp://") {
         let store = SftpStore::new(text)?;
         if create {
@@ -70,7 +101,9 @@ pub fn store(text: &str, create: bool) -> Result<Arc<dyn Store>, Error> {
         return Ok(Arc::new(RetryStore::new(store, ATTEMPTS, FIRST_PAUSE)));
     }
     if let Some((scheme, _)) = text.split_once("://") {
-        return Err(usage(&format!("repositories lie in directories and behind sftp://; {scheme}:// is not known")));
+        return Err(usage(&format!(
+            "repositories lie in directories, behind sftp:// and behind s3://; {scheme}:// is not known"
+        )));
     }
     let path = Path::new(text);
     if create {
@@ -84,7 +117,12 @@ pub fn store(text: &str, create: bool) -> Result<Arc<dyn Store>, Error> {
 
 /// Opens the repository that is named with the key that is given.
 pub fn open(place: &Where) -> Result<Repository, Error> {
-    let store = store(&place.repo, false)?;
+    open_reading(place, Reading::Cache)
+}
+
+/// The same, saying where objects come from.
+pub fn open_reading(place: &Where, reading: Reading) -> Result<Repository, Error> {
+    let store = store(place, false, reading)?;
     let config = Repository::config_of(&*store)?;
     let unlock = match &place.key_file {
         Some(path) => Unlock::from_file(path)?,

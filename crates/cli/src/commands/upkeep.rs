@@ -8,9 +8,9 @@ use keyframe_repo::{Error, Problem, PruneOptions, Retention, VerifyOptions};
 use keyframe_types::ByteLen;
 use serde_json::json;
 
-use super::repository::{self, Ctx, usage};
+use super::repository::{self, Ctx, Reading, usage};
 use crate::output::table;
-use crate::repo_args::Where;
+use crate::repo_args::{Scope, Where};
 
 /// Done, but something is wrong.
 const INCOMPLETE: u8 = 3;
@@ -62,6 +62,7 @@ pub fn prune(ctx: &Ctx<'_>, place: &Where, options: PruneOptions) -> Result<u8, 
         ("packs that nothing refers to", count(&plan.unused)),
         ("packs to be rewritten", count(&plan.rewrite)),
         ("packs of broken-off backups", count(&plan.stray)),
+        ("points that never came to be", count(&plan.abandoned)),
         ("condemned packs, removed", count(&plan.remove)),
         ("condemned packs, needed after all", count(&plan.spare)),
         ("kept as it is", size(plan.kept_bytes)),
@@ -81,7 +82,7 @@ pub fn prune(ctx: &Ctx<'_>, place: &Where, options: PruneOptions) -> Result<u8, 
 
 /// `keyframe repo check`
 pub fn check(ctx: &Ctx<'_>, place: &Where) -> Result<u8, Error> {
-    let repository = repository::open(place)?;
+    let repository = repository::open_reading(place, Reading::Store)?;
     let report = keyframe_repo::check(&repository, ctx.run)?;
     let mut text = problems(&report.problems);
     let _ = writeln!(
@@ -97,12 +98,15 @@ pub fn check(ctx: &Ctx<'_>, place: &Where) -> Result<u8, Error> {
 }
 
 /// `keyframe repo verify`
-pub fn verify(ctx: &Ctx<'_>, place: &Where, data: bool, percent: u8, after: Option<&str>) -> Result<u8, Error> {
+pub fn verify(ctx: &Ctx<'_>, place: &Where, scope: &Scope) -> Result<u8, Error> {
+    let Scope { no_data, percent, seed, after } = scope;
+    let (data, percent) = (!no_data, *percent);
     let begun = Instant::now();
     let bad = |text: &str| usage(&format!("{text:?} is not a pack's id of 32 hexadecimal digits"));
-    let after = after.map(|text| ObjectId::parse(text).ok_or_else(|| bad(text))).transpose()?;
-    let repository = repository::open(place)?;
-    let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let after = after.as_ref().map(|text| ObjectId::parse(text).ok_or_else(|| bad(text))).transpose()?;
+    let repository = repository::open_reading(place, Reading::Store)?;
+    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let seed = seed.unwrap_or_else(clock);
     let report = keyframe_repo::verify(&repository, VerifyOptions { data, percent, seed, after }, ctx.run)?;
     let seconds = begun.elapsed().as_secs_f64();
     let mut text = problems(&report.problems);
@@ -117,16 +121,21 @@ pub fn verify(ctx: &Ctx<'_>, place: &Where, data: bool, percent: u8, after: Opti
     if report.left_out > 0 {
         let _ = writeln!(text, "{} packs were left out, as only {percent} percent were asked for", report.left_out);
     }
-    if let Some(id) = report.up_to.filter(|_| report.interrupted) {
-        let _ = writeln!(text, "interrupted; go on with --after {id}");
+    if report.interrupted {
+        // The same seed draws the same sample.
+        let sample = if percent < 100 { format!(" --percent {percent} --seed {seed}") } else { String::new() };
+        let _ = match report.up_to {
+            Some(id) => writeln!(text, "interrupted; go on with --after {id}{sample}"),
+            None => writeln!(text, "interrupted before the first pack was done"),
+        };
     }
-    ctx.output.result("repo-verified", &json!({"report": report, "seconds": seconds}), text);
+    ctx.output.result("repo-verified", &json!({"report": report, "seed": seed, "seconds": seconds}), text);
     Ok(if report.interrupted { 130 } else { status(&report.problems) })
 }
 
 /// `keyframe repo repair`
 pub fn repair(ctx: &Ctx<'_>, place: &Where) -> Result<u8, Error> {
-    let repository = repository::open(place)?;
+    let repository = repository::open_reading(place, Reading::Store)?;
     let report = keyframe_repo::repair(&repository, ctx.run)?;
     let mut text = problems(&report.problems);
     report.mended.iter().for_each(|object| {

@@ -9,6 +9,7 @@ use keyframe_types::{SnapshotName, VmName};
 use crate::drill;
 use crate::error::Error;
 use crate::fsck::finding::{Finding, Repair, What};
+use crate::fsck::memory;
 use crate::fsck::survey::{Needed, Survey, Surveyed, entries, snapshot_ids};
 use crate::layers;
 use crate::space;
@@ -43,6 +44,7 @@ pub(super) fn look(home: &Home, survey: &Survey, needed: &Needed, machine: &Surv
         return Ok(found);
     }
     found.extend(uncommitted(machine)?);
+    found.extend(memory::look(&machine.dir));
     if survey.is_whole() && needed.dangling.is_empty() && needed.circles.is_empty() {
         found.extend(orphans(home, survey, needed, machine)?);
         found.extend(unneeded(home, needed, machine));
@@ -102,7 +104,7 @@ fn unknown_in(machine: &Surveyed, snapshot: &SnapshotDir) -> Result<Vec<Finding>
     Ok(files.map(|path| unknown(machine.dir.name(), &path)).collect())
 }
 
-fn unknown(vm: &VmName, path: &Path) -> Finding {
+pub(super) fn unknown(vm: &VmName, path: &Path) -> Finding {
     let text = format!("Keyframe did not make it and does not need it ({})", space::used(path));
     Finding::harmless(vm, What::OrphanFile, path, text, "remove it if you do not need it")
 }

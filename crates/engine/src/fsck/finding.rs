@@ -85,6 +85,8 @@ pub(crate) enum Repair {
     RemoveFile(PathBuf),
     /// Remove layers that nothing stands on, and what is noted of them.
     DropUnused,
+    /// Remove memory that no image refers to, and what interrupted sharings left.
+    ReclaimMemory,
     /// Remove directories of snapshots that were never committed.
     DropUncommitted,
     /// Write the name of what a layer stands on into its header.
@@ -153,6 +155,9 @@ impl Repair {
             Self::Recover => "finishes it or takes it back, as the next command on the machine would",
             Self::RemoveFile(_) => "removes it",
             Self::DropUnused => "removes what no present and no snapshot of any machine needs",
+            Self::ReclaimMemory => {
+                "removes memory that no snapshot refers to, unless a machine is still being served from there"
+            }
             Self::DropUncommitted => "removes it: it never became a snapshot",
             Self::SetBacking(_) => "writes the right name into the header; no data change",
         }

@@ -69,7 +69,10 @@ fn frozen(home: &Home, dir: &VmDir, name: &LayerRef, entry: &TreeLayer, unfinish
     set_backing(home, &entry.layer, below.layers.first().map(|layer| &**layer))?;
     pass(Failpoint::MendingHeaderWritten)?;
     if known && entry.layer.frozen.is_some() {
-        let frozen = Some(Fingerprint::of(&home.absolute(&entry.layer.path))?);
+        let path = home.absolute(&entry.layer.path);
+        // The header is durable, the time of its write is not yet.
+        durable::sync_file(&path)?;
+        let frozen = Some(Fingerprint::of(&path)?);
         let mut tree = TreeDocument::read(dir)?;
         tree.put(TreeLayer { layer: Arc::new(Layer { frozen, ..Layer::clone(&entry.layer) }), ..entry.clone() });
         tree.write(dir)?;

@@ -14,6 +14,7 @@ mod files;
 mod finding;
 mod images;
 mod layers;
+mod memory;
 mod mending;
 mod survey;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use serde::Serialize;
 use crate::context::Context;
 use crate::error::{Error, Kind};
 use crate::recover::{self, Patience};
+use crate::sharing;
 use crate::snapshot;
 use crate::state::durable;
 use crate::state::home::Home;
@@ -173,6 +175,10 @@ fn carry_out(ctx: &Context<'_>, name: &VmName, repair: &Repair) -> Result<(), Er
         Repair::Recover => recover::recover(ctx, name, Patience::Thorough),
         Repair::RemoveFile(path) => durable::remove_file(path),
         Repair::DropUnused => crate::layers::drop_unused(ctx.home, &dir),
+        Repair::ReclaimMemory => {
+            sharing::reclaim_if_possible(ctx, &dir);
+            Ok(())
+        }
         Repair::DropUncommitted => snapshot::undo::drop_uncommitted(&dir),
         Repair::SetBacking(layer) => mending::mend(ctx.home, &dir, layer),
     }

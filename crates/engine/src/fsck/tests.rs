@@ -11,12 +11,14 @@ use keyframe_hypervisor::{
 use keyframe_qcow2::units::VirtualSize;
 use keyframe_qcow2::{Backing, CreateOptions, Format};
 use keyframe_types::{ByteLen, DiskId, InstanceId, LayerId, SnapshotId, SnapshotName, Timestamp};
+use keyframe_vmstate::shared::{SharedImage, SharedMap, SharedRun};
 
 use super::*;
 use crate::context::Silent;
 use crate::failpoint::{Died, die_at};
 use crate::layers::{create_tops, freeze_tops, planned_overlays};
 use crate::machine::write_definition;
+use crate::sharing;
 use crate::state::head::{Chain, FileOrigin, Head, Layer, Process};
 use crate::state::home::VmDir;
 use crate::state::journal::Journal;
@@ -252,6 +254,29 @@ fn temporary_files_go() {
         rig.repairs(What::TemporaryFile, &path);
         assert!(!path.exists());
     }
+}
+
+#[test]
+fn memory_that_no_image_refers_to_goes_and_what_is_missing_is_told() {
+    let rig = Rig::new();
+    let kept = rig.dir.root().join("memory");
+    std::fs::create_dir(&kept).unwrap();
+    let (orphan, stranger) = (kept.join("0123456789abcdef.pages"), kept.join("notes.txt"));
+    std::fs::write(&orphan, "nobody's").unwrap();
+    rig.repairs(What::OrphanFile, &orphan);
+    assert!(!orphan.exists());
+    std::fs::write(&stranger, "a person's").unwrap();
+    rig.explains(What::OrphanFile, Severity::Harmless, &stranger);
+    std::fs::remove_file(&stranger).unwrap();
+    // An image with a page in a file that is gone.
+    let gone = SnapshotId::random();
+    let of = SharedImage { image_bytes: 1 << 20, own_pages: 0, image: blake3::hash(b"") };
+    let runs = vec![SharedRun { first: 1, count: 2, segment: 0 }];
+    let map = SharedMap::new(of, &[sharing::segment(&gone)], runs).unwrap();
+    let reader = rig.dir.snapshot(&rig.snapshots[0].id);
+    std::fs::write(reader.memory_pages(), "own").unwrap();
+    std::fs::write(reader.memory_map(), map.to_bytes()).unwrap();
+    rig.explains(What::MemoryImage, Severity::Serious, &kept.join(format!("{gone}.pages")));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::snapshots;
 use crate::state::head::{Chain, Head, Layer};
 use crate::state::home::Home;
+use crate::state::journal::Journal;
 use crate::state::manifest::Manifest;
 use crate::state::tree::{LayerRef, Trees};
 
@@ -50,9 +51,11 @@ impl Graph {
         let mut graph = Self::default();
         for name in home.machine_names()? {
             let dir = home.vm(&name);
-            if let Some(head) = trees.head(&dir)? {
-                graph.add_head(&name, &head);
+            let mut presents: Vec<Head> = trees.head(&dir)?.into_iter().collect();
+            if name != *vm {
+                presents.extend(Journal::present_left(&dir)?);
             }
+            presents.iter().for_each(|head| graph.add_head(&name, head));
             for manifest in snapshots::read_all_with(&trees, &dir)? {
                 if name != *vm || !without.contains(&manifest.id) {
                     graph.add_snapshot(&name, &manifest);

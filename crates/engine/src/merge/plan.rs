@@ -97,7 +97,7 @@ pub fn runs(home: &Home, graph: &Graph, vm: &VmName) -> Vec<Run> {
 }
 
 /// Whether a layer's content is needed by one other layer only, and nobody reads it in this moment but the machine.
-fn can_go(vm: &VmName, node: &Node) -> bool {
+pub(super) fn can_go(vm: &VmName, node: &Node) -> bool {
     !node.active
         && node.snapshots.is_empty()
         && node.children.len() == 1

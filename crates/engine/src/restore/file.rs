@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use keyframe_repo::index::Hooks;
-use keyframe_repo::{Point, Repository, RestoreReport, restore_raw};
+use keyframe_repo::{Point, Repository, RestoreReport, restore_qcow2, restore_raw};
 use keyframe_types::DiskId;
 
 use super::image;
@@ -72,9 +72,10 @@ pub fn restore(
     }
     let partial = Partial::beside(path, "partial");
     ctx.progress.step("writing");
-    let report = write_image(ctx, repository, point, disk.as_str(), &partial.0)?;
+    let own = if format == DiskFormat::Qcow2 { DiskFormat::Qcow2 } else { DiskFormat::Raw };
+    let report = write_image(ctx, repository, point, disk.as_str(), &partial.0, own)?;
     let whole = match format {
-        DiskFormat::Raw => partial,
+        DiskFormat::Raw | DiskFormat::Qcow2 => partial,
         other => convert(ctx, &partial.0, Partial::beside(path, "converted"), other)?,
     };
     std::fs::rename(&whole.0, path).or_io("rename", &whole.0)?;
@@ -116,20 +117,22 @@ impl Drop for Partial {
     }
 }
 
-/// Writes an image of a point to a new file, durably. What was there under this name was an earlier attempt.
+/// Writes an image of a point to a new file, raw or qcow2, durably. What was there under this name was an earlier attempt.
 pub(super) fn write_image(
     ctx: &Context<'_>,
     repository: &Repository,
     point: &Point,
     label: &str,
     path: &Path,
+    format: DiskFormat,
 ) -> Result<RestoreReport, Error> {
     let image = image(point, label)?;
     let index = repository.index(Hooks::Skip)?;
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
     let file: File = options.or_io("create", path)?;
     let run = keyframe_repo::Run { progress: ctx.progress, cancel: ctx.cancel };
-    let report = restore_raw(repository, &index, image, &file, path, run)?;
+    let write = if format == DiskFormat::Qcow2 { restore_qcow2 } else { restore_raw };
+    let report = write(repository, &index, image, &file, path, run)?;
     file.sync_all().or_io("sync", path)?;
     Ok(report)
 }

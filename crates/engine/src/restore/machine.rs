@@ -8,20 +8,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use keyframe_hypervisor::host::{choose_accelerator, find_ovmf};
-use keyframe_hypervisor::{DirectKernel, DiskDefinition, Firmware, LayerFormat, MacAddress, MachineDefinition, Nic};
+use keyframe_hypervisor::{
+    DirectKernel, DiskDefinition, Firmware, LayerFormat, MacAddress, MachineDefinition, Network, Nic,
+};
 use keyframe_repo::{Point, Repository};
 use keyframe_types::{ByteLen, DiskId, LayerId, SnapshotId, SnapshotName, VmName};
 use serde::Serialize;
 
-use super::file::write_image;
+use super::file::{DiskFormat, write_image};
 use crate::backup::{INITRD, KERNEL, MEMORY, MEMORY_HOT, MEMORY_SUMS, MachinePoint};
+use crate::bringup::accelerator_for;
 use crate::context::Context;
 use crate::create::random_uuid;
 use crate::error::Error;
 use crate::fork;
 use crate::layers;
 use crate::machine::{kill_strays, read_definition, write_definition};
-use crate::snapshot::host_cpu;
 use crate::space;
 use crate::state::head::{Chain, FileOrigin, Fingerprint, Head, Layer};
 use crate::state::home::{Home, VmDir};
@@ -81,17 +83,9 @@ fn check_host(snapshot: &Manifest<FrozenTop>) -> Result<(), Error> {
     if snapshot.definition.firmware == Firmware::Uefi {
         find_ovmf()?;
     }
-    let accelerator = choose_accelerator(snapshot.definition.accel)?;
-    if snapshot.memory.is_none() {
-        return Ok(());
-    }
-    let other = |taken: String, here: String| Error::OtherHost { id: snapshot.id.clone(), taken, here };
-    match (&snapshot.qemu.host_cpu, host_cpu(accelerator)) {
-        _ if accelerator != snapshot.qemu.accelerator => {
-            Err(other(snapshot.qemu.accelerator.to_string(), accelerator.to_string()))
-        }
-        (Some(theirs), Some(ours)) if *theirs != ours => Err(other(theirs.clone(), format!("it has {ours}"))),
-        _ => Ok(()),
+    match snapshot.memory {
+        Some(_) => accelerator_for(snapshot).map(drop),
+        None => Ok(choose_accelerator(snapshot.definition.accel).map(drop)?),
     }
 }
 
@@ -111,7 +105,7 @@ impl Restoring<'_> {
         let snapshot = machine.snapshot;
         let disks = snapshot.disks.iter().map(|top| self.disk(&top.disk)).collect::<Result<Vec<_>, _>>()?;
         let nvram = snapshot.nvram.as_ref().map(|top| self.disk(&top.disk)).transpose()?;
-        let definition = self.definition(&snapshot.definition, &disks)?;
+        let definition = self.definition(&snapshot.definition, &disks, snapshot.memory.is_some())?;
         let mut head = Head { parent: None, disks, nvram, process: None, clean_shutdown: false, origin: None };
         let mut name = None;
         if let Some(memory) = &snapshot.memory {
@@ -140,7 +134,7 @@ impl Restoring<'_> {
     }
 
     fn image(&mut self, label: &str, path: &std::path::Path) -> Result<(), Error> {
-        let report = write_image(self.ctx, self.repository, self.point, label, path)?;
+        let report = write_image(self.ctx, self.repository, self.point, label, path, DiskFormat::Raw)?;
         self.written = self.written + ByteLen::from_bytes(report.written_bytes);
         Ok(())
     }
@@ -211,7 +205,12 @@ impl Restoring<'_> {
     }
 
     /// The definition with its name, its files, and an identity of its own where another machine here has that.
-    fn definition(&mut self, original: &MachineDefinition, disks: &[Chain]) -> Result<MachineDefinition, Error> {
+    fn definition(
+        &mut self,
+        original: &MachineDefinition,
+        disks: &[Chain],
+        running_state: bool,
+    ) -> Result<MachineDefinition, Error> {
         let home = self.ctx.home;
         let sources = disks.iter().map(|chain| {
             let source = home.absolute(&chain.top()?.path);
@@ -227,11 +226,17 @@ impl Restoring<'_> {
         if taken.uuids.contains(&definition.uuid) {
             definition.uuid = random_uuid();
         }
-        if let Some(Nic { mac, .. }) = &mut definition.nic
+        if let Some(Nic { mac, network }) = &mut definition.nic
             && taken.macs.contains(mac)
         {
-            *mac = MacAddress::random();
-            self.notes.push("another machine here has its network address: it was given one of its own".to_owned());
+            if running_state {
+                // Its guest knows the address by heart.
+                *network = Network::Isolated;
+                self.notes.push(format!("another machine here has its network address {mac}: its cable leads nowhere"));
+            } else {
+                *mac = MacAddress::random();
+                self.notes.push("another machine here has its network address: it was given one of its own".to_owned());
+            }
         }
         Ok(definition)
     }

@@ -334,7 +334,8 @@ impl Taking<'_> {
             let (streaming, frozen) = cut.inspect_err(|_| give_up.store(true, Ordering::Relaxed))?;
             pass(Failpoint::SnapshotCut)?;
             let report = streaming.report();
-            if !report.exact {
+            let proved = strategy != Strategy::AtQemusStop || pass(Failpoint::SnapshotProved).is_ok();
+            if !(report.exact && proved) {
                 give_up.store(true, Ordering::Relaxed);
                 streaming.abandon();
                 // What it captured is thrown away; how it ended does not matter.

@@ -52,8 +52,11 @@ pub fn sync_dir(dir: &Path) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Io`].
 pub fn create_private_dir(dir: &Path) -> Result<(), Error> {
+    // Each new name is in a directory of its own. The last may be one that was made before and never synced.
+    let missing = dir.ancestors().skip(1).take_while(|above| !above.as_os_str().is_empty() && !above.exists());
+    let fresh: Vec<&Path> = std::iter::once(dir).chain(missing).collect();
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).or_io("create", dir)?;
-    sync_parent(dir)
+    fresh.into_iter().try_for_each(sync_parent)
 }
 
 /// Removes a file durably; nothing happens when there is none.
@@ -61,12 +64,22 @@ pub fn create_private_dir(dir: &Path) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Io`].
 pub fn remove_file(path: &Path) -> Result<(), Error> {
+    if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
+    }
+    remove_file_unsynced(path)?;
+    sync_parent(path)
+}
+
+/// Removes a file that may come back after a power cut, until something else is written durably in its directory; nothing
+/// happens when there is none.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn remove_file_unsynced(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => {
-            other.or_io("remove", path)?;
-            sync_parent(path)
-        }
+        other => other.or_io("remove", path),
     }
 }
 

@@ -8,9 +8,11 @@ use std::sync::Arc;
 use keyframe_types::{DiskId, SnapshotId};
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
 use crate::state::head::{Chain, Head, Layer};
+use crate::state::home::VmDir;
 use crate::state::manifest::Memory;
-use crate::state::sealed::Document;
+use crate::state::sealed::{self, Document};
 use crate::state::tree::LayerRef;
 
 /// The operation in flight.
@@ -34,6 +36,20 @@ pub enum Journal {
         /// The head takes this parent instead, if it descends from it.
         parent: Option<SnapshotId>,
     },
+}
+
+impl Journal {
+    /// The present that a revert in flight leaves: it may be kept as a snapshot yet, or gone back to, and no other document
+    /// names its layers meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`], [`Error::Schema`], [`Error::Io`].
+    pub fn present_left(dir: &VmDir) -> Result<Option<Head>, Error> {
+        Ok(match sealed::read(&dir.journal())? {
+            Some(Self::Revert(journal)) => Some(journal.before),
+            _ => None,
+        })
+    }
 }
 
 impl Document for Journal {

@@ -23,6 +23,7 @@ mod compare;
 mod punch;
 mod reclaim;
 mod space;
+mod survey;
 mod whole;
 
 use std::io::Write as _;
@@ -34,6 +35,7 @@ use keyframe_vmstate::shared::{SegmentId, SharedImage, SharedMap};
 
 pub use reclaim::{Reclaimed, keep_for_others, reclaim};
 pub use space::{ImageSpace, exclusive_bytes, freed_by, space};
+pub use survey::{Faults, Torn, survey};
 pub use whole::{export, make_whole, whole_bytes};
 
 use crate::{Error, ImageStore, MemoryImage};

@@ -48,12 +48,36 @@ impl FilePages {
         self.change(first, end, |word, bits| *word |= bits);
     }
 
+    /// Adds a run; what was in the set before is added to `again`, too.
+    pub fn insert_counting(&mut self, again: &mut Self, first: u64, end: u64) {
+        let mut twice = again.words.iter_mut().skip((first / 64) as usize);
+        self.change(first, end, |word, bits| {
+            if let Some(twice) = twice.next() {
+                *twice |= *word & bits;
+            }
+            *word |= bits;
+        });
+    }
+
+    /// How many of a run are in the set and not in `other`.
+    pub fn count_without(&self, other: &Self, first: u64, end: u64) -> u64 {
+        let (mut at, mut count) = (first, 0);
+        while at < end {
+            let word = |set: &Self| set.words.get((at / 64) as usize).copied().unwrap_or(0);
+            let bits = (64 - at % 64).min(end - at);
+            let wanted = (u64::MAX >> (64 - bits)) << (at % 64);
+            count += u64::from((word(self) & !word(other) & wanted).count_ones());
+            at += bits;
+        }
+        count
+    }
+
     /// Takes a run out.
     pub fn remove(&mut self, first: u64, end: u64) {
         self.change(first, end, |word, bits| *word &= !bits);
     }
 
-    fn change(&mut self, first: u64, end: u64, change: impl Fn(&mut u64, u64)) {
+    fn change(&mut self, first: u64, end: u64, mut change: impl FnMut(&mut u64, u64)) {
         let mut at = first;
         while at < end {
             let Some(word) = self.words.get_mut((at / 64) as usize) else { return };

@@ -153,14 +153,19 @@ fn finish_punching(
     Ok(before.saturating_sub(allocated(&path)?))
 }
 
-/// Removes what an interrupted operation left beside an image.
-fn drop_leftovers(store: &ImageStore, id: SegmentId) -> Result<(), Error> {
+/// What an interrupted operation left beside an image.
+pub(super) fn leftovers(store: &ImageStore, id: SegmentId) -> Result<Vec<PathBuf>, Error> {
     let mut leftovers: Vec<PathBuf> = vec![store.unfinished_map(id), store.unfinished(id)];
     if exists(&store.mapped(id))? {
         // It is whole: a map beside it belongs to a sharing that was not finished, or was taken back.
         leftovers.extend([store.map(id), store.pages(id)]);
     }
-    leftovers.iter().try_for_each(|path| remove(path))
+    Ok(leftovers)
+}
+
+/// Removes it.
+fn drop_leftovers(store: &ImageStore, id: SegmentId) -> Result<(), Error> {
+    leftovers(store, id)?.iter().try_for_each(|path| remove(path))
 }
 
 /// Space that a file takes.

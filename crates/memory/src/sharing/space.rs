@@ -1,12 +1,14 @@
 //! What images that share pages take, and what deleting some of them would give back.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use keyframe_vmstate::PAGE_SIZE;
 use keyframe_vmstate::shared::{SegmentId, SharedHeader};
 
+use super::punch::FilePages;
 use super::reclaim::{allocated, needed_pages, readers_of};
 use crate::store::exists;
 use crate::{Error, ImageStore};
@@ -21,9 +23,16 @@ pub struct ImageSpace {
     pub elsewhere_bytes: u64,
     /// How many other images refer to its file.
     pub readers: usize,
+    /// Bytes that deleting it alone would free: its own without pages that others refer to, and pages that deleted snapshots
+    /// left for it alone. At least that: where there are more maps than can be read for a listing, it counts nothing of
+    /// what others refer to.
+    pub freed_bytes: u64,
 }
 
-/// What each image of a machine takes. Reads a few hundred bytes of each.
+/// Maps are read for a listing as long as they are no larger than this together.
+const MAPS_BYTES: u64 = 32 << 20;
+
+/// What each image of a machine takes. Reads a few hundred bytes of each, and the maps of all as far as they are not too many.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Format`] for a map.
@@ -40,10 +49,79 @@ pub fn space(store: &ImageStore) -> Result<BTreeMap<SegmentId, ImageSpace>, Erro
         let elsewhere_bytes = elsewhere.saturating_mul(PAGE_SIZE as u64);
         if own_bytes > 0 {
             let readers = readers.get(&id).copied().unwrap_or(0);
-            spaces.insert(id, ImageSpace { own_bytes, elsewhere_bytes, readers });
+            let freed_bytes = if readers == 0 { own_bytes } else { 0 };
+            spaces.insert(id, ImageSpace { own_bytes, elsewhere_bytes, readers, freed_bytes });
+        }
+    }
+    let map_bytes = headers.keys().map(|id| if_there(&store.map(*id))).sum::<Result<u64, Error>>()?;
+    if map_bytes <= MAPS_BYTES {
+        match count_freed(store, headers.keys(), &mut spaces) {
+            // What was counted so far is the least that comes free; whoever opens that image is told.
+            Err(Error::Format { .. }) => {}
+            // It was deleted meanwhile: whoever lists takes no lock.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            other => other?,
         }
     }
     Ok(spaces)
+}
+
+/// Pages of one file that images refer to.
+struct Wanted {
+    /// By any.
+    once: FilePages,
+    /// By more than one.
+    twice: FilePages,
+    /// Whether the file is all that is left of a deleted snapshot.
+    is_kept: bool,
+}
+
+/// Counts what deleting each of them alone would free.
+fn count_freed<'a>(
+    store: &ImageStore,
+    readers: impl Iterator<Item = &'a SegmentId>,
+    spaces: &mut BTreeMap<SegmentId, ImageSpace>,
+) -> Result<(), Error> {
+    let mut wanted: BTreeMap<SegmentId, Wanted> = BTreeMap::new();
+    let mut maps = Vec::new();
+    for reader in readers {
+        let map = store.read_map(*reader)?;
+        for run in map.runs() {
+            let Some(segment) = map.header().segments.get(run.segment as usize) else { continue };
+            let pages = match wanted.entry(segment.id) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(Wanted::none(store, segment.id)),
+            };
+            pages.once.insert_counting(&mut pages.twice, run.first, run.end());
+        }
+        maps.push((*reader, map));
+    }
+    for (id, pages) in &wanted {
+        if let Some(space) = spaces.get_mut(id) {
+            let others = pages.once.count().saturating_mul(PAGE_SIZE as u64);
+            space.freed_bytes = space.own_bytes.saturating_sub(others);
+        }
+    }
+    for (reader, map) in maps {
+        let Some(space) = spaces.get_mut(&reader) else { continue };
+        for run in map.runs() {
+            let segment = map.header().segments.get(run.segment as usize);
+            let left = segment.and_then(|segment| wanted.get(&segment.id)).filter(|pages| pages.is_kept);
+            let alone = left.map_or(0, |pages| pages.once.count_without(&pages.twice, run.first, run.end()));
+            space.freed_bytes += alone.saturating_mul(PAGE_SIZE as u64);
+        }
+    }
+    Ok(())
+}
+
+impl Wanted {
+    fn none(store: &ImageStore, id: SegmentId) -> Self {
+        let bytes = |path: PathBuf| std::fs::metadata(path).ok().map(|found| found.len());
+        let own = bytes(store.mapped(id)).or_else(|| bytes(store.pages(id)));
+        // One that is missing has no pages; whoever opens the image is told.
+        let len = own.or_else(|| bytes(store.kept(id))).unwrap_or(0);
+        Self { once: FilePages::none(len), twice: FilePages::none(len), is_kept: own.is_none() }
+    }
 }
 
 /// The files of an image in its snapshot's directory.

@@ -134,7 +134,7 @@ impl Keys {
     }
 
     /// The key that authenticates whole objects.
-    pub(crate) fn auth(&self) -> &[u8; 32] {
+    pub fn auth(&self) -> &[u8; 32] {
         &self.secrets.auth
     }
 

@@ -7,11 +7,14 @@
 //! | AES-256-GCM | sealing: each key seals few sections, numbered by their nonces, so no nonce comes twice |
 //! | X25519 | a pack's data key is sealed to the repository's public key: who writes need not be able to read |
 //! | Argon2id | keys from passphrases |
+//! | age (X25519, ChaCha20-Poly1305) | a slot's secret for a recipient |
 
+mod age;
 mod bundle;
 mod seal;
 mod slot;
 
+pub use age::{AgeIdentities, AgeRecipient};
 pub use bundle::{Keys, Rights};
 pub use seal::{SectionKey, TAG_BYTES};
 pub use slot::{KeyFile, SlotInfo, Unlock};

@@ -4,18 +4,22 @@
 //! takes nothing from those who opened it before: they know the keys.
 
 use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::age::{self, AgeIdentities, AgeRecipient};
 use super::bundle::{Keys, Rights};
 use super::random;
 use super::seal::{SectionKey, TAG_BYTES};
 use crate::error::{Error, Result};
 use crate::ids::{ObjectId, hex, hex_decode};
+
+/// What a wrapping key is derived from.
+type Secret = Zeroizing<[u8; 32]>;
 
 const KEY_FILE_WORD: &str = "keyframe-key-1:";
 /// Argon2id as new slots use it: 64 MiB, three passes.
@@ -49,23 +53,16 @@ impl KeyFile {
     /// # Errors
     /// [`Error::KeyFile`] when it is not there, is no key file, or is readable for others.
     pub fn read(path: &Path) -> Result<Self> {
-        use std::os::unix::fs::PermissionsExt as _;
-        let trouble = |why: String| Error::KeyFile { path: path.to_owned(), why };
-        let metadata = fs::metadata(path).map_err(|error| trouble(format!("cannot be read: {error}")))?;
-        if metadata.permissions().mode() & 0o077 != 0 {
-            return Err(trouble("can be read by others: chmod 600 it".to_owned()));
-        }
-        if metadata.len() > 1000 {
-            return Err(trouble("is no key file".to_owned()));
-        }
-        let text = fs::read_to_string(path).map_err(|error| trouble(format!("cannot be read: {error}")))?;
-        let text = Zeroizing::new(text);
+        Self::parse(path, &read_private(path)?)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self> {
         let mut key = Zeroizing::new([0; 32]);
         let digits = text.trim().strip_prefix(KEY_FILE_WORD);
         if digits.is_some_and(|digits| hex_decode(digits, &mut *key)) {
             Ok(Self(key))
         } else {
-            Err(trouble("is no key file".to_owned()))
+            Err(Error::KeyFile { path: path.to_owned(), why: "is no key file".to_owned() })
         }
     }
 
@@ -95,13 +92,37 @@ impl KeyFile {
     }
 }
 
-/// What opens a slot.
+/// The text of a file that only its owner can read.
+pub(super) fn read_private(path: &Path) -> Result<Zeroizing<String>> {
+    use std::os::unix::fs::PermissionsExt as _;
+    const MOST: u64 = 16 << 10;
+    let trouble = |why: String| Error::KeyFile { path: path.to_owned(), why };
+    let unreadable = |error: std::io::Error| trouble(format!("cannot be read: {error}"));
+    let file = fs::File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if metadata.permissions().mode() & 0o077 != 0 {
+        return Err(trouble("can be read by others: chmod 600 it".to_owned()));
+    }
+    if !metadata.is_file() || metadata.len() > MOST {
+        return Err(trouble("is no key file".to_owned()));
+    }
+    // Room for all of it beforehand: growing would leave copies in memory.
+    let mut text = Zeroizing::new(String::with_capacity(MOST as usize + 1));
+    file.take(MOST).read_to_string(&mut text).map_err(unreadable)?;
+    Ok(text)
+}
+
+/// What opens a slot, or what one is made for.
 #[derive(Clone)]
 pub enum Unlock {
     /// A key file.
     File(KeyFile),
     /// A passphrase.
     Passphrase(Zeroizing<String>),
+    /// age identities; a slot is made for the first of them.
+    Age(AgeIdentities),
+    /// An age recipient: a slot can be made for it, and it opens none.
+    AgeRecipient(AgeRecipient),
     /// Nothing: for a repository without encryption.
     Nothing,
 }
@@ -113,12 +134,17 @@ impl std::fmt::Debug for Unlock {
 }
 
 impl Unlock {
-    /// The key file at a path.
+    /// The key file at a path, or the age identities in it.
     ///
     /// # Errors
     /// As [`KeyFile::read`].
     pub fn from_file(path: &Path) -> Result<Self> {
-        KeyFile::read(path).map(Self::File)
+        let text = read_private(path)?;
+        if AgeIdentities::are_in(&text) {
+            AgeIdentities::parse(path, &text).map(Self::Age)
+        } else {
+            KeyFile::parse(path, &text).map(Self::File)
+        }
     }
 
     /// The key file at a path; it is made where there is none.
@@ -138,6 +164,8 @@ impl Unlock {
         match self {
             Self::File(_) => "key file",
             Self::Passphrase(_) => "passphrase",
+            Self::Age(_) => "age identity",
+            Self::AgeRecipient(_) => "age recipient",
             Self::Nothing => "no key at all",
         }
     }
@@ -146,8 +174,18 @@ impl Unlock {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 enum Wrap {
-    File { hint: String },
-    Argon2id { memory_kib: u32, passes: u32 },
+    File {
+        hint: String,
+    },
+    Argon2id {
+        memory_kib: u32,
+        passes: u32,
+    },
+    /// The secret, as an age file for this recipient.
+    Age {
+        recipient: String,
+        secret: String,
+    },
     Open,
 }
 
@@ -175,8 +213,11 @@ pub struct SlotInfo {
     pub label: String,
     /// When it was made.
     pub created: keyframe_types::Timestamp,
-    /// `key file`, `passphrase` or `none`.
+    /// `key file`, `passphrase`, `age` or `none`.
     pub kind: &'static str,
+    /// The age recipient that it is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<String>,
 }
 
 impl KeySlot {
@@ -185,12 +226,21 @@ impl KeySlot {
     /// # Errors
     /// [`Error::Crypto`].
     pub(crate) fn new(id: ObjectId, keys: &Keys, unlock: &Unlock, label: &str) -> Result<Self> {
-        let wrap = match unlock {
-            Unlock::File(file) => Wrap::File { hint: file.hint() },
-            Unlock::Passphrase(_) => Wrap::Argon2id { memory_kib: ARGON_KIB, passes: ARGON_PASSES },
-            Unlock::Nothing => Wrap::Open,
-        };
         let salt: [u8; 32] = random()?;
+        let for_age = |recipient: &AgeRecipient| -> Result<(Wrap, Secret)> {
+            let (secret, sealed) = recipient.secret()?;
+            Ok((Wrap::Age { recipient: recipient.to_string(), secret: hex(&sealed) }, secret))
+        };
+        let (wrap, secret) = match unlock {
+            Unlock::File(file) => (Wrap::File { hint: file.hint() }, file.0.clone()),
+            Unlock::Passphrase(text) => {
+                let wrap = Wrap::Argon2id { memory_kib: ARGON_KIB, passes: ARGON_PASSES };
+                (wrap, argon(text, &salt, ARGON_KIB, ARGON_PASSES)?)
+            }
+            Unlock::Age(identities) => for_age(&identities.recipient()?)?,
+            Unlock::AgeRecipient(recipient) => for_age(recipient)?,
+            Unlock::Nothing => (Wrap::Open, Secret::default()),
+        };
         let mut slot = Self {
             id,
             repository: keys.repository(),
@@ -201,7 +251,7 @@ impl KeySlot {
             salt: hex(&salt),
             sealed: String::new(),
         };
-        let key = slot.wrapping_key(unlock)?.ok_or(Error::Crypto { what: "wrapping keys" })?;
+        let key = slot.wrapping_key(&secret, &salt)?;
         let mut sealed = keys.to_bundle().to_vec();
         key.seal(0, &mut sealed, 0)?;
         slot.sealed = hex(&sealed);
@@ -212,9 +262,14 @@ impl KeySlot {
         let kind = match self.wrap {
             Wrap::File { .. } => "key file",
             Wrap::Argon2id { .. } => "passphrase",
+            Wrap::Age { .. } => "age",
             Wrap::Open => "none",
         };
-        SlotInfo { id: self.id, rights: self.rights, label: self.label.clone(), created: self.created, kind }
+        let recipient = match &self.wrap {
+            Wrap::Age { recipient, .. } => Some(recipient.clone()),
+            Wrap::File { .. } | Wrap::Argon2id { .. } | Wrap::Open => None,
+        };
+        SlotInfo { id: self.id, rights: self.rights, label: self.label.clone(), created: self.created, kind, recipient }
     }
 
     pub(crate) fn id(&self) -> ObjectId {
@@ -225,28 +280,36 @@ impl KeySlot {
         self.repository
     }
 
-    /// The key that wraps this slot; nothing when it is not of this kind.
-    fn wrapping_key(&self, unlock: &Unlock) -> Result<Option<SectionKey>> {
+    /// The secret behind this slot; nothing when it is not of this kind.
+    fn secret(&self, unlock: &Unlock, salt: &[u8; 32]) -> Result<Option<Secret>> {
+        Ok(match (unlock, &self.wrap) {
+            (Unlock::File(file), Wrap::File { hint }) if *hint == file.hint() => Some(file.0.clone()),
+            (Unlock::Passphrase(text), Wrap::Argon2id { memory_kib, passes }) => {
+                Some(argon(text, salt, *memory_kib, *passes)?)
+            }
+            (Unlock::Age(identities), Wrap::Age { recipient, secret }) => {
+                let mut sealed = vec![0; (secret.len() / 2).min(age::SEALED_MOST)];
+                hex_decode(secret, &mut sealed).then(|| identities.open(recipient, &sealed)).flatten()
+            }
+            (Unlock::Nothing, Wrap::Open) => Some(Secret::default()),
+            _ => None,
+        })
+    }
+
+    fn wrapping_key(&self, secret: &Secret, salt: &[u8; 32]) -> Result<SectionKey> {
+        let mut hasher = blake3::Hasher::new_derive_key("keyframe repository 1: wrapping a bundle of keys");
+        hasher.update(&**secret).update(salt).update(self.repository.as_bytes()).update(self.id.as_bytes());
+        hasher.update(&[self.rights as u8]);
+        SectionKey::new(hasher.finalize().as_bytes())
+    }
+
+    fn open(&self, unlock: &Unlock) -> Result<Option<Keys>> {
         let mut salt = [0; 32];
         if !hex_decode(&self.salt, &mut salt) {
             return Err(Error::damaged(format_args!("key {}", self.id), "its salt is none"));
         }
-        let secret: Zeroizing<[u8; 32]> = match (unlock, &self.wrap) {
-            (Unlock::File(file), Wrap::File { hint }) if *hint == file.hint() => file.0.clone(),
-            (Unlock::Passphrase(text), Wrap::Argon2id { memory_kib, passes }) => {
-                argon(text, &salt, *memory_kib, *passes)?
-            }
-            (Unlock::Nothing, Wrap::Open) => [0; 32].into(),
-            _ => return Ok(None),
-        };
-        let mut hasher = blake3::Hasher::new_derive_key("keyframe repository 1: wrapping a bundle of keys");
-        hasher.update(&*secret).update(&salt).update(self.repository.as_bytes()).update(self.id.as_bytes());
-        hasher.update(&[self.rights as u8]);
-        SectionKey::new(hasher.finalize().as_bytes()).map(Some)
-    }
-
-    fn open(&self, unlock: &Unlock) -> Result<Option<Keys>> {
-        let Some(key) = self.wrapping_key(unlock)? else { return Ok(None) };
+        let Some(secret) = self.secret(unlock, &salt)? else { return Ok(None) };
+        let key = self.wrapping_key(&secret, &salt)?;
         let len = self.sealed.len() / 2;
         let mut sealed = Zeroizing::new(vec![0; len.min(1024)]);
         if len < TAG_BYTES || !hex_decode(&self.sealed, &mut sealed) {
@@ -309,6 +372,23 @@ mod tests {
         for wrong in [passphrase("house"), Unlock::File(KeyFile::generate().unwrap()), Unlock::Nothing] {
             assert!(matches!(open_slot(&slots, &wrong), Err(Error::WrongKey { .. })));
         }
+    }
+
+    #[test]
+    fn slots_for_age_recipients_open_with_their_identity() {
+        let keys = Keys::generate(id()).unwrap();
+        let ((_, one), (_, other)) = (AgeIdentities::generate(), AgeIdentities::generate());
+        let recipient = Unlock::AgeRecipient(one.recipient().unwrap());
+        let slot = KeySlot::new(id(), &keys.reduced(Rights::Write).unwrap(), &recipient, "safe").unwrap();
+        assert_eq!(slot.info().recipient, Some(one.recipient().unwrap().to_string()));
+        let own = KeySlot::new(id(), &keys, &Unlock::Age(other.clone()), "own").unwrap();
+        let slots = [slot.clone(), own];
+        assert_eq!(open_slot(&slots, &Unlock::Age(one.clone())).unwrap().rights(), Rights::Write);
+        assert_eq!(open_slot(&slots, &Unlock::Age(other)).unwrap().rights(), Rights::Full);
+        assert!(matches!(open_slot(&slots, &recipient), Err(Error::WrongKey { .. })), "who has the public half only");
+        let mut moved = slot;
+        moved.id = id();
+        assert!(open_slot(&[moved], &Unlock::Age(one)).is_err(), "a slot's secret is for its place");
     }
 
     #[test]

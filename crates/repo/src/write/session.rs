@@ -217,7 +217,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Makes a point of what was added: the commit.
+    /// Makes a point of what was added: the commit. First it is pending, so that prunes take care; it is a point only when nothing
+    /// that it refers to was taken away.
     ///
     /// # Errors
     /// [`Error::Fenced`] when a prune meanwhile took away what it refers to: then there is no point.
@@ -240,13 +241,12 @@ impl<'a> Session<'a> {
         };
         let mut point = Point::new(name, tags, std::mem::take(&mut self.images), totals)?;
         point.extra = extra;
-        totals.stored_bytes += self.repository.write_point(&point)?;
+        totals.stored_bytes += self.repository.announce_point(&point)?;
+        let outcome = self.check_fence(&own).and_then(|()| self.repository.write_point(&point));
+        // Who may not delete leaves it, and so does a store that just went away: it is no point, and a prune removes it.
+        let _ = self.repository.store().delete(&ObjectKind::Pending.name(point.id)?);
+        totals.stored_bytes += outcome?;
         totals.seconds = self.begun.elapsed().as_secs_f64();
-        if let Err(error) = self.check_fence(&own) {
-            // Nobody may take it for a point that restores.
-            self.repository.store().delete(&ObjectKind::Point.name(point.id)?)?;
-            return Err(error);
-        }
         point.totals = totals;
         Ok(point)
     }
@@ -268,7 +268,7 @@ impl<'a> Session<'a> {
         Ok(true)
     }
 
-    /// Looks, now that the point can be seen, whether a prune that did not see it took anything away.
+    /// Looks, now that prunes can see the point, whether a prune that did not see it took anything away.
     fn check_fence(&self, own: &[ObjectId]) -> Result<()> {
         let condemned = crate::prune::condemned_packs(self.repository)?;
         let taken = |id: &ObjectId| condemned.contains(id) && !self.memory.condemned.contains(id);

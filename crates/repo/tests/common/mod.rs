@@ -112,7 +112,7 @@ pub trait Places {
 
 impl Places for MemoryStore {
     fn places(&self) -> Vec<ObjectName> {
-        let areas = ["keys", "packs", "index", "points", "condemned"];
+        let areas = ["keys", "packs", "index", "points", "condemned", "pending"];
         let mut names: Vec<_> =
             areas.iter().flat_map(|area| self.list(area).unwrap()).map(|entry| entry.name).collect();
         names.push(ObjectName::new("config").unwrap());
@@ -122,4 +122,48 @@ impl Places for MemoryStore {
 
 pub fn get(store: &MemoryStore, name: &ObjectName) -> Vec<u8> {
     store.get(name, u64::MAX).unwrap()
+}
+
+/// What is done at a write, before it is carried out.
+type AtWrite = dyn Fn(&ObjectName) + Send + Sync;
+
+/// A store that lets somebody else work between two writes.
+pub struct Between {
+    pub inner: Arc<MemoryStore>,
+    pub at_write: Box<AtWrite>,
+}
+
+impl std::fmt::Debug for Between {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Between")
+    }
+}
+
+impl Store for Between {
+    fn put(&self, name: &ObjectName, bytes: &[u8], mode: keyframe_store::Put) -> keyframe_store::Result<()> {
+        (self.at_write)(name);
+        self.inner.put(name, bytes, mode)
+    }
+    fn get(&self, name: &ObjectName, limit: u64) -> keyframe_store::Result<Vec<u8>> {
+        self.inner.get(name, limit)
+    }
+    fn get_range(&self, name: &ObjectName, offset: u64, len: usize) -> keyframe_store::Result<Vec<u8>> {
+        self.inner.get_range(name, offset, len)
+    }
+    fn stat(&self, name: &ObjectName) -> keyframe_store::Result<keyframe_store::Entry> {
+        self.inner.stat(name)
+    }
+    fn list(&self, area: &str) -> keyframe_store::Result<Vec<keyframe_store::Entry>> {
+        self.inner.list(area)
+    }
+    fn delete(&self, name: &ObjectName) -> keyframe_store::Result<()> {
+        (self.at_write)(name);
+        self.inner.delete(name)
+    }
+    fn creates_exclusively(&self) -> keyframe_store::Result<bool> {
+        self.inner.creates_exclusively()
+    }
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
 }

@@ -6,7 +6,7 @@
 //! An object is written beside (`tmp/`), synced where the server can (`fsync@openssh.com`), and renamed. Whether a rename
 //! replaces decides about [`Put::Create`]: the protocol's own rename must not replace, OpenSSH's `posix-rename` does.
 
-mod wire;
+pub(crate) mod wire;
 
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -249,8 +249,8 @@ impl Store for SftpStore {
         }
     }
 
-    fn creates_exclusively(&self) -> bool {
-        true
+    fn creates_exclusively(&self) -> Result<bool> {
+        Ok(true)
     }
 
     fn describe(&self) -> String {

@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 
 use super::layers::{self, LayerOnDisk};
 use super::subject::{Area, Felt, Subject};
-use super::{BOOT_WITHIN, MEMORY, Size, WITHIN, WORDS};
+use super::{BOOT_WITHIN, MEMORY, Rounds, Size, WITHIN, WORDS};
+use crate::bench::samples::Samples;
 use crate::{run, say};
 
 /// How long an undisturbed guest is watched.
@@ -42,10 +43,10 @@ pub struct DeleteFigures {
     pub smaller_bytes: u64,
     /// What the command says it moved.
     pub told_bytes: u64,
-    /// Keyframe.
-    pub keyframe: Merge,
-    /// QEMU without Keyframe.
-    pub bare: Merge,
+    /// Keyframe, once each round.
+    pub keyframe: Vec<Merge>,
+    /// QEMU without Keyframe, once each round.
+    pub bare: Vec<Merge>,
 }
 
 /// The two layers, lower and upper, that one merge makes one; and the chain's top.
@@ -55,11 +56,11 @@ struct Chain {
     upper: usize,
 }
 
-/// Measures both, on the same data.
+/// Measures both, on the same data, in turns: what else the host does disturbs both alike.
 ///
 /// # Errors
 /// When a command or QEMU fails.
-pub fn measure(home: &Home, guest: &SmallGuest, size: Size) -> Result<DeleteFigures> {
+pub fn measure(home: &Home, guest: &SmallGuest, size: Size, rounds: Rounds) -> Result<DeleteFigures> {
     let disk_mib = DATA_FROM_MIB + 2 * size.mib() + 64;
     let disk = home.empty_disk("delete.qcow2", &format!("{disk_mib}M"))?;
     let spec = MachineSpec::small(guest, MEMORY, WORDS).disk(&disk).option("--accel", "tcg");
@@ -83,17 +84,40 @@ pub fn measure(home: &Home, guest: &SmallGuest, size: Size) -> Result<DeleteFigu
     let chain = Chain { top, all, upper: 1 };
     let sizes: Vec<_> = chain.pair()?.iter().map(|layer| layer.bytes).collect();
     let smaller_bytes = sizes.iter().copied().min().unwrap_or(0);
-    say::note("block-commit in a bare QEMU");
-    let bare = bare_commit(home, guest, &chain, data)?;
-    say::note("keyframe delete");
-    let booting = machine.serial()?.end();
-    home.run(["vm", "start", "delete"])?.succeeded()?;
-    machine.serial()?.wait_for(booting, "READY", BOOT_WITHIN)?;
-    let (keyframe, told_bytes) = keyframe_delete(home, &machine, data)?;
-    home.run(["vm", "stop", "delete", "--force"])?.succeeded()?;
+    let (state, saved) = (home.path().join("vms/delete"), home.file("delete-saved"));
+    if rounds.get() > 1 {
+        copy_all(&state, &saved)?;
+    }
+    let mut figures = DeleteFigures { smaller_bytes, told_bytes: 0, keyframe: Vec::new(), bare: Vec::new() };
+    for round in 1..=rounds.get() {
+        say::note(format_args!("round {round}: block-commit in a bare QEMU"));
+        figures.bare.push(bare_commit(home, guest, &chain, data)?);
+        say::note(format_args!("round {round}: keyframe delete"));
+        let booting = machine.serial()?.end();
+        home.run(["vm", "start", "delete"])?.succeeded()?;
+        machine.serial()?.wait_for(booting, "READY", BOOT_WITHIN)?;
+        let (keyframe, told_bytes) = keyframe_delete(home, &machine, data)?;
+        figures.keyframe.push(keyframe);
+        figures.told_bytes = told_bytes;
+        home.run(["vm", "stop", "delete", "--force"])?.succeeded()?;
+        if round < rounds.get() {
+            // The layers as they were, for the next round.
+            fs::remove_dir_all(&state).context("cannot remove the machine")?;
+            copy_all(&saved, &state)?;
+        }
+    }
+    if rounds.get() > 1 {
+        fs::remove_dir_all(&saved).context("cannot remove the copy of the machine")?;
+    }
     home.run(["vm", "remove", "delete"])?.succeeded()?;
     fs::remove_file(&disk).context("cannot remove the disk")?;
-    Ok(DeleteFigures { smaller_bytes, told_bytes, keyframe, bare })
+    Ok(figures)
+}
+
+/// A directory with everything in it and its times, and on the disk.
+fn copy_all(from: &Path, to: &Path) -> Result<()> {
+    run::watched(run::command("cp", ["--archive", "--sparse=always"]).arg(from).arg(to))?;
+    run::watched(run::command("sync", ["--file-system"]).arg(to))
 }
 
 impl Chain {
@@ -169,6 +193,13 @@ fn copy(chain: &Chain, dir: &Path) -> Result<Vec<PathBuf>> {
     copies.reverse();
     run::watched(run::command("sync", ["--file-system"]).arg(&chain.top))?;
     Ok(copies)
+}
+
+/// The middle of what the rounds came to; nothing if one was not measured.
+pub fn median(merges: &[Merge], of: impl Fn(&Merge) -> Option<f64>) -> Option<f64> {
+    let mut samples = Samples::default();
+    merges.iter().try_for_each(|merge| of(merge).map(|value| samples.push_ms(value)))?;
+    samples.median()
 }
 
 impl Merge {

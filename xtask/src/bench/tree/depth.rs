@@ -1,4 +1,5 @@
-//! Random reads through chains of growing depth, and once more after `consolidate --flatten`.
+//! Random reads through chains of several depths, and through a flat one after `consolidate --flatten`: one after the other,
+//! and all of it again, so that what else the host does disturbs all of them alike.
 
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use keyframe_acceptance::serial::Mark;
 use keyframe_acceptance::{Home, Machine, MachineSpec};
 
 use super::subject::{Area, Felt, Subject};
-use super::{BOOT_WITHIN, MEMORY, WORDS};
+use super::{BOOT_WITHIN, MEMORY, Rounds, WORDS};
+use crate::bench::samples::Samples;
 use crate::say;
 
 /// Depths at which is measured: snapshots below the present.
@@ -16,42 +18,64 @@ const DEPTHS: [u64; 4] = [1, 2, 8, 32];
 const DEEPEST: u64 = 32;
 /// What is read; each layer but the first covers one part in 32 of it, spread over all of it.
 const AREA: Area = Area { from_mib: 1024, span_mib: 1024 };
-const MEASURED_FOR: Duration = Duration::from_secs(12);
+const MEASURED_FOR: Duration = Duration::from_secs(6);
 
 /// Reads at some depth.
 pub struct AtDepth {
     /// Snapshots below the present; nothing after consolidation.
     pub depth: Option<u64>,
-    /// What the guest felt.
-    pub felt: Felt,
+    /// What the guest felt, once each round.
+    pub felt: Vec<Felt>,
 }
 
-/// Measures a chain that grows, and the one that is left of it.
+impl AtDepth {
+    /// The middle of what the rounds came to; nothing if one was not measured.
+    pub fn requests_per_s(&self) -> Option<f64> {
+        let mut samples = Samples::default();
+        self.felt.iter().try_for_each(|felt| felt.requests_per_s().map(|rate| samples.push_ms(rate)))?;
+        samples.median()
+    }
+}
+
+/// Makes a deep chain, and measures at each depth in turns.
 ///
 /// # Errors
 /// When a command or QEMU fails.
-pub fn measure(home: &Home, guest: &SmallGuest) -> Result<Vec<AtDepth>> {
+pub fn measure(home: &Home, guest: &SmallGuest, rounds: Rounds) -> Result<Vec<AtDepth>> {
     let disk = home.empty_disk("deep.qcow2", "4G")?;
     let spec = MachineSpec::small(guest, MEMORY, WORDS).disk(&disk).option("--accel", "tcg");
     let machine = Machine::start(home, "deep", &spec)?;
     machine.serial()?.wait_for(Mark::START, "READY", BOOT_WITHIN)?;
     let mut subject = Subject::of_keyframe(&machine)?;
     subject.fill(AREA)?;
-    let mut measured = Vec::new();
     for depth in 1..=DEEPEST {
-        let name = format!("d{depth}");
-        home.run(["snapshot", "deep", "--name", &name, "--disk-only"])?.succeeded()?;
-        if DEPTHS.contains(&depth) {
-            say::note(format_args!("reads at depth {depth}"));
-            measured.push(AtDepth { depth: Some(depth), felt: reads(&subject)? });
-        }
+        home.run(["snapshot", "deep", "--name", &format!("d{depth}"), "--disk-only"])?.succeeded()?;
         if depth < DEEPEST {
             spread(&mut subject, depth)?;
         }
     }
-    say::note("reads after consolidate --flatten");
-    home.run(["consolidate", "deep", "--flatten"])?.succeeded()?;
-    measured.push(AtDepth { depth: None, felt: reads(&subject)? });
+    drop(subject);
+    let depths = DEPTHS.into_iter().map(Some).chain([None]);
+    let mut measured: Vec<AtDepth> = depths.map(|depth| AtDepth { depth, felt: Vec::new() }).collect();
+    for round in 1..=rounds.get() {
+        for at in &mut measured {
+            match at.depth {
+                Some(depth) => {
+                    say::note(format_args!("round {round}: reads at depth {depth}"));
+                    // It boots from the snapshot's disks, on one layer above them.
+                    let booting = machine.serial()?.end();
+                    machine.revert(&format!("d{depth}"), &[])?;
+                    machine.serial()?.wait_for(booting, "READY", BOOT_WITHIN)?;
+                }
+                // The deepest was the last.
+                None => {
+                    say::note(format_args!("round {round}: reads after consolidate --flatten"));
+                    home.run(["consolidate", "deep", "--flatten"])?.succeeded()?;
+                }
+            }
+            at.felt.push(reads(&Subject::of_keyframe(&machine)?)?);
+        }
+    }
     home.run(["vm", "stop", "deep", "--force"])?.succeeded()?;
     home.run(["vm", "remove", "deep"])?.succeeded()?;
     Ok(measured)

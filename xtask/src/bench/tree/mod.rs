@@ -4,6 +4,7 @@ mod delete;
 mod depth;
 mod expire;
 mod layers;
+mod list;
 mod report;
 mod revert;
 mod subject;
@@ -37,11 +38,17 @@ const SPARE_MIB: u64 = 4096;
 /// What to measure, and where to write it.
 #[derive(Args)]
 pub struct Options {
-    /// Changed data of the snapshot that is deleted; five times as much room is needed
+    /// Changed data of the snapshot that is deleted; seven times as much room is needed
     #[arg(long, value_name = "SIZE", default_value = "4G")]
     size: Size,
+    /// How often deletions and depths are measured, in turns with what they are compared with
+    #[arg(long, value_name = "N", default_value = "3")]
+    rounds: Rounds,
+    /// How many snapshots are listed
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    listed: u32,
     /// Only these parts
-    #[arg(long, value_name = "PARTS", value_delimiter = ',', default_values = ["delete", "depth", "expire", "revert"])]
+    #[arg(long, value_name = "PARTS", value_delimiter = ',', default_values = ["delete", "depth", "expire", "revert", "list"])]
     only: Vec<Part>,
     /// Write everything that was measured into this file
     #[arg(long, value_name = "FILE")]
@@ -59,6 +66,28 @@ enum Part {
     Expire,
     /// Reverts from shared memory images.
     Revert,
+    /// Listing very many snapshots.
+    List,
+}
+
+/// How often something is measured: once to twenty times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rounds(u32);
+
+impl Rounds {
+    /// As a number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl FromStr for Rounds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.parse().ok().filter(|number| (1..=20).contains(number));
+        number.map(Self).ok_or_else(|| format!("{text:?} is not a number from 1 to 20"))
+    }
 }
 
 /// Size of a layer's data, in MiB: 64 MiB to 64 GiB.
@@ -100,6 +129,7 @@ pub struct Figures {
     depth: Vec<depth::AtDepth>,
     expire: Option<expire::ExpireFigures>,
     revert: Option<revert::RevertFigures>,
+    list: Option<list::ListFigures>,
 }
 
 /// Measures and prints the table.
@@ -119,7 +149,7 @@ pub fn run(options: &Options) -> Result<()> {
     for part in &options.only {
         say::step(format_args!("{part:?}"));
         // What was measured before it is not lost.
-        if let Err(error) = measure(&home, &guest, options.size, *part, &mut figures) {
+        if let Err(error) = measure(&home, &guest, options, *part, &mut figures) {
             say::note(format_args!("{part:?} could not be measured: {error:#}"));
             failed.push(format!("{part:?}"));
         }
@@ -138,18 +168,19 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn measure(home: &Home, guest: &SmallGuest, size: Size, part: Part, figures: &mut Figures) -> Result<()> {
+fn measure(home: &Home, guest: &SmallGuest, options: &Options, part: Part, figures: &mut Figures) -> Result<()> {
     match part {
         Part::Delete => {
-            let (needed, free) = (5 * size.mib() + SPARE_MIB, guest::free_mib(home.path())?);
+            let (needed, free) = (7 * options.size.mib() + SPARE_MIB, guest::free_mib(home.path())?);
             if free < needed {
                 bail!("it writes {needed} MiB, and {free} MiB are free");
             }
-            figures.delete = Some(delete::measure(home, guest, size)?);
+            figures.delete = Some(delete::measure(home, guest, options.size, options.rounds)?);
         }
-        Part::Depth => figures.depth = depth::measure(home, guest)?,
+        Part::Depth => figures.depth = depth::measure(home, guest, options.rounds)?,
         Part::Expire => figures.expire = Some(expire::measure(home, guest)?),
         Part::Revert => figures.revert = Some(revert::measure(home, guest)?),
+        Part::List => figures.list = Some(list::measure(home, guest, options.listed)?),
     }
     Ok(())
 }
@@ -157,6 +188,12 @@ fn measure(home: &Home, guest: &SmallGuest, size: Size, part: Part, figures: &mu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounds_are_bounded() {
+        assert_eq!("3".parse::<Rounds>().unwrap().get(), 3);
+        assert!(["0", "21", "", "x"].iter().all(|text| text.parse::<Rounds>().is_err()));
+    }
 
     #[test]
     fn sizes_are_read_and_bounded() {

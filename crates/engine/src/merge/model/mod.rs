@@ -2,9 +2,15 @@
 //! written, whatever was merged or deleted, and wherever that was interrupted.
 //!
 //! Real qcow2 files, the real storage daemon, no guest. A crash is a panic at a failpoint: nothing behind it runs, as with
-//! `kill -9`; the next operation finds the journal.
+//! `kill -9`; the next operation finds the journal. A power cut is the files as a disk with a cache may leave them at any
+//! write ([`power`]).
 
-use std::collections::BTreeMap;
+mod medium;
+mod power;
+pub(super) mod tape;
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -62,6 +68,11 @@ struct World {
     machines: BTreeMap<VmName, Expected>,
     dice: Dice,
     log: Vec<String>,
+    /// Snapshots that an operation deletes: a crash leaves each of them there or gone.
+    going: BTreeSet<SnapshotId>,
+    /// Whether operations are recorded, and what became of the last one.
+    records: bool,
+    recording: Cell<Option<power::Recording>>,
 }
 
 fn name(text: &str) -> VmName {
@@ -97,10 +108,18 @@ fn run(program: &str, args: &[String]) {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
-        let root = tempfile::tempdir().unwrap();
+    fn new(root: tempfile::TempDir, seed: u64) -> Self {
         let home = Home::open(&root.path().join("home")).unwrap();
-        let mut world = Self { root, home, machines: BTreeMap::new(), dice: Dice(seed | 1), log: Vec::new() };
+        let mut world = Self {
+            root,
+            home,
+            machines: BTreeMap::new(),
+            dice: Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bd1_e995 | 1),
+            log: Vec::new(),
+            going: BTreeSet::new(),
+            records: false,
+            recording: Cell::new(None),
+        };
         world.make_machine();
         world
     }
@@ -270,6 +289,7 @@ impl World {
         let selectors: Vec<_> =
             chosen.iter().map(|id| format!("{vm}@{id}").parse::<SnapshotRef>().unwrap().snapshot).collect();
         let detach = self.dice.below(2) == 0;
+        self.going = chosen.into_iter().collect();
         let done = self
             .crashing(crash, |ctx| delete(ctx, vm, &selectors, DeleteOptions { detach, ..DeleteOptions::default() }));
         match done {
@@ -278,13 +298,20 @@ impl World {
             Some(Err(Error::Held { .. })) if !detach => {}
             Some(Err(error)) => panic!("{error:?}"),
         }
-        // A crash leaves each of them there or gone, and all others as they were; so does tidying up behind it.
+        self.check_and_tidy_up();
+    }
+
+    /// A crash leaves each of those that were to go there or gone, and all others as they were; so does tidying up behind it.
+    fn check_and_tidy_up(&mut self) {
+        let names: Vec<VmName> = self.machines.keys().cloned().collect();
         for _ in 0..2 {
-            let dir = self.home.vm(vm);
-            let there = |id: &SnapshotId| dir.snapshot(id).manifest().exists();
-            self.machines.get_mut(vm).unwrap().snapshots.retain(|id, _| !chosen.contains(id) || there(id));
+            for vm in &names {
+                let dir = self.home.vm(vm);
+                let stays = |id: &SnapshotId| !self.going.contains(id) || dir.snapshot(id).manifest().exists();
+                self.machines.get_mut(vm).unwrap().snapshots.retain(|id, _| stays(id));
+            }
             self.check();
-            drop(self.open(vm));
+            names.iter().for_each(|vm| drop(self.open(vm)));
         }
     }
 
@@ -303,9 +330,11 @@ impl World {
 
     /// Runs `act`, which dies at the failpoint of that number, if it comes so far.
     fn crashing<R>(&self, at: Option<usize>, act: impl FnOnce(&Context<'_>) -> R) -> Option<R> {
+        let recorder = self.records.then(|| power::Recorder::start(self.root.path()));
         failpoint::die_at(at);
         let result = std::panic::catch_unwind(AssertUnwindSafe(|| self.with(act)));
         failpoint::die_at(None);
+        self.recording.set(recorder.map(power::Recorder::stop));
         match result {
             Ok(result) => Some(result),
             Err(panic) if panic.downcast_ref::<failpoint::Died>().is_some() => None,
@@ -326,6 +355,7 @@ impl World {
             _ => "consolidate",
         };
         self.log.push(format!("{operation} {vm} crash {crash:?}"));
+        self.going.clear();
         match dice {
             0..=5 => self.write(&vm),
             6..=10 => self.snapshot(&vm),
@@ -400,24 +430,28 @@ impl World {
 }
 
 /// How many random histories are played; `KEYFRAME_LONG` plays many more.
-fn cases() -> u64 {
-    if std::env::var_os("KEYFRAME_LONG").is_some() { 4000 } else { 60 }
+fn cases(usually: u64, long: u64) -> std::ops::Range<u64> {
+    let only = std::env::var("KEYFRAME_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
+    let many = if std::env::var_os("KEYFRAME_LONG").is_some() { long } else { usually };
+    only.map_or(0..many, |seed| seed..seed + 1)
 }
 
-#[test]
-fn every_snapshot_reads_what_was_written_whatever_was_merged_and_interrupted() {
-    // What dies on purpose is not worth a backtrace.
+/// What dies on purpose is not worth a backtrace.
+fn die_quietly() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if info.payload().downcast_ref::<failpoint::Died>().is_none() {
             usual(info);
         }
     }));
-    let only = std::env::var("KEYFRAME_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = only.map_or(0..cases(), |seed: u64| seed..seed + 1);
-    for seed in seeds {
-        let mut world = World::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bd1_e995);
+}
+
+#[test]
+fn every_snapshot_reads_what_was_written_whatever_was_merged_and_interrupted() {
+    die_quietly();
+    for seed in cases(60, 4000) {
         eprintln!("seed {seed}");
+        let mut world = World::new(tempfile::tempdir().unwrap(), seed);
         for _ in 0..24 {
             world.step();
         }

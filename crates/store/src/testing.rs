@@ -1,0 +1,31 @@
+//! Ways in for fuzzing.
+
+use crate::sftp::wire::Link;
+
+/// A session with an SFTP server that says these bytes, whatever it is asked. Gives the bytes that were taken from it as file content.
+pub fn sftp_session(said: &[u8]) -> usize {
+    let Ok(mut link) = Link::new(said, std::io::sink()) else { return 0 };
+    let mut taken = 0;
+    // A failure ends the session, as it does in the store.
+    let _ = (|| -> crate::Result<()> {
+        if let Some(attributes) = link.stat("a")? {
+            let handle = link.open("a")?;
+            if let Ok(handle) = handle {
+                let len = usize::try_from(attributes.len.min(1 << 20)).unwrap_or(0);
+                taken += link.read(&handle, 0, len)?.map_or(0, |bytes| bytes.len());
+                link.close(&handle)?;
+            }
+        }
+        link.list("b")?;
+        if let Ok(handle) = link.create("c")? {
+            link.write_all(&handle, &[7; 100_000])?;
+            link.sync(&handle)?;
+            link.close(&handle)?;
+        }
+        link.rename("c", "d", true)?;
+        link.mkdir("e")?;
+        link.remove("d")?;
+        Ok(())
+    })();
+    taken
+}
