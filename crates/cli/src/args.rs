@@ -10,6 +10,7 @@ use keyframe_engine::snapshot::Freeze;
 use keyframe_hypervisor::{AccelChoice, Firmware, Network, ProbeDefinition};
 use keyframe_types::{ByteLen, NameError, RefError, SnapshotName, SnapshotRef, TimeToLive, VmName};
 
+use crate::backup_args::{BackupArgs, PointsArgs, RestoreArgs};
 use crate::repo_args::{ImageCommand, RepoCommand};
 
 /// Snapshots of running virtual machines on stock QEMU: memory, devices and disks of one instant, with
@@ -100,6 +101,12 @@ pub enum MachineCommand {
         #[arg(long)]
         data: bool,
     },
+    /// Store a machine's state in a repository, complete in itself
+    Backup(BackupArgs),
+    /// List machines' restore points
+    Points(PointsArgs),
+    /// Bring a machine, or one of its disks, back from a point
+    Restore(RestoreArgs),
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,6 +1,7 @@
 //! `keyframe`: arguments, terminal, progress; no logic.
 
 mod args;
+mod backup_args;
 mod commands;
 mod output;
 mod progress;
@@ -54,6 +55,7 @@ fn exit_status(kind: Kind) -> u8 {
         Kind::Incomplete => 3,
         Kind::NotFound => 10,
         Kind::Busy => 11,
+        Kind::WrongKey => 12,
         Kind::Interrupted => 130,
     }
 }

@@ -143,6 +143,7 @@ fn kind_name(kind: Kind) -> &'static str {
         Kind::Incomplete => "incomplete",
         Kind::NotFound => "not-found",
         Kind::Busy => "busy",
+        Kind::WrongKey => "wrong-key",
         Kind::Interrupted => "interrupted",
     }
 }

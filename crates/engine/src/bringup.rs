@@ -235,7 +235,10 @@ impl Source {
 }
 
 /// The accelerator that a snapshot with memory was taken on, if this host has it.
-fn accelerator_for(manifest: &Manifest) -> Result<Accelerator, Error> {
+///
+/// # Errors
+/// [`Error::OtherHost`].
+pub(crate) fn accelerator_for<C>(manifest: &Manifest<C>) -> Result<Accelerator, Error> {
     let taken = &manifest.qemu;
     let choice = match taken.accelerator {
         Accelerator::Kvm => AccelChoice::Kvm,

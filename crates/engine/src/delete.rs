@@ -188,7 +188,7 @@ pub(crate) fn refuse_held(ctx: &Context<'_>, manifest: &Manifest, graph: &Graph,
     }
     let dir = ctx.home.vm(&manifest.definition.name);
     if drill::being_tested(&dir)?.contains(&manifest.id) {
-        return held("it is being tested; try again when the test has ended".to_owned());
+        return held("it is being tested or backed up; try again when that has ended".to_owned());
     }
     let image = dir.snapshot(&manifest.id).memory();
     for name in ctx.home.machine_names()? {
@@ -213,7 +213,7 @@ fn detach(ctx: &Context<'_>, name: &VmName, speed: Option<u64>) -> Result<(), Er
     ctx.progress.step(&format!("copying disks of {name}"));
     let (_lock, mut machine) = Machine::lock(ctx, name, "detach")?;
     if let Some(tested) = drill::being_tested(&machine.dir)?.first() {
-        let reason = format!("machine {name} stands on it, and its snapshot {tested} is being tested");
+        let reason = format!("machine {name} stands on it, and its snapshot {tested} is being tested or backed up");
         return Err(Error::Held { name: "that a fork stands on".to_owned(), reason });
     }
     let guard = Guard::post_if_running(&machine)?;

@@ -26,6 +26,8 @@ pub enum Kind {
     NotFound,
     /// Someone else is at it.
     Busy,
+    /// The repository's key does not fit.
+    WrongKey,
     /// A person interrupted it.
     Interrupted,
 }
@@ -128,6 +130,10 @@ pub enum Error {
     NotConverging { disk: DiskId },
     #[error("the host's clock seems to have been set: {reason}")]
     ClockWasSet { reason: String },
+    #[error(transparent)]
+    Repository(#[from] keyframe_repo::Error),
+    #[error("point {point} holds no machine that can be brought back: {reason}")]
+    NoMachineInPoint { point: String, reason: String },
     #[error("interrupted")]
     Interrupted,
     #[error("failed on purpose at {name}")]
@@ -154,6 +160,13 @@ impl Error {
             Self::Interrupted | Self::Hypervisor(Hypervisor::Cancelled) => Kind::Interrupted,
             Self::Capture(keyframe_memory::Error::Cancelled) => Kind::Interrupted,
             Self::UndoFailed { source, .. } => source.kind(),
+            Self::Repository(error) => match error.kind() {
+                keyframe_repo::Kind::Failed => Kind::Failed,
+                keyframe_repo::Kind::Usage => Kind::Usage,
+                keyframe_repo::Kind::NotFound => Kind::NotFound,
+                keyframe_repo::Kind::WrongKey => Kind::WrongKey,
+                keyframe_repo::Kind::Interrupted => Kind::Interrupted,
+            },
             Self::Unfinished { .. } => Kind::Incomplete,
             _ => Kind::Failed,
         }
@@ -163,6 +176,7 @@ impl Error {
     #[must_use]
     pub fn kept(&self) -> Option<String> {
         let text = match self {
+            Self::Repository(error) => return error.kept(),
             Self::LayerMissing { .. } | Self::LayerTouched { .. } | Self::Memory { .. } => {
                 "the machine is as it was; other snapshots are not affected"
             }
@@ -206,6 +220,8 @@ impl Error {
     #[must_use]
     pub fn advice(&self) -> Option<String> {
         let text = match self {
+            Self::Repository(error) => return error.advice(),
+            Self::NoMachineInPoint { .. } => "`keyframe points` shows machines that were backed up".to_owned(),
             Self::NoMachine(_) => "`keyframe vm list` shows the machines".to_owned(),
             Self::NoSnapshot { vm, .. } | Self::AmbiguousSnapshot { vm, .. } => {
                 format!("`keyframe snapshots {vm}` shows its snapshots with their ids")

@@ -10,6 +10,7 @@
 //! | [`revert`], [`fork`] | going back; going on beside |
 //! | [`tree`], [`delete`], [`expire`] | looking at snapshots; letting them go |
 //! | [`merge`], [`consolidate`] | making chains of layers shorter |
+//! | [`backup`], [`restore`] | a machine's state in a repository, and back from it |
 //! | [`cost`] | what snapshots cost, and what to do about it |
 //! | [`drill`] | whether a snapshot really comes back |
 //! | [`check`] | every snapshot against its sums |
@@ -22,6 +23,7 @@
 //! Every operation that changes something writes a journal first, has one commit point, and is finished or undone by
 //! whoever comes next. `failpoint` lists the steps at which tests kill it.
 
+pub mod backup;
 pub mod bringup;
 pub mod check;
 pub mod consolidate;
@@ -49,6 +51,7 @@ pub mod pages;
 pub mod pause;
 mod recover;
 pub mod remove;
+pub mod restore;
 pub mod revert;
 mod serial;
 mod settle;

@@ -81,7 +81,7 @@ fn plan(ctx: &Context<'_>, machine: &Machine, pinned: Pinned) -> Result<Removal,
         return held(format!("machine {other} was forked from it and stands on its layers; remove that one first"));
     }
     if let Some(id) = drill::being_tested(&machine.dir)?.first() {
-        return held(format!("its snapshot {id} is being tested; try again when the test has ended"));
+        return held(format!("its snapshot {id} is being tested or backed up; try again when that has ended"));
     }
     let (manifests, damaged) = snapshots::scan(&machine.dir)?;
     if pinned == Pinned::Hold {

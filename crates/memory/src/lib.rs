@@ -16,6 +16,7 @@
 
 pub mod capture;
 pub mod collapse;
+mod content;
 mod elsewhere;
 pub mod error;
 pub mod image;

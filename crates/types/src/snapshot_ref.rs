@@ -28,6 +28,14 @@ impl SnapshotSelector {
     }
 }
 
+impl FromStr for SnapshotSelector {
+    type Err = RefError;
+
+    fn from_str(text: &str) -> Result<Self, RefError> {
+        Ok(Self(SnapshotName::new(text)?))
+    }
+}
+
 impl fmt::Display for SnapshotSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -55,7 +63,7 @@ impl FromStr for SnapshotRef {
     fn from_str(text: &str) -> Result<Self, RefError> {
         match text.split_once('@') {
             Some((vm, snapshot)) if !snapshot.is_empty() => {
-                Ok(Self { vm: VmName::new(vm)?, snapshot: SnapshotSelector(SnapshotName::new(snapshot)?) })
+                Ok(Self { vm: VmName::new(vm)?, snapshot: snapshot.parse()? })
             }
             _ => Err(RefError::NoSnapshot(text.to_owned())),
         }

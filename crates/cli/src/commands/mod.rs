@@ -1,5 +1,6 @@
 //! One module for each group of commands: calls the engine, says what came of it.
 
+mod backup;
 mod check;
 mod console;
 mod cost;
@@ -44,5 +45,8 @@ pub fn run(ctx: &Context<'_>, command: MachineCommand, output: &Output) -> Resul
         }
         MachineCommand::Check { vm, data } => check::run(ctx, &vm, data, output),
         MachineCommand::Fsck(args) => fsck::run(ctx, &args, output),
+        MachineCommand::Backup(args) => backup::backup(ctx, args, output),
+        MachineCommand::Points(args) => backup::points(&args, output),
+        MachineCommand::Restore(args) => backup::restore(ctx, &args, output),
     }
 }

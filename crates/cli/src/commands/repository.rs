@@ -49,7 +49,7 @@ pub fn carry_out(
 
 /// Has the allocator keep memory that is used again and again: taking it from the kernel anew for each frame costs more than
 /// compressing it.
-fn keep_memory() {
+pub fn keep_memory() {
     #[cfg(target_env = "gnu")]
     for (what, value) in [(libc::M_MMAP_THRESHOLD, 32 << 20), (libc::M_TRIM_THRESHOLD, 64 << 20)] {
         // SAFETY: `mallopt` takes two integers and changes thresholds of the allocator only; it refuses what it does not

@@ -47,7 +47,7 @@ impl Claim {
                 break held;
             }
             if Instant::now() >= deadline {
-                return Err(Error::Busy { holder: format!("another test of snapshot {id}") });
+                return Err(Error::Busy { holder: format!("a test or a backup of snapshot {id}") });
             }
             std::thread::sleep(Duration::from_millis(5));
         };

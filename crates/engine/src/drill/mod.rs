@@ -11,6 +11,7 @@
 //! What keeps the *test* from being carried out (no room, no QEMU, an interruption) is an error and no verdict.
 
 mod claim;
+mod hold;
 mod picture;
 mod probe;
 pub mod record;
@@ -41,6 +42,7 @@ use keyframe_memory::Keeping;
 
 use claim::Claim;
 pub(crate) use claim::{being_tested, has_leftovers, tidy};
+pub(crate) use hold::Hold;
 use probe::Probes;
 use record::{Check, Evidence, TestRecord, Verdict};
 use throwaway::{Parts, Throwaway};

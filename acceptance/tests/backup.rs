@@ -1,0 +1,140 @@
+//! A machine's state in a repository, and back: with its running state on a home that never saw it, disk by disk, and with
+//! what changed since the point before told by layers. Needs QEMU.
+
+use std::process::Command;
+use std::time::Duration;
+
+use keyframe_acceptance::serial::Mark;
+use keyframe_acceptance::{Home, Machine, MachineSpec, Outcome, Result, guests};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn worker(home: &Home) -> Result<Machine<'_>> {
+    let mut spec = MachineSpec::small(&guests::small()?, "192M", "checker.mb=48 checker.rate=20");
+    for disk in ["a", "b"] {
+        spec = spec.disk(&home.empty_disk(&format!("{disk}.qcow2"), "64M")?);
+    }
+    let machine = Machine::start(home, "worker", &spec)?;
+    machine.wait_until_checking()?;
+    Ok(machine)
+}
+
+/// A repository that homes of several tests could share: it is named in each command.
+struct Repository {
+    dir: tempfile::TempDir,
+}
+
+impl Repository {
+    fn init(home: &Home) -> Result<Self> {
+        let repository = Self { dir: tempfile::tempdir().expect("there is room for a repository") };
+        repository.run(home, &["repo", "init"])?.succeeded()?;
+        Ok(repository)
+    }
+
+    fn run(&self, home: &Home, words: &[&str]) -> Result<Outcome> {
+        self.run_until(home, "", words)
+    }
+
+    fn run_until(&self, home: &Home, failpoint: &str, words: &[&str]) -> Result<Outcome> {
+        let path = |name: &str| self.dir.path().join(name).display().to_string();
+        let (place, key) = (path("repo"), path("key"));
+        let environment =
+            [("KEYFRAME_REPO", place.as_str()), ("KEYFRAME_KEY_FILE", key.as_str()), ("KEYFRAME_FAILPOINT", failpoint)];
+        home.run_with(&environment, words)
+    }
+}
+
+fn same_bytes(one: &std::path::Path, other: &std::path::Path) -> bool {
+    let compared = Command::new("qemu-img").args(["compare", "-q"]).arg(one).arg(other).status();
+    compared.is_ok_and(|status| status.success())
+}
+
+#[test]
+fn a_running_machine_comes_back_in_a_home_that_never_saw_it() -> Result<()> {
+    let home = Home::new("backup")?;
+    let machine = worker(&home)?;
+    let repository = Repository::init(&home)?;
+    let token = machine.serial()?.next_heartbeat(Mark::START, SECOND)?.token;
+    let backup = repository.run(&home, &["backup", "worker", "--memory", "--json"])?.succeeded()?;
+    assert_eq!(backup.text("consistency")?, "running-state");
+    assert_eq!(backup.json["changed_by"]["disk0"], "full");
+    machine.assert_intact(Mark::START)?;
+    let listed = home.run(["snapshots", "worker", "--json"])?.succeeded()?;
+    assert!(listed.list("snapshots")?.is_empty(), "the snapshot for it was let go");
+    assert_eq!(machine.show()?.json["disks"][0]["layers"].as_array().map(Vec::len), Some(1), "and its layer merged");
+
+    // A second one compares, and stores little.
+    let second = repository.run(&home, &["backup", "worker", "--memory", "--tag", "second", "--json"])?.succeeded()?;
+    assert_eq!(second.json["changed_by"]["disk0"], "compare");
+    let points = repository.run(&home, &["points", "worker", "--json"])?.succeeded()?;
+    assert_eq!(points.list("points")?.len(), 2);
+
+    home.run(["vm", "stop", "worker", "--force"])?.succeeded()?;
+    home.run(["vm", "remove", "worker"])?.succeeded()?;
+    // Homes of tests are there one at a time.
+    drop(machine);
+    drop(home);
+    let elsewhere = Home::new("backup-elsewhere")?;
+    for point in [format!("worker@{}", &backup.text("id")?[..12]), "worker@second".to_owned()] {
+        repository.run(&elsewhere, &["restore", &point, "--as", "again", "--run", "--json"])?.succeeded()?;
+        let again = Machine::existing(&elsewhere, "again");
+        let serial = again.serial()?;
+        assert_eq!(serial.next_heartbeat(Mark::START, 60 * SECOND)?.token, token, "the same program goes on");
+        again.assert_intact(Mark::START)?;
+        // It is a machine like any other.
+        again.snapshot("of-the-restored")?;
+        again.revert("of-the-restored", &[])?;
+        elsewhere.run(["vm", "stop", "again", "--force"])?.succeeded()?;
+        elsewhere.run(["vm", "remove", "again"])?.succeeded()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_layers_say_changed_is_what_changed() -> Result<()> {
+    let home = Home::new("backup-layers")?;
+    let machine = worker(&home)?;
+    let repository = Repository::init(&home)?;
+    let mut layers = Vec::new();
+    for name in ["one", "two", "three"] {
+        home.run(["snapshot", "worker", "--disk-only", "--name", name])?.succeeded()?;
+        let backup = repository.run(&home, &["backup", &machine.at(name), "--tag", name, "--json"])?.succeeded()?;
+        let expected = if name == "one" { "full" } else { "layers" };
+        assert_eq!(backup.json["changed_by"]["disk1"], expected, "{name}");
+        assert_eq!(backup.json["snapshot_kept"], true);
+        let shown = home.run(["show", &machine.at(name), "--json"])?.succeeded()?;
+        let path = shown.json["disks"][1]["layers"][0]["path"].as_str().unwrap_or_default().to_owned();
+        layers.push((name, home.path().join(path)));
+        machine.serial()?.next_heartbeat(machine.serial()?.end(), 20 * SECOND)?;
+    }
+    for (name, layer) in &layers {
+        let file = home.file(&format!("{name}.qcow2"));
+        let to = file.display().to_string();
+        let words = ["restore", &format!("worker@{name}"), "--disk", "disk1", "--to", &to];
+        repository.run(&home, &words)?.succeeded()?;
+        assert!(same_bytes(&file, layer), "{name}: the point's disk is not the snapshot's");
+        assert_eq!(repository.run(&home, &words)?.status, Some(2), "a file that is there is not written over");
+    }
+    assert!(!same_bytes(&layers[0].1, &layers[2].1), "nothing changed: the test shows nothing");
+    // A merge changes what a layer's file holds: then only comparing can tell.
+    home.run(["delete", "worker@two", "worker@three"])?.succeeded()?;
+    home.run(["snapshot", "worker", "--disk-only", "--name", "four"])?.succeeded()?;
+    let backup = repository.run(&home, &["backup", "worker@four", "--json"])?.succeeded()?;
+    assert_eq!(backup.json["changed_by"]["disk1"], "compare");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_nothing_is_left() -> Result<()> {
+    let home = Home::new("backup-refused")?;
+    let machine = worker(&home)?;
+    let repository = Repository::init(&home)?;
+    home.run(["snapshot", "worker", "--disk-only", "--name", "disks"])?.succeeded()?;
+    let refused = repository.run(&home, &["backup", "worker@disks", "--memory"])?;
+    assert_eq!(refused.status, Some(1), "{}", refused.stderr);
+    assert_eq!(repository.run(&home, &["backup", "none"])?.status, Some(10));
+    assert_eq!(repository.run(&home, &["restore", "worker", "--as", "new"])?.status, Some(10), "no point yet");
+    std::fs::write(repository.dir.path().join("key"), format!("{}\n", "0".repeat(64))).expect("written");
+    assert_ne!(repository.run(&home, &["backup", "worker@disks"])?.status, Some(0));
+    machine.assert_intact(Mark::START)
+}

@@ -1,0 +1,105 @@
+//! The arguments of `keyframe backup`, `points` and `restore`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgGroup, Args, ValueEnum};
+use keyframe_engine::restore::file::DiskFormat;
+use keyframe_types::{DiskId, RefError, SnapshotRef, SnapshotSelector, VmName};
+
+use crate::args::FreezeArg;
+use crate::repo_args::Where;
+
+/// `VM`, or `VM@SNAP`.
+#[derive(Debug, Clone)]
+pub struct BackupTarget {
+    pub vm: VmName,
+    pub snapshot: Option<SnapshotSelector>,
+}
+
+impl FromStr for BackupTarget {
+    type Err = RefError;
+
+    fn from_str(text: &str) -> Result<Self, RefError> {
+        if text.contains('@') {
+            let SnapshotRef { vm, snapshot } = text.parse()?;
+            return Ok(Self { vm, snapshot: Some(snapshot) });
+        }
+        Ok(Self { vm: VmName::new(text)?, snapshot: None })
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    #[command(flatten)]
+    pub place: Where,
+    /// The machine: a snapshot is taken for it and let go afterwards. Or a snapshot that exists
+    #[arg(value_name = "VM[@SNAP]")]
+    pub target: BackupTarget,
+    /// With its running state: memory, processors and devices
+    #[arg(long)]
+    pub memory: bool,
+    /// Have the guest's agent freeze file systems around the snapshot that is taken
+    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, default_missing_value = "must", default_value = "no", require_equals = true)]
+    pub freeze: FreezeArg,
+    /// A word to find it by; can be given several times
+    #[arg(long = "tag", value_name = "T")]
+    pub tags: Vec<String>,
+    /// Why it is made
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct PointsArgs {
+    #[command(flatten)]
+    pub place: Where,
+    /// Only this machine's
+    pub vm: Option<VmName>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("to_what").required(true).args(["new", "to"]))]
+pub struct RestoreArgs {
+    #[command(flatten)]
+    pub place: Where,
+    /// VM for its latest point, VM@T for one with a tag, or by the beginning of an id
+    #[arg(value_name = "POINT")]
+    pub point: String,
+    /// A machine of this name, which must not exist
+    #[arg(long = "as", value_name = "NEW")]
+    pub new: Option<VmName>,
+    /// Let it go on: with its running state where the point has one, else from its firmware
+    #[arg(long, requires = "new")]
+    pub run: bool,
+    /// One disk, to a file that must not exist
+    #[arg(long, value_name = "FILE")]
+    pub to: Option<PathBuf>,
+    /// Which disk; needed where there are several
+    #[arg(long, value_name = "DISK", requires = "to")]
+    pub disk: Option<DiskId>,
+    /// The file's form; by its ending if not given
+    #[arg(long, value_enum, requires = "to")]
+    pub format: Option<DiskFormatArg>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DiskFormatArg {
+    Raw,
+    Qcow2,
+    Vmdk,
+    Vhdx,
+    Vdi,
+}
+
+impl From<DiskFormatArg> for DiskFormat {
+    fn from(arg: DiskFormatArg) -> Self {
+        match arg {
+            DiskFormatArg::Raw => Self::Raw,
+            DiskFormatArg::Qcow2 => Self::Qcow2,
+            DiskFormatArg::Vmdk => Self::Vmdk,
+            DiskFormatArg::Vhdx => Self::Vhdx,
+            DiskFormatArg::Vdi => Self::Vdi,
+        }
+    }
+}

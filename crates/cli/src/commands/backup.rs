@@ -1,0 +1,206 @@
+//! `keyframe backup`, `points`, `restore`
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Instant;
+
+use keyframe_engine::backup::{self, BackupReport, BackupRequest, ChangedBy, MachinePoint};
+use keyframe_engine::restore::{file, machine};
+use keyframe_engine::revert::{self, RevertRequest};
+use keyframe_engine::state::manifest::Consistency;
+use keyframe_engine::{Context, Error, lifecycle};
+use keyframe_repo::{Point, Repository};
+use keyframe_types::{ByteLen, SnapshotRef, VmName};
+use serde_json::{Value, json};
+
+use super::repository;
+use crate::backup_args::{BackupArgs, PointsArgs, RestoreArgs};
+use crate::output::{Output, ms, table};
+
+/// `keyframe backup`
+pub fn backup(ctx: &Context<'_>, args: BackupArgs, output: &Output) -> Result<u8, Error> {
+    repository::keep_memory();
+    let repository = repository::open(&args.place)?;
+    let request = BackupRequest {
+        vm: args.target.vm,
+        snapshot: args.target.snapshot,
+        memory: args.memory,
+        freeze: args.freeze.into(),
+        tags: args.tags,
+        note: args.note,
+    };
+    let report = backup::backup(ctx, &repository, &request)?;
+    output.result("backup", &report, stored(&report));
+    Ok(if report.incomplete { 3 } else { 0 })
+}
+
+fn size(bytes: u64) -> String {
+    ByteLen::from_bytes(bytes).to_string()
+}
+
+fn stored(report: &BackupReport) -> String {
+    let id = report.id.get(..8).unwrap_or(&report.id);
+    let mut text = format!("{}@{id}: {}\n", report.name, achieved(report.consistency, report.memory));
+    let changed: Vec<String> = report.changed_by.iter().map(|(disk, by)| format!("{disk} {}", by.as_str())).collect();
+    let mut rows = vec![
+        ("  changed by", changed.join(", ")),
+        ("  read", size(report.totals.scanned_bytes)),
+        ("  new", size(report.totals.new_bytes)),
+        ("  stored", size(report.totals.stored_bytes)),
+        ("  whole command", ms(report.total_ms)),
+    ];
+    if let Some(pause_ms) = report.pause_ms {
+        rows.insert(0, ("  pause", ms(pause_ms)));
+    }
+    let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    text.push_str(&table(&rows));
+    for note in &report.notes {
+        let _ = writeln!(text, "  note: {note}");
+    }
+    text
+}
+
+fn achieved(consistency: Consistency, memory: bool) -> String {
+    let memory = if memory { " with memory" } else { "" };
+    format!("{}{memory}", consistency.as_str())
+}
+
+/// `keyframe points`
+pub fn points(args: &PointsArgs, output: &Output) -> Result<u8, Error> {
+    let repository = repository::open(&args.place)?;
+    let (mut all, damaged) = repository.points()?;
+    all.retain(|point| args.vm.as_ref().is_none_or(|vm| point.name == vm.as_str()));
+    let machines: Vec<(Point, MachinePoint)> =
+        all.into_iter().filter_map(|point| MachinePoint::of(&point).ok().map(|machine| (point, machine))).collect();
+    let heads = ["POINT", "STATE OF", "CONSISTENCY", "SIZE", "NEW", "STORED", "CHANGED BY", "TAGS", "NOTE"];
+    let mut rows = vec![heads.map(str::to_owned).to_vec()];
+    rows.extend(machines.iter().map(|(point, machine)| row(point, machine)));
+    let mut text = if machines.is_empty() { "no machine is stored here\n".to_owned() } else { table(&rows) };
+    for (id, error) in &damaged {
+        let _ = writeln!(text, "damaged: {id}: {error}");
+    }
+    let document = json!({
+        "points": machines.iter().map(|(point, machine)| document(point, machine)).collect::<Vec<_>>(),
+        "damaged": damaged.iter().map(|(id, error)| json!({"id": id, "reason": error.to_string()})).collect::<Vec<_>>(),
+    });
+    output.result("points", &document, text);
+    Ok(if damaged.is_empty() { 0 } else { 3 })
+}
+
+fn row(point: &Point, machine: &MachinePoint) -> Vec<String> {
+    let snapshot = &machine.snapshot;
+    let mut changed: Vec<&str> = machine.disks.iter().map(|disk| disk.changed_by.as_str()).collect();
+    changed.dedup();
+    vec![
+        format!("{}@{}", point.name, point.id.short()),
+        snapshot.created.to_string(),
+        achieved(snapshot.consistency, snapshot.memory.is_some()),
+        size(point.totals.logical_bytes),
+        size(point.totals.new_bytes),
+        size(point.totals.stored_bytes),
+        changed.join(", "),
+        point.tags.join(","),
+        snapshot.note.clone().unwrap_or_default(),
+    ]
+}
+
+fn document(point: &Point, machine: &MachinePoint) -> Value {
+    let snapshot = &machine.snapshot;
+    let disk = |disk: &backup::DiskInPoint| {
+        let by: ChangedBy = disk.changed_by;
+        json!({"disk": disk.disk, "bytes": disk.bytes, "changed_by": by})
+    };
+    json!({
+        "id": point.id,
+        "name": point.name,
+        "tags": point.tags,
+        "created": point.created,
+        "state_of": snapshot.created,
+        "host": point.host,
+        "consistency": snapshot.consistency,
+        "memory": snapshot.memory.is_some(),
+        "pause_ms": snapshot.cost.pause_ms,
+        "note": snapshot.note,
+        "qemu": snapshot.qemu.version.to_string(),
+        "disks": machine.disks.iter().map(disk).collect::<Vec<_>>(),
+        "totals": point.totals,
+    })
+}
+
+/// `keyframe restore`
+pub fn restore(ctx: &Context<'_>, args: &RestoreArgs, output: &Output) -> Result<u8, Error> {
+    let begun = Instant::now();
+    repository::keep_memory();
+    let repository = repository::open(&args.place)?;
+    let point = repository.find_point(&args.point)?;
+    match (&args.new, &args.to) {
+        (Some(name), _) => as_machine(ctx, &repository, &point, name, args.run, begun, output),
+        (None, Some(path)) => to_file(ctx, &repository, &point, args, path, begun, output),
+        (None, None) => Err(Error::BadRequest { what: "say --as NEW or --to FILE".to_owned() }),
+    }
+}
+
+fn as_machine(
+    ctx: &Context<'_>,
+    repository: &Repository,
+    point: &Point,
+    name: &VmName,
+    run: bool,
+    begun: Instant,
+    output: &Output,
+) -> Result<u8, Error> {
+    let restored = machine::restore(ctx, repository, point, name)?;
+    if run {
+        go_on(ctx, &restored)?;
+    }
+    let took = begun.elapsed().as_secs_f64() * 1e3;
+    let mut text =
+        format!("{name} is back from {}: {} written, after {}\n", restored.point, restored.written_bytes, ms(took));
+    text.push_str(&match (&restored.snapshot, run) {
+        (_, true) => "it runs\n".to_owned(),
+        (Some(snapshot), false) => format!("`keyframe revert {name}@{snapshot}` goes on with its running state\n"),
+        (None, false) => format!("start it with `keyframe vm start {name}`\n"),
+    });
+    for note in &restored.notes {
+        let _ = writeln!(text, "  note: {note}");
+    }
+    let document = json!({"machine": restored, "running": run, "total_ms": took});
+    output.result("restored", &document, text);
+    Ok(0)
+}
+
+fn go_on(ctx: &Context<'_>, restored: &machine::RestoredMachine) -> Result<(), Error> {
+    let Some(snapshot) = &restored.snapshot else { return lifecycle::start(ctx, &restored.name).map(drop) };
+    let reference = format!("{}@{snapshot}", restored.name).parse::<SnapshotRef>();
+    let reference = reference.map_err(|error| Error::BadRequest { what: error.to_string() })?;
+    let request =
+        RevertRequest { reference, discard: true, strategy: None, accept_touched_layers: false, no_wait: false };
+    revert::revert(ctx, &request).map(drop)
+}
+
+fn to_file(
+    ctx: &Context<'_>,
+    repository: &Repository,
+    point: &Point,
+    args: &RestoreArgs,
+    path: &Path,
+    begun: Instant,
+    output: &Output,
+) -> Result<u8, Error> {
+    let format = args.format.map_or_else(|| file::DiskFormat::of_ending(path), Into::into);
+    let (disk, report) = file::restore(ctx, repository, point, args.disk.as_ref(), path, format)?;
+    let took = begun.elapsed().as_secs_f64() * 1e3;
+    let text = format!(
+        "{disk} of {}@{} is in {} ({}): {}, of which {} are not zero, after {}\n",
+        point.name,
+        point.id.short(),
+        path.display(),
+        format.as_str(),
+        size(report.logical_bytes),
+        size(report.written_bytes),
+        ms(took)
+    );
+    let document = json!({"point": point.id, "disk": disk, "file": path, "format": format.as_str(), "report": report, "total_ms": took});
+    output.result("restored", &document, text);
+    Ok(0)
+}

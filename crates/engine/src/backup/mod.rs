@@ -1,0 +1,285 @@
+//! A machine's state in a repository: complete in itself, away from the machine.
+//!
+//! ```text
+//!   snapshot ─▶ held ─▶ disks, memory stored ─▶ point (the commit) ─▶ let go ─▶ snapshot deleted, layers merged
+//! ```
+//! Frozen layers are read directly: neither QEMU nor the guest is in the way, and neither waits for the repository. The
+//! machine's lock is held while the snapshot is taken and while it is let go, not while it is read. What is read is held as
+//! what a test stands on is ([`crate::drill`]): nobody deletes or merges it, and a backup that is killed holds nothing.
+//!
+//! A backup that fails, or is killed, leaves no point, and of a snapshot taken for it, one that expires within a day.
+
+mod changes;
+mod memory;
+mod point;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use keyframe_hypervisor::LayerFormat;
+use keyframe_qcow2::Format;
+use keyframe_repo::source::{self, Source};
+use keyframe_repo::{Point, Repository, Session, Totals, WriteOptions};
+use keyframe_types::{ByteLen, SnapshotId, SnapshotName, SnapshotSelector, TimeToLive, Timestamp, VmName};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::delete::{self, DeleteOptions};
+use crate::drill::Hold;
+use crate::error::Error;
+use crate::machine::Machine;
+use crate::memory as images;
+use crate::snapshot::{self, Freeze, SnapshotRequest};
+use crate::snapshots;
+use crate::state::head::Chain;
+use crate::state::manifest::{Consistency, Manifest};
+use crate::state::tree::{FrozenTop, LayerRef};
+
+pub use point::{ChangedBy, DiskInPoint, INITRD, KERNEL, MEMORY, MEMORY_HOT, MEMORY_SUMS, MachinePoint};
+
+/// How long a snapshot stays that a killed backup leaves behind.
+const LEFT_FOR: &str = "1d";
+
+/// What to store.
+#[derive(Debug, Clone)]
+pub struct BackupRequest {
+    /// The machine.
+    pub vm: VmName,
+    /// A snapshot that exists; one is taken, and let go afterwards, if `None`.
+    pub snapshot: Option<SnapshotSelector>,
+    /// The running state, too: of a snapshot that exists, its memory.
+    pub memory: bool,
+    /// Whether to freeze file systems around the snapshot that is taken.
+    pub freeze: Freeze,
+    /// Words to find the point by.
+    pub tags: Vec<String>,
+    /// Why it is made.
+    pub note: Option<String>,
+}
+
+/// What a backup came to.
+#[derive(Debug, Serialize)]
+pub struct BackupReport {
+    /// The point's id.
+    pub id: String,
+    /// Its history: the machine's name.
+    pub name: String,
+    /// When the state in it was.
+    pub state_of: Timestamp,
+    /// What was achieved.
+    pub consistency: Consistency,
+    /// Whether the running state is in it.
+    pub memory: bool,
+    /// How it was known what had changed, for each disk.
+    pub changed_by: BTreeMap<String, ChangedBy>,
+    /// The snapshot that was stored.
+    pub snapshot: SnapshotId,
+    /// Whether that snapshot is still there.
+    pub snapshot_kept: bool,
+    /// The guest's pause for the snapshot, in milliseconds; `None` for one that existed.
+    pub pause_ms: Option<f64>,
+    /// What storing took.
+    pub totals: Totals,
+    /// The whole command, in milliseconds.
+    pub total_ms: f64,
+    /// What a person should know.
+    pub notes: Vec<String>,
+    /// The point is there, and something behind it did not work.
+    pub incomplete: bool,
+}
+
+/// Stores a machine's state as a point.
+///
+/// # Errors
+/// Whatever fails before the point is there: there is none then, and the machine is as it was.
+pub fn backup(ctx: &Context<'_>, repository: &Repository, request: &BackupRequest) -> Result<BackupReport, Error> {
+    let begun = Instant::now();
+    let taken = match &request.snapshot {
+        Some(_) => None,
+        None => Some(take_snapshot(ctx, request)?),
+    };
+    let selector = match (&request.snapshot, &taken) {
+        (Some(selector), _) => selector.clone(),
+        (None, Some(taken)) => taken.id.to_string().parse().map_err(bad_selector)?,
+        (None, None) => return Err(Error::BadRequest { what: "nothing to store".to_owned() }),
+    };
+    let stored = store(ctx, repository, request, &selector);
+    let mut notes = taken.as_ref().map(|taken| taken.notes.clone()).unwrap_or_default();
+    let mut incomplete = false;
+    if taken.is_some()
+        && let Err(error) = let_go(ctx, request, &selector, &mut notes)
+    {
+        incomplete = true;
+        notes.push(format!(
+            "the snapshot taken for it stays until `keyframe expire {}`, within a day: {}",
+            request.vm,
+            error.told()
+        ));
+    }
+    let (point, machine) = stored?;
+    Ok(BackupReport {
+        id: point.id.to_string(),
+        name: point.name,
+        state_of: machine.snapshot.created,
+        consistency: machine.snapshot.consistency,
+        memory: machine.snapshot.memory.is_some(),
+        changed_by: machine.disks.iter().map(|disk| (disk.disk.to_string(), disk.changed_by)).collect(),
+        snapshot: machine.snapshot.id,
+        snapshot_kept: taken.is_none() || incomplete,
+        pause_ms: taken.map(|taken| taken.pause_ms),
+        totals: point.totals,
+        total_ms: (begun.elapsed().as_secs_f64() * 1e6).round() / 1e3,
+        notes,
+        incomplete,
+    })
+}
+
+fn bad_selector(error: keyframe_types::RefError) -> Error {
+    Error::BadRequest { what: error.to_string() }
+}
+
+fn take_snapshot(ctx: &Context<'_>, request: &BackupRequest) -> Result<snapshot::SnapshotReport, Error> {
+    ctx.progress.step("taking a snapshot");
+    let ttl: TimeToLive = LEFT_FOR.parse().map_err(|error| Error::BadRequest { what: format!("{error}") })?;
+    let name = SnapshotName::new(format!("backup-{}", &SnapshotId::random().as_str()[..8]));
+    let request = SnapshotRequest {
+        name: Some(name.map_err(|error| Error::BadRequest { what: error.to_string() })?),
+        note: Some("taken for a backup".to_owned()),
+        disk_only: !request.memory,
+        ttl: Some(ttl),
+        freeze: request.freeze,
+        ..SnapshotRequest::of(request.vm.clone())
+    };
+    snapshot::take(ctx, &request)
+}
+
+/// Deletes the snapshot that was taken for a backup; what it froze becomes one with what is above.
+fn let_go(
+    ctx: &Context<'_>,
+    request: &BackupRequest,
+    selector: &SnapshotSelector,
+    notes: &mut Vec<String>,
+) -> Result<(), Error> {
+    ctx.progress.step("letting the snapshot go");
+    // Interrupting a backup interrupts storing; what it put on the machine is taken away again.
+    let never = std::sync::atomic::AtomicBool::new(false);
+    let ctx = Context { cancel: &never, ..*ctx };
+    let deletion = delete::delete(&ctx, &request.vm, std::slice::from_ref(selector), DeleteOptions::default())?;
+    if let Some(failure) = deletion.failure {
+        notes.push(format!("its layers are not merged yet, `keyframe consolidate` goes on: {}", failure.told()));
+    }
+    Ok(())
+}
+
+/// Stores a snapshot, held meanwhile.
+fn store(
+    ctx: &Context<'_>,
+    repository: &Repository,
+    request: &BackupRequest,
+    selector: &SnapshotSelector,
+) -> Result<(Point, MachinePoint), Error> {
+    let (_hold, machine, manifest) = hold(ctx, &request.vm, selector)?;
+    let with_memory = request.memory && manifest.memory.is_some();
+    if request.memory && !with_memory {
+        return Err(Error::NoMemory { id: manifest.id });
+    }
+    let previous = previous(repository, &request.vm, &manifest)?;
+    let before = previous.as_ref().and_then(|point| MachinePoint::of(point).ok());
+    let mut session = Session::begin(repository, previous, WriteOptions::default())?;
+    let run = keyframe_repo::Run { progress: ctx.progress, cancel: ctx.cancel };
+    let mut disks = Vec::new();
+    for chain in manifest.chains() {
+        let known = before.as_ref().and_then(|point| point.disks.iter().find(|disk| disk.disk == chain.disk));
+        let top = chain.top()?;
+        // A disk that was made smaller is read whole: what is behind its end must not be kept.
+        let known = known.filter(|known| known.bytes <= top.virtual_bytes);
+        let extents = known.map(|known| changes::by_layers(ctx.home, chain, known)).transpose()?.flatten();
+        let source = open_chain(ctx, chain)?;
+        session.add_image(chain.disk.as_str(), &*source, extents.as_deref(), run)?;
+        disks.push(DiskInPoint {
+            disk: chain.disk.clone(),
+            bytes: ByteLen::from_bytes(source.bytes()),
+            changed_by: match (known, extents) {
+                (None, _) => ChangedBy::Full,
+                (Some(_), Some(_)) => ChangedBy::Layers,
+                (Some(_), None) => ChangedBy::Compare,
+            },
+            layer: LayerRef::to(top),
+            fingerprint: top.frozen.clone(),
+        });
+    }
+    if let Some(kernel) = &manifest.definition.kernel {
+        session.add_image(KERNEL, &*source::open(&kernel.kernel, Some(Format::Raw))?, None, run)?;
+        if let Some(initrd) = &kernel.initrd {
+            session.add_image(INITRD, &*source::open(initrd, Some(Format::Raw))?, None, run)?;
+        }
+    }
+    if with_memory {
+        store_memory(ctx, &mut session, &machine, &manifest, run)?;
+    }
+    // Layers that somebody wrote to meanwhile were not what the snapshot froze.
+    Machine::check_layers(ctx.home, manifest.chains())?;
+    let memory = manifest.memory.clone().filter(|_| with_memory);
+    let consistency = match manifest.consistency {
+        // Without its memory it is what a power cut would have left, or a freeze.
+        Consistency::RunningState if memory.is_none() && manifest.frozen => Consistency::Filesystem,
+        Consistency::RunningState if memory.is_none() => Consistency::Crash,
+        achieved => achieved,
+    };
+    let note = request.note.clone().or_else(|| manifest.note.clone());
+    let tops = manifest.with_chains(FrozenTop::of)?;
+    let document = MachinePoint::new(Manifest { memory, consistency, note, ..tops }, disks);
+    let extra = serde_json::to_value(&document).map_err(|source| Error::Encode { source })?;
+    ctx.progress.step("finishing the point");
+    let point = session.commit(request.vm.as_str(), request.tags.clone(), extra)?;
+    Ok((point, document))
+}
+
+/// Takes hold of a snapshot, so that what it stands on stays as it is.
+fn hold(ctx: &Context<'_>, vm: &VmName, selector: &SnapshotSelector) -> Result<(Hold, Machine, Manifest), Error> {
+    let (_lock, machine) = Machine::lock(ctx, vm, &format!("backup {vm}"))?;
+    let manifest = snapshots::find(&machine.dir, vm, selector)?;
+    Machine::check_layers(ctx.home, manifest.chains())?;
+    let hold = Hold::take(&machine.dir, &manifest.id)?;
+    Ok((hold, machine, manifest))
+}
+
+/// The latest point of the same machine: another machine that once had its name shares nothing by place.
+fn previous(repository: &Repository, vm: &VmName, manifest: &Manifest) -> Result<Option<Point>, Error> {
+    let (points, _damaged) = repository.points()?;
+    let same = |point: &Point| {
+        point.name == vm.as_str()
+            && MachinePoint::of(point).is_ok_and(|machine| machine.snapshot.definition.uuid == manifest.definition.uuid)
+    };
+    Ok(points.into_iter().rev().find(same))
+}
+
+fn open_chain(ctx: &Context<'_>, chain: &Chain) -> Result<Box<dyn Source>, Error> {
+    let top = chain.top()?;
+    let format = match top.format {
+        LayerFormat::Qcow2 => Format::Qcow2,
+        LayerFormat::Raw => Format::Raw,
+    };
+    Ok(source::open(&ctx.home.absolute(&top.path), Some(format))?)
+}
+
+fn store_memory(
+    ctx: &Context<'_>,
+    session: &mut Session<'_>,
+    machine: &Machine,
+    manifest: &Manifest,
+    run: keyframe_repo::Run<'_>,
+) -> Result<(), Error> {
+    let image = images::open(&machine.dir, manifest)?;
+    // Nothing damaged goes into a point.
+    images::verify(ctx, &image).map_err(|source| Error::Memory { id: manifest.id.clone(), source })?;
+    session.add_image(MEMORY, &memory::MemorySource(image), None, run)?;
+    let dir = machine.dir.snapshot(&manifest.id);
+    let file = |path: &Path| source::open(path, Some(Format::Raw));
+    session.add_image(MEMORY_SUMS, &*file(&dir.sums())?, None, run)?;
+    if dir.hot().exists() {
+        session.add_image(MEMORY_HOT, &*file(&dir.hot())?, None, run)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! What a point says of the machine in it: all that is needed to bring it back elsewhere.
+//!
+//! It is the `extra` of a [`keyframe_repo::Point`], a document of its own with its own version. Images of the point:
+//! `disk0` and so on as the guest sees them, `nvram`, and with memory `memory` (QEMU's mapped-ram file), `memory-sums` and
+//! `memory-hot` (docs/formats/snapshot.md); `kernel` and `initrd` where QEMU loads them itself.
+
+use keyframe_repo::Point;
+use keyframe_types::{ByteLen, DiskId};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::state::head::Fingerprint;
+use crate::state::manifest::Manifest;
+use crate::state::tree::{FrozenTop, LayerRef};
+
+/// The kernel that QEMU loads itself, where the machine has one.
+pub const KERNEL: &str = "kernel";
+/// Its initial RAM disk.
+pub const INITRD: &str = "initrd";
+/// The document's form.
+pub const SCHEMA: &str = "keyframe.machine-point/1";
+/// The memory image in a point.
+pub const MEMORY: &str = "memory";
+/// Its checksums.
+pub const MEMORY_SUMS: &str = "memory-sums";
+/// The pages that the guest touched first.
+pub const MEMORY_HOT: &str = "memory-hot";
+
+/// The machine in a point.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MachinePoint {
+    schema: String,
+    /// The Keyframe that made it.
+    pub keyframe: String,
+    /// The snapshot that was stored: definition, consistency, QEMU, and what it cost.
+    pub snapshot: Manifest<FrozenTop>,
+    /// Its disks, the firmware's variables among them.
+    pub disks: Vec<DiskInPoint>,
+}
+
+/// A disk in a point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskInPoint {
+    /// Which disk; its image in the point has this name, too.
+    pub disk: DiskId,
+    /// Its size, as the guest sees it.
+    pub bytes: ByteLen,
+    /// How it was known what had changed.
+    pub changed_by: ChangedBy,
+    /// The frozen layer that held it, and what its file looked like: a later backup that stands on it need not read
+    /// what is below.
+    pub layer: LayerRef,
+    /// What the layer's file looked like.
+    pub fingerprint: Option<Fingerprint>,
+}
+
+/// How it was known what had changed since the point before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChangedBy {
+    /// Nothing was known: all of it was read.
+    Full,
+    /// The layers above the one that the point before held.
+    Layers,
+    /// All of it was read and compared with what the point before has.
+    Compare,
+}
+
+impl ChangedBy {
+    /// As it is written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Layers => "layers",
+            Self::Compare => "compare",
+        }
+    }
+}
+
+impl MachinePoint {
+    pub(super) fn new(snapshot: Manifest<FrozenTop>, disks: Vec<DiskInPoint>) -> Self {
+        let keyframe = env!("CARGO_PKG_VERSION").to_owned();
+        Self { schema: SCHEMA.to_owned(), keyframe, snapshot, disks }
+    }
+
+    /// The machine in a point.
+    ///
+    /// # Errors
+    /// [`Error::NoMachineInPoint`] for a point that holds something else, or a machine in a form that is not known.
+    pub fn of(point: &Point) -> Result<Self, Error> {
+        let other =
+            |reason: String| Error::NoMachineInPoint { point: format!("{}@{}", point.name, point.id.short()), reason };
+        let schema = point.extra.get("schema").and_then(serde_json::Value::as_str);
+        match schema {
+            Some(SCHEMA) => {}
+            Some(schema) => {
+                return Err(other(format!("it is of the form {schema:?}, and this version knows {SCHEMA:?}")));
+            }
+            None => return Err(other("it is an image: `keyframe image get` brings it back".to_owned())),
+        }
+        let machine: Self = serde_json::from_value(point.extra.clone()).map_err(|error| other(error.to_string()))?;
+        let has = |label: &str| point.images.iter().any(|image| image.label == label);
+        let missing = machine.disks.iter().map(|disk| disk.disk.as_str()).find(|label| !has(label));
+        let memory = machine.snapshot.memory.is_some() && !(has(MEMORY) && has(MEMORY_SUMS));
+        match missing.or(memory.then_some(MEMORY)) {
+            Some(label) => Err(other(format!("its image {label} is missing"))),
+            None => Ok(machine),
+        }
+    }
+}
