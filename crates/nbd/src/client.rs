@@ -153,7 +153,7 @@ impl Client {
         let known = self.contexts.iter().find(|(name, _)| name == context).map(|(_, id)| *id);
         let refused = || Error::Refused { option: "block status", why: format!("{context} was not agreed on") };
         let id = known.ok_or_else(refused)?;
-        let most = u64::from(u32::MAX & !0xffff);
+        let most = u64::from(!0xffff_u32);
         let len = range.end.saturating_sub(range.start).min(most);
         if len == 0 || range.start.checked_add(len).is_none_or(|end| end > self.bytes) {
             return Err(Error::Range { offset: range.start, len, bytes: self.bytes });

@@ -158,7 +158,7 @@ impl<'a> Handshake<'a> {
             return refuse(out, which, option_reply::ERR_UNKNOWN, "no such export");
         }
         let asked = |query: &&[u8]| *query == BASE_ALLOCATION.as_bytes() || (!setting && *query == b"base:");
-        if queries.iter().any(|query| asked(&query)) || (!setting && queries.is_empty()) {
+        if queries.iter().any(asked) || (!setting && queries.is_empty()) {
             let id = if setting { ALLOCATION_ID } else { 0 };
             let context = [&id.to_be_bytes(), BASE_ALLOCATION.as_bytes()].concat();
             reply(out, which, option_reply::META_CONTEXT, &context);

@@ -218,7 +218,8 @@ fn our_client_reads_qemu_its_allocation_and_its_dirty_bitmap() {
         found
     };
     const MIB: u64 = 1 << 20;
-    assert_eq!(set(&mut client, bitmap, &|word| word & 1 != 0), [4 * MIB..4 * MIB + (64 << 10)]);
+    let dirty = 4 * MIB..4 * MIB + (64 << 10);
+    assert_eq!(set(&mut client, bitmap, &|word| word & 1 != 0), vec![dirty]);
     let data = set(&mut client, BASE_ALLOCATION, &|word| word & state::ZERO == 0);
     assert_eq!(data, [MIB..MIB + (128 << 10), 4 * MIB..4 * MIB + (64 << 10)]);
     let mut buffer = vec![0; 256 << 10];
