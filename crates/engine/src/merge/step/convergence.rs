@@ -39,7 +39,7 @@ impl Convergence {
         if now.duration_since(since) >= self.span {
             let gain = before.left.saturating_sub(copied.left);
             let work = copied.done.saturating_sub(before.done);
-            let fruitful = copied.left == 0 || (gain > 0 && gain.saturating_mul(GAIN_PART) >= work);
+            let fruitful = gain > 0 && gain.saturating_mul(GAIN_PART) >= work;
             self.fruitless = if fruitful { 0 } else { self.fruitless + 1 };
             self.began = Some((now, copied));
         }
@@ -65,6 +65,8 @@ mod tests {
     fn a_guest_that_writes_as_fast_as_is_copied_wins() {
         assert_eq!(given_up(|second| 1000 + second), Some(60));
         assert_eq!(given_up(|_| 1000), Some(60));
+        // QEMU tells of what it has not looked at yet as if it were not there.
+        assert_eq!(given_up(|_| 0), Some(60), "nothing is left, and still it does not end");
         assert_eq!(given_up(|second| 1000 - second / 10 - second % 3), Some(60), "what it gains by chance is no gain");
     }
 
@@ -72,9 +74,7 @@ mod tests {
     fn a_burst_is_no_reason_to_give_up() {
         let burst = |second: u64| if second < 6 { 20_000 + 500 * second } else { 23_120_u64 - 20 * second };
         assert_eq!(given_up(burst), None, "the least of before is reached only much later");
-        assert_eq!(given_up(|second| 1 << 40 >> (second / 300)), Some(60));
         assert_eq!(given_up(|second| (1 << 40) - 20 * second), None, "much is left, and all work is gain");
-        assert_eq!(given_up(|_| 0), None, "nothing is left");
     }
 
     #[test]
