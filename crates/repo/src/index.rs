@@ -195,9 +195,13 @@ impl IndexWriter {
         let mut section = Vec::new();
         self.records.iter().for_each(|record| put_record(&mut section, record));
         sections.push(section);
+        // No reader keeps more of them, and an object has its bounds: the frequent ones are left out.
+        let mut room = HOOKS_MOST;
         for tier in &self.tiers {
-            let mut section = Vec::with_capacity(tier.len() * 12 + 16);
-            for (hook, ordinal) in tier {
+            let kept = tier.get(..tier.len().min(room)).unwrap_or_default();
+            room -= kept.len();
+            let mut section = Vec::with_capacity(kept.len() * 12 + 16);
+            for (hook, ordinal) in kept {
                 section.extend_from_slice(&hook.to_le_bytes());
                 section.extend_from_slice(&ordinal.to_le_bytes());
             }

@@ -140,7 +140,7 @@ impl Builder {
     /// Header, MAC and parity: the object as it is stored. `parity_percent` is of the object's length; 0 is none.
     ///
     /// # Errors
-    /// [`Error::Pipeline`] when parity cannot be computed, which its bounds exclude.
+    /// [`Error::Pipeline`] when the body is longer than an object can be, or parity cannot be computed, which its bounds exclude.
     pub fn finish(
         self,
         kind: ObjectKind,
@@ -153,6 +153,10 @@ impl Builder {
         let protected = bytes.len() + MAC_BYTES;
         let parity = Shape::choose(protected as u64, parity_percent);
         let body_len = (bytes.len() - HEADER_BYTES) as u64;
+        if body_len > OBJECT_MOST {
+            // Nobody could read it.
+            return Err(Error::Pipeline);
+        }
         let header = Header { kind, id, repository, body_len, parity }.encode();
         if let Some(place) = bytes.first_chunk_mut::<HEADER_BYTES>() {
             *place = header;

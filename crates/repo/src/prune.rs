@@ -452,7 +452,10 @@ impl<'a> Copier<'a> {
         for frame in &directory.frames {
             let (of_frame, rest) = fingerprints.split_at_checked(frame.pages.into()).ok_or(Error::Pipeline)?;
             fingerprints = rest;
-            let pages = self.state.live.pages(frame.name);
+            // Another pack may have more of the frame: what this one lacks is kept there.
+            let here = (0..).zip(of_frame).filter(|(_, page)| !page.is_absent());
+            let here = here.fold(0, |set: Slots, (slot, _): (u32, _)| set | 1 << slot);
+            let pages = self.state.live.pages(frame.name) & here;
             if pages != 0 || self.state.live.has_nodes(frame.name) {
                 self.frame(frame.name, pages, of_frame)?;
             }

@@ -5,8 +5,6 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::failure::Failure;
@@ -103,7 +101,7 @@ pub fn restore_raw(
 ) -> Result<RestoreReport> {
     let trouble = |source| Error::Io { action: "write", path: path.to_owned(), source };
     file.set_len(image.bytes).map_err(trouble)?;
-    restore_into(repository, index, image, (file, file), path, run)
+    restore_into(repository, index, image, file, path, run)
 }
 
 /// Writes an image into an empty file in the qcow2 format: what is zero takes no room.
@@ -133,19 +131,18 @@ pub fn restore_qcow2(
     })?;
     let trouble = |source| Error::Io { action: "write", path: path.to_owned(), source };
     let target = plan.write_tables(file).map_err(trouble)?;
-    restore_into(repository, index, image, (&target, file), path, run)
+    restore_into(repository, index, image, &target, path, run)
 }
 
 fn restore_into(
     repository: &Repository,
     index: &Index,
     image: &StoredImage,
-    (sink, file): (&dyn Sink, &File),
+    sink: &dyn Sink,
     path: &Path,
     run: Surroundings<'_>,
 ) -> Result<RestoreReport> {
-    let image_bytes = image.bytes;
-    let restore = Restore { repository, index, sink, file, path, image_bytes, run, written: AtomicU64::new(0) };
+    let restore = Restore { repository, index, sink, path, image_bytes: image.bytes, run, written: AtomicU64::new(0) };
     let mut frames = 0;
     let mut window: HashMap<FrameName, Vec<Part>> = HashMap::new();
     let mut parts = 0;
@@ -175,16 +172,11 @@ struct Restore<'a> {
     repository: &'a Repository,
     index: &'a Index,
     sink: &'a dyn Sink,
-    /// What the sink writes to.
-    file: &'a File,
     path: &'a Path,
     image_bytes: u64,
     run: Surroundings<'a>,
     written: AtomicU64,
 }
-
-/// How often what was written is sent to the disk: the disk works beside the processors, and little is left for the end.
-const WRITE_OUT_EVERY: Duration = Duration::from_millis(100);
 
 impl Restore<'_> {
     fn window(&self, window: HashMap<FrameName, Vec<Part>>) -> Result<()> {
@@ -195,34 +187,15 @@ impl Restore<'_> {
         let failure = Failure::default();
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
         std::thread::scope(|scope| {
-            let (done, ended) = std::sync::mpsc::channel::<()>();
-            scope.spawn(|| self.write_out(ended, &failure));
-            let workers = (0..threads).map(|_| {
+            for _ in 0..threads {
                 scope.spawn(|| {
                     if let Err(error) = self.work(&frames, &next, &failure) {
                         failure.report(error);
                     }
-                })
-            });
-            let workers: Vec<_> = workers.collect();
-            for worker in workers {
-                if worker.join().is_err() {
-                    failure.report(Error::Pipeline);
-                }
+                });
             }
-            drop(done);
         });
         failure.take().map_or(Ok(()), Err)
-    }
-
-    /// Sends to the disk what was written, until nobody writes any more.
-    fn write_out(&self, ended: Receiver<()>, failure: &Failure) {
-        while ended.recv_timeout(WRITE_OUT_EVERY) == Err(RecvTimeoutError::Timeout) {
-            // Whoever syncs at the end would not hear of a failure that was told here.
-            if let Err(source) = self.file.sync_data() {
-                return failure.report(Error::Io { action: "write", path: self.path.to_owned(), source });
-            }
-        }
     }
 
     fn work(&self, frames: &[(FrameName, Vec<Part>)], next: &AtomicUsize, failure: &Failure) -> Result<()> {

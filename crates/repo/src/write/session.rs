@@ -275,8 +275,11 @@ impl<'a> Session<'a> {
         let used_packs = self.memory.used.iter().filter(|id| !own.contains(id));
         let places = |id: &ObjectId| self.index.packs_of(*id).map(|record| record.id).collect::<Vec<_>>();
         let mut used: Vec<ObjectId> = used_packs.flat_map(places).collect();
+        // An index may name a pack that is gone, when two prunes merged it at once, and a cache may still have its directory.
+        let mut needed: Vec<ObjectId> = used.iter().copied().filter(|id| self.memory.learnt.contains(id)).collect();
+        needed.extend_from_slice(own);
         used.extend_from_slice(own);
-        if used.iter().any(taken) || !self.all_there(own)? {
+        if used.iter().any(taken) || !self.all_there(&needed)? {
             return Err(Error::Fenced);
         }
         if let Some(previous) = &self.previous {

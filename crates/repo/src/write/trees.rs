@@ -100,6 +100,8 @@ pub struct Memory {
     pub used: HashSet<ObjectId>,
     /// Packs that are to be removed: nothing new may refer to them.
     pub condemned: HashSet<ObjectId>,
+    /// Packs whose fingerprints were read, perhaps out of a cache.
+    pub learnt: HashSet<ObjectId>,
     pub new_bytes: u64,
     pub scanned_bytes: u64,
 }
@@ -119,6 +121,7 @@ impl Memory {
             Err(Error::Store(error)) if !error.is_transient() => return Ok(()),
             Err(error) => return Err(error),
         };
+        self.learnt.insert(record.id);
         let mut fingerprints = directory.fingerprints.as_slice();
         for frame in &directory.frames {
             let Some((of_frame, rest)) = fingerprints.split_at_checked(frame.pages.into()) else { break };
