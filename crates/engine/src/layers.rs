@@ -108,7 +108,8 @@ pub fn remove_tops(home: &Home, chains: &[Chain]) -> Result<(), Error> {
         .try_for_each(|top| durable::remove_file(&home.absolute(&top.path)))
 }
 
-fn qcow2_format(format: LayerFormat) -> Format {
+/// A layer's format, as qcow2 readers and writers name it.
+pub(crate) fn qcow2_format(format: LayerFormat) -> Format {
     match format {
         LayerFormat::Qcow2 => Format::Qcow2,
         LayerFormat::Raw => Format::Raw,

@@ -17,7 +17,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-use keyframe_hypervisor::LayerFormat;
 use keyframe_qcow2::Format;
 use keyframe_repo::source::{self, Source};
 use keyframe_repo::{Point, Repository, Session, Totals, WriteOptions};
@@ -26,8 +25,9 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::delete::{self, DeleteOptions};
-use crate::drill::Hold;
+use crate::drill::Claim;
 use crate::error::Error;
+use crate::layers;
 use crate::machine::Machine;
 use crate::memory as images;
 use crate::snapshot::{self, Freeze, SnapshotRequest};
@@ -95,14 +95,13 @@ pub struct BackupReport {
 /// Whatever fails before the point is there: there is none then, and the machine is as it was.
 pub fn backup(ctx: &Context<'_>, repository: &Repository, request: &BackupRequest) -> Result<BackupReport, Error> {
     let begun = Instant::now();
-    let taken = match &request.snapshot {
-        Some(_) => None,
-        None => Some(take_snapshot(ctx, request)?),
-    };
-    let selector = match (&request.snapshot, &taken) {
-        (Some(selector), _) => selector.clone(),
-        (None, Some(taken)) => taken.id.to_string().parse().map_err(bad_selector)?,
-        (None, None) => return Err(Error::BadRequest { what: "nothing to store".to_owned() }),
+    let (taken, selector) = match &request.snapshot {
+        Some(selector) => (None, selector.clone()),
+        None => {
+            let taken = take_snapshot(ctx, request)?;
+            let selector = taken.id.to_string().parse().map_err(bad_selector)?;
+            (Some(taken), selector)
+        }
     };
     let stored = store(ctx, repository, request, &selector);
     let mut notes = taken.as_ref().map(|taken| taken.notes.clone()).unwrap_or_default();
@@ -237,11 +236,11 @@ fn store(
 }
 
 /// Takes hold of a snapshot, so that what it stands on stays as it is.
-fn hold(ctx: &Context<'_>, vm: &VmName, selector: &SnapshotSelector) -> Result<(Hold, Machine, Manifest), Error> {
+fn hold(ctx: &Context<'_>, vm: &VmName, selector: &SnapshotSelector) -> Result<(Claim, Machine, Manifest), Error> {
     let (_lock, machine) = Machine::lock(ctx, vm, &format!("backup {vm}"))?;
     let manifest = snapshots::find(&machine.dir, vm, selector)?;
     Machine::check_layers(ctx.home, manifest.chains())?;
-    let hold = Hold::take(&machine.dir, &manifest.id)?;
+    let hold = Claim::take(&machine.dir, &manifest.id)?;
     Ok((hold, machine, manifest))
 }
 
@@ -257,11 +256,7 @@ fn previous(repository: &Repository, vm: &VmName, manifest: &Manifest) -> Result
 
 fn open_chain(ctx: &Context<'_>, chain: &Chain) -> Result<Box<dyn Source>, Error> {
     let top = chain.top()?;
-    let format = match top.format {
-        LayerFormat::Qcow2 => Format::Qcow2,
-        LayerFormat::Raw => Format::Raw,
-    };
-    Ok(source::open(&ctx.home.absolute(&top.path), Some(format))?)
+    Ok(source::open(&ctx.home.absolute(&top.path), Some(layers::qcow2_format(top.format)))?)
 }
 
 fn store_memory(

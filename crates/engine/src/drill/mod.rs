@@ -11,7 +11,6 @@
 //! What keeps the *test* from being carried out (no room, no QEMU, an interruption) is an error and no verdict.
 
 mod claim;
-mod hold;
 mod picture;
 mod probe;
 pub mod record;
@@ -40,9 +39,7 @@ use crate::state::lock::Lock;
 use crate::state::manifest::Manifest;
 use keyframe_memory::Keeping;
 
-use claim::Claim;
-pub(crate) use claim::{being_tested, has_leftovers, tidy};
-pub(crate) use hold::Hold;
+pub(crate) use claim::{Claim, being_tested, has_leftovers, tidy};
 use probe::Probes;
 use record::{Check, Evidence, TestRecord, Verdict};
 use throwaway::{Parts, Throwaway};
