@@ -148,6 +148,8 @@ pub enum Internal {
     Pages { dir: PathBuf },
     #[command(name = keyframe_engine::pages::WORKER, hide = true)]
     PageWorker { dir: PathBuf },
+    #[command(name = keyframe_engine::release::SUBCOMMAND, hide = true)]
+    Release,
 }
 
 #[derive(Debug, Subcommand)]

@@ -161,28 +161,33 @@ impl Source {
         }
     }
 
-    /// Starts a process for it without waiting.
+    /// Starts a process for it without waiting, and the page server beside it where memory comes lazily: it has read
+    /// what is needed first by the time QEMU asks.
     ///
     /// # Errors
     /// What starting may meet.
     pub fn begin(&self, ctx: &Context<'_>, vm: &VmDir, target: &Target<'_>) -> Result<Starting, Error> {
-        self.launch(target)?.begin(ctx.home, vm, &Qemu::find()?)
+        let starting = self.launch(target)?.begin(ctx.home, vm, &Qemu::find()?)?;
+        if let (Strategy::Lazy, Some(_)) = (self.strategy, &self.image) {
+            pages::serve(ctx, &self.vm, &self.manifest.id, &starting.record()?)?;
+        }
+        Ok(starting)
     }
 
     /// Loads the snapshot into a process that was started for it: it could run then.
     ///
     /// # Errors
     /// [`keyframe_hypervisor::Error::Migration`] with QEMU's reason.
-    pub fn load(&self, ctx: &Context<'_>, started: &mut Started) -> Result<(), Error> {
+    pub fn load(&self, started: &mut Started) -> Result<(), Error> {
         self.check_version(started.record.version)?;
         let explain = |error: Error, started: &Started| match error {
             Error::Hypervisor(error) => Error::Hypervisor(started.record.explain(error)),
             other => other,
         };
-        self.load_by_strategy(ctx, started).map_err(|error| explain(error, started))
+        self.load_by_strategy(started).map_err(|error| explain(error, started))
     }
 
-    fn load_by_strategy(&self, ctx: &Context<'_>, started: &mut Started) -> Result<(), Error> {
+    fn load_by_strategy(&self, started: &mut Started) -> Result<(), Error> {
         match (self.strategy, &self.image) {
             (Strategy::Cold, _) | (_, None) => Ok(()),
             (Strategy::Eager, Some(image)) => {
@@ -195,7 +200,6 @@ impl Source {
             }
             (Strategy::Lazy, Some(_)) => {
                 load::listen_lazily(&mut started.monitor)?;
-                pages::serve(ctx, &self.vm, &self.manifest.id, &started.record)?;
                 Ok(load::wait_lazy(&mut started.monitor)?)
             }
         }

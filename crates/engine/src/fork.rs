@@ -240,7 +240,7 @@ impl Fork {
             // Not a single packet may leave with the original's address, nor reach a guest that still has it.
             settle::pull_cable(&mut started.monitor)?;
         }
-        source.load(ctx, &mut started)?;
+        source.load(&mut started)?;
         pass(Failpoint::ForkLoaded)?;
         self.machine.head.process = Some(source.process(ctx, &started, &self.machine.definition));
         self.machine.write_head()?;

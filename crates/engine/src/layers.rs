@@ -9,12 +9,13 @@ use keyframe_hypervisor::cut::Overlay;
 use keyframe_hypervisor::host::takes_direct_io;
 use keyframe_hypervisor::launch::{LayerAccess, LayerFile, NVRAM_DISK, disk_device, layer_node, node_name};
 use keyframe_qcow2::units::VirtualSize;
-use keyframe_qcow2::{Backing, CreateOptions, Format};
+use keyframe_qcow2::{Backing, CreateOptions, Durability, Format};
 use keyframe_types::{LayerId, VmName};
 
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
 use crate::pages;
+use crate::release;
 use crate::snapshots;
 use crate::state::head::{Chain, FileOrigin, Fingerprint, Head, Layer, Process};
 use crate::state::home::{Home, VmDir};
@@ -65,8 +66,17 @@ pub fn create_tops(home: &Home, chains: &[Chain]) -> Result<(), Error> {
 }
 
 fn create_top(home: &Home, chain: &Chain) -> Result<(), Error> {
-    let top = chain.top()?;
-    let path = home.absolute(&top.path);
+    let path = home.absolute(&chain.top()?.path);
+    // Under a name of its own until it is whole: a layer that cannot be read is then never one that was being made.
+    let unfinished = path.with_extension("tmp");
+    durable::remove_file(&unfinished)?;
+    write_top(home, chain, &unfinished, Durability::Synced)?;
+    std::fs::rename(&unfinished, &path).or_io("rename", &unfinished)?;
+    durable::sync_parent(&path)
+}
+
+/// Writes the topmost layer of `chain` to `path`, in the directory that it belongs to.
+fn write_top(home: &Home, chain: &Chain, path: &Path, durability: Durability) -> Result<(), Error> {
     let Some(below) = chain.layers.get(1) else {
         return Err(Error::EmptyChain { disk: chain.disk.clone() });
     };
@@ -74,15 +84,49 @@ fn create_top(home: &Home, chain: &Chain) -> Result<(), Error> {
     if !dir.is_dir() {
         durable::create_private_dir(dir)?;
     }
-    let layer_error = |source| Error::Layer { path: path.clone(), source };
-    let backing = backing(home, &path, below)?;
-    let size = VirtualSize::new(top.virtual_bytes).map_err(layer_error)?;
-    // Under a name of its own until it is whole: a layer that cannot be read is then never one that was being made.
-    let unfinished = path.with_extension("tmp");
-    durable::remove_file(&unfinished)?;
-    keyframe_qcow2::create_overlay(&unfinished, &backing, size, &CreateOptions::default()).map_err(layer_error)?;
-    std::fs::rename(&unfinished, &path).or_io("rename", &unfinished)?;
-    durable::sync_dir(dir)
+    let layer_error = |source| Error::Layer { path: path.to_owned(), source };
+    let backing = backing(home, path, below)?;
+    let size = VirtualSize::new(chain.top()?.virtual_bytes).map_err(layer_error)?;
+    let options = CreateOptions { durability, ..CreateOptions::default() };
+    keyframe_qcow2::create_overlay(path, &backing, size, &options).map_err(layer_error)
+}
+
+/// Topmost layers that QEMU can open and a power cut can still undo.
+///
+/// For operations whose journal is durable already, and removes these files when it is undone: a power cut can leave a
+/// file here that has its name and not its bytes.
+#[derive(Debug)]
+#[must_use = "nothing may refer to these files before they are durable"]
+pub(crate) struct UnsyncedTops {
+    files: Vec<PathBuf>,
+}
+
+impl UnsyncedTops {
+    /// Makes the files of the topmost layers of `chains`.
+    ///
+    /// # Errors
+    /// As [`create_tops`].
+    pub fn create(home: &Home, chains: &[Chain]) -> Result<Self, Error> {
+        let make = |chain: &Chain| {
+            let path = home.absolute(&chain.top()?.path);
+            write_top(home, chain, &path, Durability::CallerSyncs).map(|()| path)
+        };
+        let files = chains.iter().map(make).collect::<Result<_, _>>().inspect_err(|_| {
+            // As above.
+            let _ = remove_tops(home, chains);
+        })?;
+        Ok(Self { files })
+    }
+
+    /// Makes them durable, each directory once.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sync(self) -> Result<(), Error> {
+        self.files.iter().try_for_each(|file| durable::sync_file(file))?;
+        let dirs: BTreeSet<&Path> = self.files.iter().filter_map(|file| file.parent()).collect();
+        dirs.into_iter().try_for_each(durable::sync_dir)
+    }
 }
 
 /// How the header of the layer at `path` names the one `below` it: relative to its directory, or absolute for a disk
@@ -280,7 +324,7 @@ pub fn drop_unused(home: &Home, dir: &VmDir) -> Result<(), Error> {
     let mut touched: BTreeSet<PathBuf> = BTreeSet::new();
     for file in files_below(dir)? {
         if !used.files.contains(&file) {
-            durable::remove_file_unsynced(&file)?;
+            release::remove_file_unsynced(&file)?;
             touched.extend(file.parent().map(Path::to_owned));
         }
     }

@@ -17,6 +17,7 @@
 //! | [`fsck`] | documents, layers and files against each other |
 //! | [`label`] | what is said about a snapshot after it was taken |
 //! | [`pages`] | the page server's process |
+//! | [`release`] | large files that go without anybody waiting |
 //! | [`guard`] | who watches over a command |
 //! | [`recover`] | tidying up behind a killed command |
 //!
@@ -50,6 +51,7 @@ pub mod outcome;
 pub mod pages;
 pub mod pause;
 mod recover;
+pub mod release;
 pub mod remove;
 pub mod restore;
 pub mod revert;

@@ -223,7 +223,7 @@ impl Post {
     }
 }
 
-/// Posts a supervisor that serves `instance`, which listens, from the snapshot `id` of the machine in `vm`.
+/// Posts a supervisor that serves `instance`, which will listen, from the snapshot `id` of the machine in `vm`.
 ///
 /// # Errors
 /// When it cannot be started.
@@ -475,7 +475,10 @@ fn spawn_worker(post: &Post) -> Result<Child, Error> {
     command.spawn().or_io("run", Path::new("/proc/self/exe"))
 }
 
-struct ToSupervisor;
+struct ToSupervisor {
+    /// The process that is served.
+    instance: InstanceRecord,
+}
 
 impl ToSupervisor {
     fn say(line: &Line) {
@@ -490,16 +493,22 @@ impl Observer for ToSupervisor {
     fn notice(&self, notice: Notice) {
         Self::say(&Line::Notice(notice));
     }
+
+    fn is_coming(&self) -> bool {
+        self.instance.is_alive()
+    }
 }
 
-/// The worker's process: serves what `config` describes, as JSON. Says how it ends on standard output.
+/// The worker's process: serves what `config` describes, as JSON, to the process of the directory `dir`. Says how it
+/// ends on standard output.
 ///
 /// # Errors
-/// When the config cannot be read.
-pub fn work(config: impl std::io::Read) -> Result<(), Error> {
+/// When the config cannot be read, or who is to be served.
+pub fn work(dir: &Path, config: impl std::io::Read) -> Result<(), Error> {
     let unreadable = |error: serde_json::Error| Error::Damaged { path: "stdin".into(), reason: error.to_string() };
     let config: ServerConfig = serde_json::from_reader(config).map_err(unreadable)?;
-    match pageserver::run(&config, &ToSupervisor) {
+    let instance = Post::needed(&Post { dir: dir.to_owned() }.instance())?;
+    match pageserver::run(&config, &ToSupervisor { instance }) {
         Ok(report) => {
             if let Some(hot) = &config.hot {
                 // Only advice for the next revert.

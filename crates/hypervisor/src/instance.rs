@@ -277,16 +277,24 @@ impl Starting {
         }
     }
 
-    fn greet(&self) -> Result<Started, Error> {
+    /// How to find the process before it has greeted: its version is 0.0.0 until then.
+    ///
+    /// # Errors
+    /// [`Error::NoProcess`], [`Error::Io`] when it has ended.
+    pub fn record(&self) -> Result<InstanceRecord, Error> {
         let pid = self.child.as_ref().ok_or(Error::NoProcess)?.id();
         let process = ProcessId::of(pid).or_io("look at QEMU of", &self.dir)?;
+        let version = QemuVersion { major: 0, minor: 0, micro: 0 };
+        Ok(InstanceRecord { id: self.id.clone(), process, dir: self.dir.clone(), version, started: Timestamp::now() })
+    }
+
+    fn greet(&self) -> Result<Started, Error> {
+        let mut record = self.record()?;
         let monitor = connect(&self.dir.join("engine.sock"), START_PATIENCE)?;
-        let version = monitor.version().map_or(QemuVersion { major: 0, minor: 0, micro: 0 }, |version| {
+        if let Some(version) = monitor.version() {
             let triple = &version.qemu;
-            QemuVersion { major: triple.major, minor: triple.minor, micro: triple.micro }
-        });
-        let record =
-            InstanceRecord { id: self.id.clone(), process, dir: self.dir.clone(), version, started: Timestamp::now() };
+            record.version = QemuVersion { major: triple.major, minor: triple.minor, micro: triple.micro };
+        }
         Ok(Started { record, monitor })
     }
 

@@ -5,7 +5,7 @@
 //! QEMU 10.0.
 //!
 //! Order and crash safety: the file is created exclusively, the tables are written, then the header,
-//! then the file is synced. A crash before the sync leaves a file that may or may not look like an
+//! then the file is synced, here or by the caller ([`Durability`]). A crash before the sync leaves a file that may or may not look like an
 //! image; nothing refers to it yet, and whoever cleans up may delete it. The directory entry is the
 //! caller's to sync (fsync of the directory), once for all files it makes.
 
@@ -45,6 +45,18 @@ pub struct CreateOptions {
     pub cluster: ClusterSize,
     /// Subclusters.
     pub subclusters: Subclusters,
+    /// Who makes the file durable.
+    pub durability: Durability,
+}
+
+/// Who makes a new file durable.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// The file is durable when the call returns.
+    #[default]
+    Synced,
+    /// The caller will sync it, with fsync(2): beside other work, or many files at once.
+    CallerSyncs,
 }
 
 /// Creates an empty image on top of another.
@@ -57,7 +69,8 @@ pub struct CreateOptions {
 /// [`Error::VirtualSize`], [`Error::ClusterSize`]; all within [`Error::Image`]. A file that was created
 /// and could not be completed is removed.
 pub fn create_overlay(path: &Path, backing: &Backing, size: VirtualSize, options: &CreateOptions) -> Result<()> {
-    create_file(path, &Layout::new(size, options, Some(backing))?).map_err(|error| error.of_image(path))
+    create_file(path, &Layout::new(size, options, Some(backing))?, options.durability)
+        .map_err(|error| error.of_image(path))
 }
 
 /// Creates an empty image that stands alone.
@@ -65,12 +78,15 @@ pub fn create_overlay(path: &Path, backing: &Backing, size: VirtualSize, options
 /// # Errors
 /// As [`create_overlay`].
 pub fn create(path: &Path, size: VirtualSize, options: &CreateOptions) -> Result<()> {
-    create_file(path, &Layout::new(size, options, None)?).map_err(|error| error.of_image(path))
+    create_file(path, &Layout::new(size, options, None)?, options.durability).map_err(|error| error.of_image(path))
 }
 
-fn create_file(path: &Path, layout: &Layout) -> Result<()> {
+fn create_file(path: &Path, layout: &Layout, durability: Durability) -> Result<()> {
     let file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(path).map_err(io("create it"))?;
-    let written = write(&file, layout);
+    let written = write(&file, layout).and_then(|()| match durability {
+        Durability::Synced => file.sync_all().map_err(io("sync it")),
+        Durability::CallerSyncs => Ok(()),
+    });
     if written.is_err() {
         // Ours, made a moment ago; if it cannot be removed either, the first error says more.
         let _removed = std::fs::remove_file(path);
@@ -82,8 +98,7 @@ fn write(file: &File, layout: &Layout) -> Result<()> {
     file.set_len(layout.file_bytes).map_err(io("set its length"))?;
     file.write_all_at(&layout.refcount_table(), layout.cluster.bytes()).map_err(io("write its refcount table"))?;
     file.write_all_at(&layout.refcounts(), layout.refcount_blocks_at()).map_err(io("write its refcounts"))?;
-    file.write_all_at(&layout.header, 0).map_err(io("write its header"))?;
-    file.sync_all().map_err(io("sync it"))
+    file.write_all_at(&layout.header, 0).map_err(io("write its header"))
 }
 
 /// Where everything goes. Tables are kept as far as they are not zero.

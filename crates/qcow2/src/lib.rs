@@ -43,7 +43,7 @@ pub mod units;
 pub use allocation::{Allocated, Extent, ExtentKind};
 pub use backing::{Backing, BackingName, Format};
 pub use chain::{Layer, chain};
-pub use create::{CreateOptions, Subclusters, create, create_overlay};
+pub use create::{CreateOptions, Durability, Subclusters, create, create_overlay};
 pub use error::{Error, Result};
 pub use header::Header;
 pub use image::Image;

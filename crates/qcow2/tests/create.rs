@@ -24,7 +24,7 @@ fn qemu_io(dir: &Dir, image: &str, commands: &[&str]) {
 const GIB: u64 = 1 << 30;
 
 fn options(cluster: u64, subclusters: Subclusters) -> CreateOptions {
-    CreateOptions { cluster: ClusterSize::from_bytes(cluster).unwrap(), subclusters }
+    CreateOptions { cluster: ClusterSize::from_bytes(cluster).unwrap(), subclusters, ..CreateOptions::default() }
 }
 
 #[test]

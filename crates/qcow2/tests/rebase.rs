@@ -6,11 +6,11 @@ use std::process::{Command, Stdio};
 
 use common::{Dir, size};
 use keyframe_qcow2::{
-    Backing, ClusterSize, CreateOptions, Error, Format, Image, Subclusters, chain, create, create_overlay, set_backing,
+    Backing, ClusterSize, CreateOptions, Error, Format, Image, chain, create, create_overlay, set_backing,
 };
 
 fn overlay(dir: &Dir, cluster: u64) {
-    let options = CreateOptions { cluster: ClusterSize::from_bytes(cluster).unwrap(), subclusters: Subclusters::Off };
+    let options = CreateOptions { cluster: ClusterSize::from_bytes(cluster).unwrap(), ..CreateOptions::default() };
     dir.img(&["create", "-q", "-f", "qcow2", "base.qcow2", "8M"]);
     let backing = Backing::new("base.qcow2", Format::Qcow2).unwrap();
     create_overlay(&dir.file("o"), &backing, size(8 << 20), &options).unwrap();

@@ -1,6 +1,6 @@
 //! Processes that Keyframe starts for itself.
 
-use keyframe_engine::{Error, Home, guard, pages};
+use keyframe_engine::{Error, Home, guard, pages, release};
 
 use crate::args::Internal;
 
@@ -10,7 +10,8 @@ pub fn run(internal: Internal) -> Result<u8, Error> {
         Internal::Guard { guard_home, vm } => guard::stand(&Home::open(&guard_home)?, &vm)?,
         Internal::Pages { dir } => pages::supervise(&dir)?,
         // Its directory is only for whoever looks at the list of processes.
-        Internal::PageWorker { dir: _ } => pages::work(std::io::stdin())?,
+        Internal::PageWorker { dir } => pages::work(&dir, std::io::stdin())?,
+        Internal::Release => release::hold()?,
     }
     Ok(0)
 }

@@ -248,7 +248,7 @@ impl<'a> Trial<'a> {
     /// Loads the state and lets it run; says whether it does.
     fn bring_up(&mut self, throwaway: &mut Throwaway, source: &Source, manifest: &Manifest) -> Result<bool, Error> {
         pass(Failpoint::TestStarted)?;
-        let loaded = source.load(self.ctx, &mut throwaway.started);
+        let loaded = source.load(&mut throwaway.started);
         if self.step("loads", loaded, |()| "QEMU has taken its state".to_owned())?.is_none() {
             return Ok(false);
         }

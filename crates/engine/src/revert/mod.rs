@@ -31,7 +31,7 @@ use crate::error::Error;
 use crate::failpoint::{Failpoint, pass};
 use crate::guard::Guard;
 use crate::guest;
-use crate::layers;
+use crate::layers::{self, UnsyncedTops};
 use crate::machine::{Machine, State, state_of};
 use crate::pages;
 use crate::sharing;
@@ -337,12 +337,28 @@ impl<'a> Reverting<'a> {
         }
     }
 
-    /// Starts the new process while the present stops, and loads the snapshot into it.
+    /// Starts the new process while the present stops, and loads the snapshot into it. The new layers become durable
+    /// beside that; the head does not name them before.
     fn loaded(&self, machine: &Machine, definition: &MachineDefinition) -> Result<(Started, Option<Instant>), Error> {
-        let after = &self.journal.after;
-        let chains: Vec<_> = after.chains().cloned().collect();
-        layers::create_tops(self.ctx.home, &chains)?;
+        let chains: Vec<_> = self.journal.after.chains().cloned().collect();
+        let tops = UnsyncedTops::create(self.ctx.home, &chains)?;
         pass(Failpoint::RevertOverlaysCreated)?;
+        std::thread::scope(|threads| {
+            let syncing = threads.spawn(|| tops.sync());
+            let loaded = self.loaded_on(machine, definition)?;
+            // The closure does not panic; if it did, that would go on here.
+            syncing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok(loaded)
+        })
+    }
+
+    /// The same, on layers that are there.
+    fn loaded_on(
+        &self,
+        machine: &Machine,
+        definition: &MachineDefinition,
+    ) -> Result<(Started, Option<Instant>), Error> {
+        let after = &self.journal.after;
         if let Present::Exclusive(_) = self.present {
             undo::quit(machine)?;
         }
@@ -356,7 +372,7 @@ impl<'a> Reverting<'a> {
             Present::Off | Present::Exclusive(_) => None,
         };
         pass(Failpoint::RevertPresentStopped)?;
-        self.source.load(self.ctx, &mut started)?;
+        self.source.load(&mut started)?;
         pass(Failpoint::RevertLoaded)?;
         Ok((started, stopped))
     }

@@ -54,7 +54,8 @@ use wire::{Parts, Wire, micros};
 /// Connects to a QEMU that awaits a migration at `socket` and serves it until its memory is complete. `hot`
 /// is sent first, in its order.
 ///
-/// QEMU must run with `-incoming defer`, capability `postcopy-ram`, and have been given `migrate-incoming`.
+/// QEMU runs with `-incoming defer` and capability `postcopy-ram`, and is given `migrate-incoming`; that may be later: until
+/// then the hot extents are read.
 ///
 /// # Errors
 /// [`PageServerError`]; its [`PageServerError::stage`] says whether QEMU can be taken up again by [`resume`].
@@ -69,7 +70,7 @@ pub fn serve(
     // The eager blocks are not the reader's business.
     all_extents(pages.ram()).filter(|at| !lazy.contains(&at.block)).for_each(|at| round.finished.insert(at));
     round.converse(|| {
-        let stream = opening::connect(socket, Stage::Opening)?;
+        let stream = opening::connect(socket, Stage::Opening, observer)?;
         opening::prepare(&stream, Stage::Opening)?;
         let (source, bytes_sent) = opening::open(&stream, pages, &lazy)?;
         let after_us = micros(round.started.elapsed());
@@ -91,7 +92,7 @@ pub fn resume(
     observer: &dyn Observer,
 ) -> Result<ServeReport, PageServerError> {
     let round = Round::new(pages, hot, observer, Stage::Serving);
-    let stream = opening::connect(socket, Stage::Serving)?;
+    let stream = opening::connect(socket, Stage::Serving, observer)?;
     opening::prepare(&stream, Stage::Serving)?;
     let source = opening::resume(&stream, pages.ram())?;
     mark_received(pages, &source, &round.finished);

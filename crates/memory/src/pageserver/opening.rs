@@ -13,14 +13,14 @@ use keyframe_vmstate::ram::RamLayout;
 use keyframe_vmstate::{BlockIndex, ExtentIndex};
 use rustix::net::sockopt;
 
-use super::{ExtentAt, PageServerError, PageSource, Stage, extent_bytes};
+use super::{ExtentAt, Observer, PageServerError, PageSource, Stage, extent_bytes};
 use crate::ExtentBuf;
 
 /// How long the destination may stay silent before the vCPUs run, or while it resumes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a socket may take to appear.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// How long a socket may take to appear: a server may be started together with its destination.
+const CONNECT_WITHIN: Duration = Duration::from_secs(60);
 
 /// Bytes that the kernel may hold on their way to the destination, roughly. QEMU takes some 500 MB/s or more,
 /// so a request waits half a millisecond at most for background data that is already out of our hands.
@@ -32,13 +32,13 @@ const EAGER_BYTES: u64 = 1 << 20;
 /// Pages are written out whenever this many bytes have come together.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// Connects to QEMU's socket, waiting a little for it to appear.
-pub(super) fn connect(socket: &Path, stage: Stage) -> Result<UnixStream, PageServerError> {
+/// Connects to QEMU's socket, waiting for it to appear as long as `observer` knows that it is coming.
+pub(super) fn connect(socket: &Path, stage: Stage, observer: &dyn Observer) -> Result<UnixStream, PageServerError> {
     let give_up = Instant::now() + CONNECT_WITHIN;
     loop {
         match UnixStream::connect(socket) {
             Ok(stream) => return Ok(stream),
-            Err(source) if Instant::now() >= give_up => {
+            Err(source) if Instant::now() >= give_up || !observer.is_coming() => {
                 return Err(PageServerError::Connect { stage, socket: socket.to_owned(), source });
             }
             Err(_) => std::thread::sleep(Duration::from_millis(1)),

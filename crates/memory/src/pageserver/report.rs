@@ -45,6 +45,11 @@ pub enum Notice {
 pub trait Observer: Sync {
     /// Something happened.
     fn notice(&self, notice: Notice);
+
+    /// Whether it is worth waiting for a destination that does not listen yet.
+    fn is_coming(&self) -> bool {
+        true
+    }
 }
 
 /// Nobody wants to know.
