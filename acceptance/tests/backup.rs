@@ -63,9 +63,9 @@ fn a_running_machine_comes_back_in_a_home_that_never_saw_it() -> Result<()> {
     assert!(listed.list("snapshots")?.is_empty(), "the snapshot for it was let go");
     assert_eq!(machine.show()?.json["disks"][0]["layers"].as_array().map(Vec::len), Some(1), "and its layer merged");
 
-    // A second one compares, and stores little.
+    // QEMU has noted what was written since, and a second one reads no more than that.
     let second = repository.run(&home, &["backup", "worker", "--memory", "--tag", "second", "--json"])?.succeeded()?;
-    assert_eq!(second.json["changed_by"]["disk0"], "compare");
+    assert_eq!(second.json["changed_by"]["disk0"], "bitmap");
     let points = repository.run(&home, &["points", "worker", "--json"])?.succeeded()?;
     assert_eq!(points.list("points")?.len(), 2);
 
@@ -88,6 +88,41 @@ fn a_running_machine_comes_back_in_a_home_that_never_saw_it() -> Result<()> {
         elsewhere.run(["vm", "remove", "again"])?.succeeded()?;
     }
     Ok(())
+}
+
+#[test]
+fn what_qemu_noted_is_what_changed() -> Result<()> {
+    let home = Home::new("backup-bitmaps")?;
+    let machine = worker(&home)?;
+    let repository = Repository::init(&home)?;
+    let mut backup_of = |name: &str, expected: &str| -> Result<()> {
+        home.run(["snapshot", "worker", "--disk-only", "--name", name])?.succeeded()?;
+        let backup = repository.run(&home, &["backup", &machine.at(name), "--tag", name, "--json"])?.succeeded()?;
+        let shown = home.run(["show", &machine.at(name), "--json"])?.succeeded()?;
+        for (number, disk) in ["disk0", "disk1"].iter().enumerate() {
+            assert_eq!(backup.json["changed_by"][disk], expected, "{name}");
+            let path = shown.json["disks"][number]["layers"][0]["path"].as_str().unwrap_or_default().to_owned();
+            let file = home.file(&format!("{name}-{disk}.qcow2"));
+            let to = file.display().to_string();
+            let words = ["restore", &format!("worker@{name}"), "--disk", disk, "--to", &to];
+            repository.run(&home, &words)?.succeeded()?;
+            assert!(same_bytes(&file, &home.path().join(path)), "{name}: {disk} of the point is not the snapshot's");
+        }
+        // What is written now goes into the layer that the point knows: first by the merge, then by the guest itself.
+        home.run(["delete", &machine.at(name)])?.succeeded()?;
+        machine.serial()?.next_heartbeat(machine.serial()?.end(), 20 * SECOND).map(drop)
+    };
+    backup_of("first", "full")?;
+    backup_of("second", "bitmap")?;
+    backup_of("third", "bitmap")?;
+    // A killed QEMU takes its notes with it. The history goes on.
+    machine.process()?.kill(home.path())?;
+    let mark = machine.serial()?.end();
+    home.run(["vm", "start", "worker"])?.succeeded()?;
+    machine.serial()?.next_heartbeat(mark, 60 * SECOND)?;
+    backup_of("fourth", "compare")?;
+    backup_of("fifth", "bitmap")?;
+    machine.assert_intact(mark)
 }
 
 #[test]

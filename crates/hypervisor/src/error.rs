@@ -56,6 +56,13 @@ pub enum Error {
         /// QEMU's words.
         reason: String,
     },
+    /// What QEMU noted of writes cannot be read.
+    #[error("cannot read from QEMU what was written")]
+    Changes {
+        /// Why.
+        #[source]
+        source: keyframe_nbd::Error,
+    },
     /// QEMU reported that saving or loading the machine's state failed.
     #[error("QEMU could not {what} the machine's state: {reason}")]
     Migration {

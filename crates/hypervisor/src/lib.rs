@@ -14,6 +14,7 @@
 //! | [`cut`] | memory and disks of one instant |
 //! | [`load`] | a saved state into a fresh process |
 //! | [`merge`] | layers into one another, by QEMU's block jobs |
+//! | [`tracking`] | what is written to a layer from some instant on |
 //! | [`storage`] | QEMU's block layer without a machine |
 //! | [`stall`] | how long vCPUs wait |
 //!
@@ -35,6 +36,7 @@ pub mod process;
 pub mod socket;
 pub mod stall;
 pub mod storage;
+pub mod tracking;
 
 pub use definition::{
     AccelChoice, Accelerator, DirectKernel, DiskDefinition, Firmware, MacAddress, MachineDefinition, Network, Nic,

@@ -20,7 +20,7 @@ use std::time::Instant;
 use keyframe_qcow2::Format;
 use keyframe_repo::source::{self, Source};
 use keyframe_repo::{Point, Repository, Session, Totals, WriteOptions};
-use keyframe_types::{ByteLen, SnapshotId, SnapshotName, SnapshotSelector, TimeToLive, Timestamp, VmName};
+use keyframe_types::{ByteLen, DiskId, SnapshotId, SnapshotName, SnapshotSelector, TimeToLive, Timestamp, VmName};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -34,8 +34,9 @@ use crate::snapshot::{self, Freeze, SnapshotRequest};
 use crate::snapshots;
 use crate::state::head::Chain;
 use crate::state::manifest::{Consistency, Manifest};
-use crate::state::tree::{FrozenTop, LayerRef};
+use crate::state::tree::FrozenTop;
 
+use changes::{Changes, Running};
 pub use point::{ChangedBy, DiskInPoint, INITRD, KERNEL, MEMORY, MEMORY_HOT, MEMORY_SUMS, MachinePoint};
 
 /// How long a snapshot stays that a killed backup leaves behind.
@@ -178,33 +179,32 @@ fn store(
     request: &BackupRequest,
     selector: &SnapshotSelector,
 ) -> Result<(Point, MachinePoint), Error> {
-    let (_hold, machine, manifest) = hold(ctx, &request.vm, selector)?;
+    let uuid = Machine::open(ctx.home, &request.vm)?.definition.uuid;
+    let (previous, before) = previous(repository, &request.vm, &uuid)?.unzip();
+    let Held { claim: _claim, machine, manifest, mut changes } = hold(ctx, &request.vm, selector, before.as_ref())?;
     let with_memory = request.memory && manifest.memory.is_some();
     if request.memory && !with_memory {
         return Err(Error::NoMemory { id: manifest.id });
     }
-    let previous = previous(repository, &request.vm, &manifest)?;
-    let before = previous.as_ref().and_then(|point| MachinePoint::of(point).ok());
     let mut session = Session::begin(repository, previous, WriteOptions::default())?;
     let run = keyframe_repo::Run { progress: ctx.progress, cancel: ctx.cancel };
     let mut disks = Vec::new();
     for chain in manifest.chains() {
-        let known = before.as_ref().and_then(|point| point.disks.iter().find(|disk| disk.disk == chain.disk));
+        let is_known = before.as_ref().is_some_and(|point| point.disk(&chain.disk).is_some());
+        let changes = changes.remove(&chain.disk);
         let top = chain.top()?;
-        // A disk that was made smaller is read whole: what is behind its end must not be kept.
-        let known = known.filter(|known| known.bytes <= top.virtual_bytes);
-        let extents = known.map(|known| changes::by_layers(ctx.home, chain, known)).transpose()?.flatten();
         let source = open_chain(ctx, chain)?;
-        session.add_image(chain.disk.as_str(), &*source, extents.as_deref(), run)?;
+        let extents = changes.as_ref().map(|changes| changes.extents.as_slice());
+        session.add_image(chain.disk.as_str(), &*source, extents, run)?;
         disks.push(DiskInPoint {
             disk: chain.disk.clone(),
             bytes: ByteLen::from_bytes(source.bytes()),
-            changed_by: match (known, extents) {
-                (None, _) => ChangedBy::Full,
-                (Some(_), Some(_)) => ChangedBy::Layers,
-                (Some(_), None) => ChangedBy::Compare,
+            changed_by: match changes {
+                Some(changes) => changes.by,
+                None if is_known => ChangedBy::Compare,
+                None => ChangedBy::Full,
             },
-            layer: LayerRef::to(top),
+            file: top.file.clone(),
             fingerprint: top.frozen.clone(),
         });
     }
@@ -235,23 +235,48 @@ fn store(
     Ok((point, document))
 }
 
-/// Takes hold of a snapshot, so that what it stands on stays as it is.
-fn hold(ctx: &Context<'_>, vm: &VmName, selector: &SnapshotSelector) -> Result<(Claim, Machine, Manifest), Error> {
+/// A snapshot that stays as it is until this is dropped.
+struct Held {
+    claim: Claim,
+    machine: Machine,
+    manifest: Manifest,
+    /// What may differ from the point before, of disks of which that is known.
+    changes: BTreeMap<DiskId, Changes>,
+}
+
+/// Takes hold of a snapshot, and finds out what changed since the point `before`.
+fn hold(
+    ctx: &Context<'_>,
+    vm: &VmName,
+    selector: &SnapshotSelector,
+    before: Option<&MachinePoint>,
+) -> Result<Held, Error> {
     let (_lock, machine) = Machine::lock(ctx, vm, &format!("backup {vm}"))?;
     let manifest = snapshots::find(&machine.dir, vm, selector)?;
     Machine::check_layers(ctx.home, manifest.chains())?;
-    let hold = Claim::take(&machine.dir, &manifest.id)?;
-    Ok((hold, machine, manifest))
+    let claim = Claim::take(&machine.dir, &manifest.id)?;
+    // Without a monitor there is nothing noted.
+    let running = machine.process().zip(machine.monitor().ok());
+    let mut running = running.map(|(process, monitor)| Running { monitor, dir: &process.instance.dir });
+    let mut changes = BTreeMap::new();
+    for chain in manifest.chains() {
+        if let Some(known) = before.and_then(|point| point.disk(&chain.disk))
+            && let Some(found) = changes::since(ctx.home, chain, known, running.as_mut())?
+        {
+            changes.insert(chain.disk.clone(), found);
+        }
+    }
+    drop(running);
+    Ok(Held { claim, machine, manifest, changes })
 }
 
-/// The latest point of the same machine: another machine that once had its name shares nothing by place.
-fn previous(repository: &Repository, vm: &VmName, manifest: &Manifest) -> Result<Option<Point>, Error> {
+/// The latest point of the machine with this UUID: another machine that once had its name shares nothing by place.
+fn previous(repository: &Repository, vm: &VmName, uuid: &str) -> Result<Option<(Point, MachinePoint)>, Error> {
     let (points, _damaged) = repository.points()?;
-    let same = |point: &Point| {
-        point.name == vm.as_str()
-            && MachinePoint::of(point).is_ok_and(|machine| machine.snapshot.definition.uuid == manifest.definition.uuid)
-    };
-    Ok(points.into_iter().rev().find(same))
+    let of_machine = points.into_iter().rev().filter(|point| point.name == vm.as_str());
+    let decoded = of_machine.filter_map(|point| MachinePoint::of(&point).ok().map(|machine| (point, machine)));
+    let mut same = decoded.filter(|(_, machine)| machine.snapshot.definition.uuid == uuid);
+    Ok(same.next())
 }
 
 fn open_chain(ctx: &Context<'_>, chain: &Chain) -> Result<Box<dyn Source>, Error> {

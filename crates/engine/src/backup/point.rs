@@ -5,13 +5,13 @@
 //! `memory-hot` (docs/formats/snapshot.md); `kernel` and `initrd` where QEMU loads them itself.
 
 use keyframe_repo::Point;
-use keyframe_types::{ByteLen, DiskId};
+use keyframe_types::{ByteLen, DiskId, LayerId};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::state::head::Fingerprint;
 use crate::state::manifest::Manifest;
-use crate::state::tree::{FrozenTop, LayerRef};
+use crate::state::tree::FrozenTop;
 
 /// The kernel that QEMU loads itself, where the machine has one.
 pub const KERNEL: &str = "kernel";
@@ -47,10 +47,10 @@ pub struct DiskInPoint {
     pub bytes: ByteLen,
     /// How it was known what had changed.
     pub changed_by: ChangedBy,
-    /// The frozen layer that held it, and what its file looked like: a later backup that stands on it need not read
+    /// The file of the frozen layer that held it, and what it looked like: a later backup that stands on it need not read
     /// what is below.
-    pub layer: LayerRef,
-    /// What the layer's file looked like.
+    pub file: LayerId,
+    /// What the file looked like.
     pub fingerprint: Option<Fingerprint>,
 }
 
@@ -62,6 +62,8 @@ pub enum ChangedBy {
     Full,
     /// The layers above the one that the point before held.
     Layers,
+    /// What QEMU noted of writes to that layer, and the layers above it.
+    Bitmap,
     /// All of it was read and compared with what the point before has.
     Compare,
 }
@@ -73,6 +75,7 @@ impl ChangedBy {
         match self {
             Self::Full => "full",
             Self::Layers => "layers",
+            Self::Bitmap => "bitmap",
             Self::Compare => "compare",
         }
     }
@@ -82,6 +85,12 @@ impl MachinePoint {
     pub(super) fn new(snapshot: Manifest<FrozenTop>, disks: Vec<DiskInPoint>) -> Self {
         let keyframe = env!("CARGO_PKG_VERSION").to_owned();
         Self { schema: SCHEMA.to_owned(), keyframe, snapshot, disks }
+    }
+
+    /// One of its disks.
+    #[must_use]
+    pub fn disk(&self, disk: &DiskId) -> Option<&DiskInPoint> {
+        self.disks.iter().find(|known| known.disk == *disk)
     }
 
     /// The machine in a point.

@@ -165,6 +165,12 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
+    /// The same in a word, as a name for what is known since a file looked like this.
+    #[must_use]
+    pub fn as_name(&self) -> String {
+        format!("{}-{}", self.bytes.bytes(), self.modified_ns)
+    }
+
     /// Looks at a file.
     ///
     /// # Errors

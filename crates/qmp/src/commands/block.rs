@@ -208,6 +208,82 @@ pub struct BlockNode {
     pub backing_file: Option<String>,
     /// Nodes behind it.
     pub backing_file_depth: u32,
+    /// What is noted of writes to it.
+    #[serde(default, rename = "dirty-bitmaps")]
+    pub dirty_bitmaps: Vec<DirtyBitmap>,
+}
+
+/// Source: `qapi/block-core.json`, `BlockDirtyInfo`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct DirtyBitmap {
+    /// Its name; QEMU's own have none.
+    pub name: Option<String>,
+    /// Whether writes are noted.
+    pub recording: bool,
+    /// Whether a job or an export uses it.
+    pub busy: bool,
+    /// Whether a crash left it behind: it says nothing then.
+    #[serde(default)]
+    pub inconsistent: bool,
+    /// Bytes that it notes.
+    pub count: u64,
+    /// Bytes that one bit stands for.
+    pub granularity: u32,
+}
+
+/// Notes what is written to a node from now on. Lost when the process ends.
+/// Source: `qapi/block-core.json`, `block-dirty-bitmap-add`.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockDirtyBitmapAdd {
+    /// The node.
+    pub node: NodeName,
+    /// The bitmap's name, at most 1023 bytes.
+    pub name: String,
+}
+command!(BlockDirtyBitmapAdd, "block-dirty-bitmap-add" -> Empty);
+
+/// Notes no more. Source: `qapi/block-core.json`, `block-dirty-bitmap-remove`.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockDirtyBitmapRemove {
+    /// The node.
+    pub node: NodeName,
+    /// The bitmap's name.
+    pub name: String,
+}
+command!(BlockDirtyBitmapRemove, "block-dirty-bitmap-remove" -> Empty);
+
+/// Starts QEMU's NBD server, of which a process has one. Source: `qapi/block-export.json`, `nbd-server-start`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub struct NbdServerStart(Value);
+command!(NbdServerStart, "nbd-server-start" -> Empty);
+
+impl NbdServerStart {
+    /// On a unix socket, which is made: a path, or a name in QEMU's working directory.
+    #[must_use]
+    pub fn unix(path: &str) -> Self {
+        Self(json!({"addr": {"type": "unix", "data": {"path": path}}}))
+    }
+}
+
+/// Stops it, and all that it exports. Source: `qapi/block-export.json`, `nbd-server-stop`.
+#[derive(Debug, Clone, Serialize)]
+pub struct NbdServerStop {}
+command!(NbdServerStop, "nbd-server-stop" -> Empty);
+
+/// Exports a node over NBD, read-only. Source: `qapi/block-export.json`, `block-export-add`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub struct BlockExportAdd(Value);
+command!(BlockExportAdd, "block-export-add" -> Empty);
+
+impl BlockExportAdd {
+    /// With one of its bitmaps as a meta context, `qemu:dirty-bitmap:` and its name. The export is named as the node.
+    #[must_use]
+    pub fn nbd(id: &str, node: &NodeName, bitmap: &str) -> Self {
+        let node = node.as_str();
+        Self(json!({"type": "nbd", "id": id, "node-name": node, "name": node, "bitmaps": [bitmap]}))
+    }
 }
 
 /// Merges layers downwards. Source: `qapi/block-core.json`, `block-commit`.

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use keyframe_hypervisor::launch::{LayerAccess, layer_node, node_name};
 use keyframe_hypervisor::merge::{self, Copied, Direction, MergeOrder, MergeProgress, Verdict};
 use keyframe_hypervisor::storage::StorageDaemon;
+use keyframe_hypervisor::tracking;
 use keyframe_hypervisor::{LayerFile, host::takes_direct_io};
 use keyframe_qmp::Client;
 use keyframe_qmp::commands::block::BlockdevAdd;
@@ -151,6 +152,7 @@ impl<'a> Step<'a> {
             self.catch_up(machine, &mut monitor)?;
             return self.finish(machine, Some(&mut monitor));
         }
+        self.track(&mut monitor);
         self.copy(&mut monitor, &order, speed)?;
         pass(Failpoint::MergeCopied)?;
         if self.journal.stops_guest() {
@@ -170,6 +172,17 @@ impl<'a> Step<'a> {
             self.sync_target()?;
         }
         self.finish(machine, Some(&mut monitor))
+    }
+
+    /// Has QEMU note what is written to a layer that others are pushed into, and to it as the active one afterwards: a backup
+    /// that knew it before need not read all of it again.
+    fn track(&self, monitor: &mut Client) {
+        if let (Way::Push, Some(target)) = (self.journal.way, self.lowest())
+            && let Some(before) = &target.frozen
+        {
+            // Without it a backup compares.
+            let _ = tracking::begin(monitor, &node_name(&target.file), &before.as_name());
+        }
     }
 
     /// The active node of the chain, and the file whose header changes with the merge: the pulled layer's own, or that
