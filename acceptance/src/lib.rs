@@ -9,6 +9,7 @@
 //! | [`serial`] | its serial log: reading, waiting, and how long it was silent |
 //! | [`checker`] | the lines of the program in the small guest |
 //! | [`console`] | a shell at its console: commands and answers |
+//! | [`repository`] | a repository with its key |
 //! | [`monitor`] | raw QMP, for what `keyframe` has no command for |
 //! | [`bare`] | a QEMU without Keyframe, to compare with |
 //! | [`small_fs`] | a file system that is soon full |
@@ -26,6 +27,7 @@ pub mod home;
 pub mod machine;
 pub mod monitor;
 pub mod process;
+pub mod repository;
 pub mod running;
 pub mod serial;
 pub mod small_fs;
@@ -33,4 +35,5 @@ pub mod small_fs;
 pub use error::{Error, Result};
 pub use home::Home;
 pub use machine::{Machine, MachineSpec};
+pub use repository::Repository;
 pub use running::{Outcome, Running};

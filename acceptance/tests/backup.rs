@@ -1,11 +1,13 @@
 //! A machine's state in a repository, and back: with its running state on a home that never saw it, disk by disk, and with
 //! what changed since the point before told by layers. Needs QEMU.
 
+use std::os::unix::fs::FileExt as _;
 use std::process::Command;
 use std::time::Duration;
 
 use keyframe_acceptance::serial::Mark;
-use keyframe_acceptance::{Home, Machine, MachineSpec, Outcome, Result, guests};
+use keyframe_acceptance::{Home, Machine, MachineSpec, Repository, Result, guests};
+use serde_json::Value;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -17,31 +19,6 @@ fn worker(home: &Home) -> Result<Machine<'_>> {
     let machine = Machine::start(home, "worker", &spec)?;
     machine.wait_until_checking()?;
     Ok(machine)
-}
-
-/// A repository that homes of several tests could share: it is named in each command.
-struct Repository {
-    dir: tempfile::TempDir,
-}
-
-impl Repository {
-    fn init(home: &Home) -> Result<Self> {
-        let repository = Self { dir: tempfile::tempdir().expect("there is room for a repository") };
-        repository.run(home, &["repo", "init"])?.succeeded()?;
-        Ok(repository)
-    }
-
-    fn run(&self, home: &Home, words: &[&str]) -> Result<Outcome> {
-        self.run_until(home, "", words)
-    }
-
-    fn run_until(&self, home: &Home, failpoint: &str, words: &[&str]) -> Result<Outcome> {
-        let path = |name: &str| self.dir.path().join(name).display().to_string();
-        let (place, key) = (path("repo"), path("key"));
-        let environment =
-            [("KEYFRAME_REPO", place.as_str()), ("KEYFRAME_KEY_FILE", key.as_str()), ("KEYFRAME_FAILPOINT", failpoint)];
-        home.run_with(&environment, words)
-    }
 }
 
 fn same_bytes(one: &std::path::Path, other: &std::path::Path) -> bool {
@@ -66,6 +43,7 @@ fn a_running_machine_comes_back_in_a_home_that_never_saw_it() -> Result<()> {
     // QEMU has noted what was written since, and a second one reads no more than that.
     let second = repository.run(&home, &["backup", "worker", "--memory", "--tag", "second", "--json"])?.succeeded()?;
     assert_eq!(second.json["changed_by"]["disk0"], "bitmap");
+    assert_eq!(second.json["audited_bytes"], Value::Null);
     let points = repository.run(&home, &["points", "worker", "--json"])?.succeeded()?;
     assert_eq!(points.list("points")?.len(), 2);
 
@@ -95,7 +73,7 @@ fn what_qemu_noted_is_what_changed() -> Result<()> {
     let home = Home::new("backup-bitmaps")?;
     let machine = worker(&home)?;
     let repository = Repository::init(&home)?;
-    let mut backup_of = |name: &str, expected: &str| -> Result<()> {
+    let backup_of = |name: &str, expected: &str| -> Result<()> {
         home.run(["snapshot", "worker", "--disk-only", "--name", name])?.succeeded()?;
         let backup = repository.run(&home, &["backup", &machine.at(name), "--tag", name, "--json"])?.succeeded()?;
         let shown = home.run(["show", &machine.at(name), "--json"])?.succeeded()?;
@@ -123,6 +101,22 @@ fn what_qemu_noted_is_what_changed() -> Result<()> {
     backup_of("fourth", "compare")?;
     backup_of("fifth", "bitmap")?;
     machine.assert_intact(mark)
+}
+
+/// Changes a byte of what a chain shows, in its lowest layer that shows any, and nothing that tells of it.
+fn write_behind_the_back(chain: &std::path::Path) {
+    let map = Command::new("qemu-img").args(["map", "-U", "--output=json"]).arg(chain).output().unwrap();
+    let map: Vec<Value> = serde_json::from_slice(&map.stdout).unwrap();
+    let data =
+        map.iter().filter(|extent| extent["data"] == true).max_by_key(|extent| extent["depth"].as_u64()).unwrap();
+    let (at, layer) = (data["offset"].as_u64().unwrap(), data["filename"].as_str().unwrap());
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(layer).unwrap();
+    let modified = file.metadata().unwrap().modified().unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[!byte[0]], at).unwrap();
+    file.set_modified(modified).unwrap();
+    file.sync_all().unwrap();
 }
 
 #[test]
@@ -156,6 +150,21 @@ fn what_layers_say_changed_is_what_changed() -> Result<()> {
     home.run(["snapshot", "worker", "--disk-only", "--name", "four"])?.succeeded()?;
     let backup = repository.run(&home, &["backup", "worker@four", "--json"])?.succeeded()?;
     assert_eq!(backup.json["changed_by"]["disk1"], "compare");
+    // An audit does not take the layers' word for it.
+    let audited = ["backup", "worker@four", "--audit", "100%", "--json"];
+    let backup = repository.run(&home, &audited)?.succeeded()?;
+    assert_eq!(backup.json["changed_by"]["disk1"], "layers");
+    assert!(backup.number("audited_bytes")? >= f64::from(64 << 20), "{}", backup.json);
+    let shown = home.run(["show", "worker@four", "--json"])?.succeeded()?;
+    let path = shown.json["disks"][1]["layers"][0]["path"].as_str().unwrap_or_default().to_owned();
+    write_behind_the_back(&home.path().join(&path));
+    let backup = repository.run(&home, &audited)?;
+    assert_eq!(backup.status, Some(3), "{}", backup.stderr);
+    assert_eq!(backup.json["changed_by"]["disk1"], "compare");
+    let file = home.file("behind.qcow2");
+    let to = file.display().to_string();
+    repository.run(&home, &["restore", "worker", "--disk", "disk1", "--to", &to])?.succeeded()?;
+    assert!(same_bytes(&file, &home.path().join(path)), "the point is right in spite of it");
     Ok(())
 }
 
@@ -169,7 +178,7 @@ fn what_cannot_be_is_refused_and_nothing_is_left() -> Result<()> {
     assert_eq!(refused.status, Some(1), "{}", refused.stderr);
     assert_eq!(repository.run(&home, &["backup", "none"])?.status, Some(10));
     assert_eq!(repository.run(&home, &["restore", "worker", "--as", "new"])?.status, Some(10), "no point yet");
-    std::fs::write(repository.dir.path().join("key"), format!("{}\n", "0".repeat(64))).expect("written");
+    std::fs::write(repository.path().with_file_name("key"), format!("{}\n", "0".repeat(64))).expect("written");
     assert_ne!(repository.run(&home, &["backup", "worker@disks"])?.status, Some(0));
     machine.assert_intact(Mark::START)
 }

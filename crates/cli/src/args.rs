@@ -10,7 +10,7 @@ use keyframe_engine::snapshot::Freeze;
 use keyframe_hypervisor::{AccelChoice, Firmware, Network, ProbeDefinition};
 use keyframe_types::{ByteLen, NameError, RefError, SnapshotName, SnapshotRef, TimeToLive, VmName};
 
-use crate::backup_args::{BackupArgs, PointsArgs, RestoreArgs};
+use crate::backup_args::{BackupArgs, DrillArgs, DrillsArgs, PointsArgs, RestoreArgs};
 use crate::repo_args::{ImageCommand, RepoCommand};
 
 /// Snapshots of running virtual machines on stock QEMU: memory, devices and disks of one instant, with
@@ -107,6 +107,10 @@ pub enum MachineCommand {
     Points(PointsArgs),
     /// Bring a machine, or one of its disks, back from a point
     Restore(RestoreArgs),
+    /// Find out whether a point really comes back: restore it into isolation, bring it up, ask it, keep the evidence
+    Drill(DrillArgs),
+    /// List drills from the log of evidence, or check that log
+    Drills(DrillsArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -523,7 +527,7 @@ pub enum ForkStrategy {
 }
 
 /// A span such as `50ms`, `2s` or `5m`; a bare number is milliseconds.
-fn parse_span(text: &str) -> Result<Duration, String> {
+pub fn parse_span(text: &str) -> Result<Duration, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let bad = || format!("{text:?} is not a time: write a whole number with ms, s or m, such as 50ms");

@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, ValueEnum};
+use keyframe_engine::drill::point::Ways;
 use keyframe_engine::restore::file::DiskFormat;
+use keyframe_hypervisor::ProbeDefinition;
 use keyframe_types::{DiskId, RefError, SnapshotRef, SnapshotSelector, VmName};
 
-use crate::args::FreezeArg;
+use crate::args::{FreezeArg, parse_span};
 use crate::repo_args::Where;
 
 /// `VM`, or `VM@SNAP`.
@@ -29,6 +32,11 @@ impl FromStr for BackupTarget {
     }
 }
 
+fn percent(text: &str) -> Result<u8, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse().ok();
+    number.filter(|number| (1..=100).contains(number)).ok_or_else(|| "give a percentage from 1% to 100%".to_owned())
+}
+
 #[derive(Debug, Args)]
 pub struct BackupArgs {
     #[command(flatten)]
@@ -42,6 +50,9 @@ pub struct BackupArgs {
     /// Have the guest's agent freeze file systems around the snapshot that is taken
     #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, default_missing_value = "must", default_value = "no", require_equals = true)]
     pub freeze: FreezeArg,
+    /// Read again so much of what change tracking calls unchanged, such as 5%, and compare it with the point before
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub audit: Option<u8>,
     /// A word to find it by; can be given several times
     #[arg(long = "tag", value_name = "T")]
     pub tags: Vec<String>,
@@ -102,4 +113,56 @@ impl From<DiskFormatArg> for DiskFormat {
             DiskFormatArg::Vdi => Self::Vdi,
         }
     }
+}
+
+/// Which ways of coming back are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WaysArg {
+    /// Its running state goes on, where the point has one, and it starts from its disks
+    All,
+    /// Only its running state
+    Resume,
+    /// Only from its disks
+    Cold,
+}
+
+impl From<WaysArg> for Ways {
+    fn from(arg: WaysArg) -> Self {
+        match arg {
+            WaysArg::All => Self::All,
+            WaysArg::Resume => Self::Resume,
+            WaysArg::Cold => Self::Cold,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct DrillArgs {
+    #[command(flatten)]
+    pub place: Where,
+    /// VM for its latest point, VM@T for one with a tag, or by the beginning of an id
+    #[arg(value_name = "POINT")]
+    pub point: String,
+    /// Which ways of coming back are tried
+    #[arg(long, value_enum, value_name = "WAYS", default_value = "all")]
+    pub ways: WaysArg,
+    /// How long each way may take from the start of its process until all probes are satisfied
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = parse_span)]
+    pub within: Duration,
+    /// Ask this too, besides what the machine's definition declares: agent, screen, serial=REGEX, tcp=PORT, tcp=ADDRESS:PORT or
+    /// command='PROGRAM ARGUMENTS'; can be given several times
+    #[arg(long = "probe", value_name = "PROBE")]
+    pub probes: Vec<ProbeDefinition>,
+}
+
+#[derive(Debug, Args)]
+pub struct DrillsArgs {
+    /// Only this machine's
+    pub vm: Option<VmName>,
+    /// Check every entry's hash and signature, that none is missing between others, and every document
+    #[arg(long)]
+    pub verify: bool,
+    /// A copy of the public key that was kept elsewhere, in hexadecimal; the home's own otherwise
+    #[arg(long, value_name = "HEX", requires = "verify")]
+    pub public_key: Option<String>,
 }

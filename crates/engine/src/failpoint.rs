@@ -134,6 +134,24 @@ failpoints! {
     TestThrownAway = "test-thrown-away",
     /// The verdict is on record.
     TestRecorded = "test-recorded",
+    /// A backup's snapshot is taken.
+    BackupSnapshotTaken = "backup-snapshot-taken",
+    /// It is held, and it is known what changed.
+    BackupHeld = "backup-held",
+    /// All images are stored, and there is no point.
+    BackupStored = "backup-stored",
+    /// The point is there: committed. The snapshot is, too.
+    BackupPointMade = "backup-point-made",
+    /// The directory of a machine that is being restored is there, and says so.
+    RestoreJournaled = "restore-journaled",
+    /// Its disks are written.
+    RestoreDisksWritten = "restore-disks-written",
+    /// Its running state is a snapshot.
+    RestoreMemoryWritten = "restore-memory-written",
+    /// Its head is written, its definition is not.
+    RestoreHeadWritten = "restore-head-written",
+    /// Its definition is written: committed.
+    RestoreDefined = "restore-defined",
     /// It is noted which layer's header is being put right.
     MendingNoted = "mending-noted",
     /// The header is written.

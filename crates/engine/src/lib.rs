@@ -13,6 +13,7 @@
 //! | [`backup`], [`restore`] | a machine's state in a repository, and back from it |
 //! | [`cost`] | what snapshots cost, and what to do about it |
 //! | [`drill`] | whether a snapshot really comes back |
+//! | [`evidence`] | what was proved, in a log that cannot be changed unseen |
 //! | [`check`] | every snapshot against its sums |
 //! | [`fsck`] | documents, layers and files against each other |
 //! | [`label`] | what is said about a snapshot after it was taken |
@@ -35,6 +36,7 @@ pub mod delete;
 pub mod doctor;
 pub mod drill;
 mod error;
+pub mod evidence;
 pub mod expire;
 pub mod failpoint;
 pub mod fork;

@@ -3,6 +3,7 @@
 //! Everything happens in one directory under the target directory, which is removed at the end with every process
 //! that belongs to it. What a run that was killed left behind is cleared away by the next one.
 
+mod backup;
 mod figures;
 mod fork;
 mod guest;
@@ -26,6 +27,8 @@ pub enum Bench {
     Snapshot(snapshot::Options),
     /// Storing, restoring and verifying images, against borg, restic, rustic, bupstash and qemu-img.
     Repo(repo::Options),
+    /// Backups of running machines and getting them back, against restic and borg.
+    Backup(backup::Options),
     /// Deleting, expiring, deep chains and shared memory, against what QEMU does on its own.
     Tree(tree::Options),
 }
@@ -38,6 +41,7 @@ pub fn bench(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Snapshot(options) => snapshot::run(options),
         Bench::Repo(options) => repo::run(options),
+        Bench::Backup(options) => backup::run(options),
         Bench::Tree(options) => tree::run(options),
     }
 }

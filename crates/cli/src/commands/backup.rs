@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use keyframe_engine::backup::{self, BackupReport, BackupRequest, ChangedBy, MachinePoint};
@@ -20,12 +21,13 @@ use crate::output::{Output, ms, table};
 /// `keyframe backup`
 pub fn backup(ctx: &Context<'_>, args: BackupArgs, output: &Output) -> Result<u8, Error> {
     repository::keep_memory();
-    let repository = repository::open(&args.place)?;
+    let repository = Arc::new(repository::open(&args.place)?);
     let request = BackupRequest {
         vm: args.target.vm,
         snapshot: args.target.snapshot,
         memory: args.memory,
         freeze: args.freeze.into(),
+        audit_percent: args.audit.unwrap_or(0),
         tags: args.tags,
         note: args.note,
     };
@@ -49,6 +51,9 @@ fn stored(report: &BackupReport) -> String {
         ("  stored", size(report.totals.stored_bytes)),
         ("  whole command", ms(report.total_ms)),
     ];
+    if let Some(audited) = report.audited_bytes {
+        rows.push(("  audited", audited.to_string()));
+    }
     if let Some(pause_ms) = report.pause_ms {
         rows.insert(0, ("  pause", ms(pause_ms)));
     }
@@ -94,7 +99,10 @@ fn row(point: &Point, machine: &MachinePoint) -> Vec<String> {
     vec![
         format!("{}@{}", point.name, point.id.short()),
         snapshot.created.to_string(),
-        achieved(snapshot.consistency, snapshot.memory.is_some()),
+        match machine.unreadable_bytes() {
+            ByteLen::ZERO => achieved(snapshot.consistency, snapshot.memory.is_some()),
+            missing => format!("{}, {missing} missing", achieved(snapshot.consistency, snapshot.memory.is_some())),
+        },
         size(point.totals.logical_bytes),
         size(point.totals.new_bytes),
         size(point.totals.stored_bytes),
@@ -119,6 +127,7 @@ fn document(point: &Point, machine: &MachinePoint) -> Value {
         "host": point.host,
         "consistency": snapshot.consistency,
         "memory": snapshot.memory.is_some(),
+        "unreadable_bytes": machine.unreadable_bytes(),
         "pause_ms": snapshot.cost.pause_ms,
         "note": snapshot.note,
         "qemu": snapshot.qemu.version.to_string(),

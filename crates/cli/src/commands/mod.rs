@@ -5,6 +5,7 @@ mod check;
 mod console;
 mod cost;
 mod doctor;
+mod drill;
 mod fsck;
 pub mod image;
 pub mod internal;
@@ -48,5 +49,7 @@ pub fn run(ctx: &Context<'_>, command: MachineCommand, output: &Output) -> Resul
         MachineCommand::Backup(args) => backup::backup(ctx, args, output),
         MachineCommand::Points(args) => backup::points(&args, output),
         MachineCommand::Restore(args) => backup::restore(ctx, &args, output),
+        MachineCommand::Drill(args) => drill::drill(ctx, args, output),
+        MachineCommand::Drills(args) => drill::list(ctx, &args, output),
     }
 }

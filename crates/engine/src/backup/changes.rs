@@ -70,6 +70,8 @@ pub fn since(
             None => return Ok(None),
         }
     };
+    // What could not be read then is tried again.
+    extents.extend(before.unreadable.iter().cloned());
     for layer in above {
         if layer.format != LayerFormat::Qcow2 {
             return Ok(None);

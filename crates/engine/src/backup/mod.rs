@@ -9,13 +9,16 @@
 //!
 //! A backup that fails, or is killed, leaves no point, and of a snapshot taken for it, one that expires within a day.
 
+mod audit;
 mod changes;
 mod memory;
 mod point;
+mod unreadable;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use keyframe_qcow2::Format;
 use keyframe_repo::source::{self, Source};
@@ -25,8 +28,9 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::delete::{self, DeleteOptions};
-use crate::drill::Claim;
+use crate::drill::{self, Claim};
 use crate::error::Error;
+use crate::failpoint::{Failpoint, pass};
 use crate::layers;
 use crate::machine::Machine;
 use crate::memory as images;
@@ -36,10 +40,16 @@ use crate::state::head::Chain;
 use crate::state::manifest::{Consistency, Manifest};
 use crate::state::tree::FrozenTop;
 
+use audit::Auditor;
 use changes::{Changes, Running};
 pub use point::{ChangedBy, DiskInPoint, INITRD, KERNEL, MEMORY, MEMORY_HOT, MEMORY_SUMS, MachinePoint};
+use unreadable::Tolerant;
 
-/// How long a snapshot stays that a killed backup leaves behind.
+/// The note of a snapshot that was taken for a backup.
+const TAKEN_FOR: &str = "taken for a backup";
+/// One that is older than this and that nobody holds was left behind by a backup that was killed.
+const LEFT_AFTER: Duration = Duration::from_secs(60);
+/// How long a snapshot stays that a killed backup leaves behind and no other backup takes away.
 const LEFT_FOR: &str = "1d";
 
 /// What to store.
@@ -53,6 +63,8 @@ pub struct BackupRequest {
     pub memory: bool,
     /// Whether to freeze file systems around the snapshot that is taken.
     pub freeze: Freeze,
+    /// So many percent of what change tracking calls unchanged is read and compared; 0 for none.
+    pub audit_percent: u8,
     /// Words to find the point by.
     pub tags: Vec<String>,
     /// Why it is made.
@@ -82,42 +94,60 @@ pub struct BackupReport {
     pub pause_ms: Option<f64>,
     /// What storing took.
     pub totals: Totals,
+    /// What was read again of what change tracking called unchanged; `None` without an audit.
+    pub audited_bytes: Option<ByteLen>,
+    /// What could not be read of its disks, and is zeros in the point.
+    pub unreadable_bytes: ByteLen,
     /// The whole command, in milliseconds.
     pub total_ms: f64,
     /// What a person should know.
     pub notes: Vec<String>,
-    /// The point is there, and something behind it did not work.
+    /// The point is there, and something is missing in it, or behind it did not work.
     pub incomplete: bool,
 }
 
-/// Stores a machine's state as a point.
+/// Stores a machine's state as a point. Whether the repository can be read is known before the machine is touched.
 ///
 /// # Errors
 /// Whatever fails before the point is there: there is none then, and the machine is as it was.
-pub fn backup(ctx: &Context<'_>, repository: &Repository, request: &BackupRequest) -> Result<BackupReport, Error> {
+pub fn backup(ctx: &Context<'_>, repository: &Arc<Repository>, request: &BackupRequest) -> Result<BackupReport, Error> {
     let begun = Instant::now();
+    let uuid = Machine::open(ctx.home, &request.vm)?.definition.uuid;
+    let previous = previous(repository, &request.vm, &uuid)?;
     let (taken, selector) = match &request.snapshot {
         Some(selector) => (None, selector.clone()),
         None => {
             let taken = take_snapshot(ctx, request)?;
-            let selector = taken.id.to_string().parse().map_err(bad_selector)?;
+            let selector = by_id(&taken.id)?;
             (Some(taken), selector)
         }
     };
-    let stored = store(ctx, repository, request, &selector);
+    let stored = pass(Failpoint::BackupSnapshotTaken)
+        .and_then(|()| store(ctx, repository, request, &selector, previous))
+        .and_then(|stored| pass(Failpoint::BackupPointMade).map(|()| stored));
     let mut notes = taken.as_ref().map(|taken| taken.notes.clone()).unwrap_or_default();
-    let mut incomplete = false;
+    let mut stays = false;
     if taken.is_some()
         && let Err(error) = let_go(ctx, request, &selector, &mut notes)
     {
-        incomplete = true;
+        stays = true;
         notes.push(format!(
             "the snapshot taken for it stays until `keyframe expire {}`, within a day: {}",
             request.vm,
             error.told()
         ));
     }
-    let (point, machine) = stored?;
+    let Stored { point, machine, audited, found } = stored?;
+    let incomplete = stays || !found.is_empty();
+    notes.extend(found);
+    let unreadable = machine.unreadable_bytes();
+    if unreadable > ByteLen::ZERO {
+        notes.push(format!(
+            "{unreadable} of its disks could not be read, and are zeros in the point: look at the host's disks, and at \
+             `keyframe check {} --data`",
+            request.vm
+        ));
+    }
     Ok(BackupReport {
         id: point.id.to_string(),
         name: point.name,
@@ -126,13 +156,19 @@ pub fn backup(ctx: &Context<'_>, repository: &Repository, request: &BackupReques
         memory: machine.snapshot.memory.is_some(),
         changed_by: machine.disks.iter().map(|disk| (disk.disk.to_string(), disk.changed_by)).collect(),
         snapshot: machine.snapshot.id,
-        snapshot_kept: taken.is_none() || incomplete,
+        snapshot_kept: taken.is_none() || stays,
         pause_ms: taken.map(|taken| taken.pause_ms),
         totals: point.totals,
+        audited_bytes: audited,
+        unreadable_bytes: unreadable,
         total_ms: (begun.elapsed().as_secs_f64() * 1e6).round() / 1e3,
         notes,
-        incomplete,
+        incomplete: incomplete || unreadable > ByteLen::ZERO,
     })
+}
+
+fn by_id(id: &SnapshotId) -> Result<SnapshotSelector, Error> {
+    id.to_string().parse().map_err(bad_selector)
 }
 
 fn bad_selector(error: keyframe_types::RefError) -> Error {
@@ -145,7 +181,7 @@ fn take_snapshot(ctx: &Context<'_>, request: &BackupRequest) -> Result<snapshot:
     let name = SnapshotName::new(format!("backup-{}", &SnapshotId::random().as_str()[..8]));
     let request = SnapshotRequest {
         name: Some(name.map_err(|error| Error::BadRequest { what: error.to_string() })?),
-        note: Some("taken for a backup".to_owned()),
+        note: Some(TAKEN_FOR.to_owned()),
         disk_only: !request.memory,
         ttl: Some(ttl),
         freeze: request.freeze,
@@ -165,37 +201,85 @@ fn let_go(
     // Interrupting a backup interrupts storing; what it put on the machine is taken away again.
     let never = std::sync::atomic::AtomicBool::new(false);
     let ctx = Context { cancel: &never, ..*ctx };
-    let deletion = delete::delete(&ctx, &request.vm, std::slice::from_ref(selector), DeleteOptions::default())?;
+    let mut gone = vec![selector.clone()];
+    gone.extend(left_behind(&ctx, &request.vm)?);
+    let deletion = delete::delete(&ctx, &request.vm, &gone, DeleteOptions::default())?;
     if let Some(failure) = deletion.failure {
         notes.push(format!("its layers are not merged yet, `keyframe consolidate` goes on: {}", failure.told()));
     }
     Ok(())
 }
 
+/// Snapshots that were taken for backups which were killed.
+fn left_behind(ctx: &Context<'_>, vm: &VmName) -> Result<Vec<SnapshotSelector>, Error> {
+    let dir = ctx.home.vm(vm);
+    let held = drill::being_tested(&dir)?;
+    let now = Timestamp::now();
+    let of_nobody = |manifest: &Manifest| {
+        manifest.note.as_deref() == Some(TAKEN_FOR)
+            && !manifest.pinned
+            && !held.contains(&manifest.id)
+            && manifest.created.until(now) > LEFT_AFTER
+    };
+    let (all, _damaged) = snapshots::scan(&dir)?;
+    all.iter().filter(|manifest| of_nobody(manifest)).map(|manifest| by_id(&manifest.id)).collect()
+}
+
+/// A point that was made.
+struct Stored {
+    point: Point,
+    machine: MachinePoint,
+    audited: Option<ByteLen>,
+    /// What an audit found.
+    found: Vec<String>,
+}
+
 /// Stores a snapshot, held meanwhile.
 fn store(
     ctx: &Context<'_>,
-    repository: &Repository,
+    repository: &Arc<Repository>,
     request: &BackupRequest,
     selector: &SnapshotSelector,
-) -> Result<(Point, MachinePoint), Error> {
-    let uuid = Machine::open(ctx.home, &request.vm)?.definition.uuid;
-    let (previous, before) = previous(repository, &request.vm, &uuid)?.unzip();
+    previous: Option<(Point, MachinePoint)>,
+) -> Result<Stored, Error> {
+    let (previous, before) = previous.unzip();
     let Held { claim: _claim, machine, manifest, mut changes } = hold(ctx, &request.vm, selector, before.as_ref())?;
     let with_memory = request.memory && manifest.memory.is_some();
     if request.memory && !with_memory {
         return Err(Error::NoMemory { id: manifest.id });
     }
-    let mut session = Session::begin(repository, previous, WriteOptions::default())?;
+    pass(Failpoint::BackupHeld)?;
+    let auditor = match &previous {
+        Some(point) if request.audit_percent > 0 => Some(Auditor::new(repository, point, request.audit_percent)?),
+        _ => None,
+    };
+    let mut audited = auditor.as_ref().map(|_| ByteLen::ZERO);
+    let mut notes = Vec::new();
+    let mut session = Session::begin(repository, previous.clone(), WriteOptions::default())?;
     let run = keyframe_repo::Run { progress: ctx.progress, cancel: ctx.cancel };
     let mut disks = Vec::new();
     for chain in manifest.chains() {
         let is_known = before.as_ref().is_some_and(|point| point.disk(&chain.disk).is_some());
-        let changes = changes.remove(&chain.disk);
+        let mut changes = changes.remove(&chain.disk);
         let top = chain.top()?;
         let source = open_chain(ctx, chain)?;
+        if let (Some(auditor), Some(known)) = (&auditor, &changes) {
+            let found = auditor.audit(chain.disk.as_str(), &*source, &known.extents, run)?;
+            audited = audited.map(|bytes| bytes + found.read);
+            if let Some(at) = found.differs_at {
+                notes.push(format!(
+                    "the audit found that {} changed at byte {at} of {} and did not say so: all of that disk was compared, and \
+                     the point is right. Points since the last comparison of it may not be: make sure that nothing but \
+                     Keyframe and its QEMU writes to its layers, and report it",
+                    known.by.as_str(),
+                    chain.disk
+                ));
+                changes = None;
+            }
+        }
         let extents = changes.as_ref().map(|changes| changes.extents.as_slice());
-        session.add_image(chain.disk.as_str(), &*source, extents, run)?;
+        let tolerant = Tolerant::new(&*source);
+        session.add_image(chain.disk.as_str(), &tolerant, extents, run)?;
         disks.push(DiskInPoint {
             disk: chain.disk.clone(),
             bytes: ByteLen::from_bytes(source.bytes()),
@@ -206,6 +290,7 @@ fn store(
             },
             file: top.file.clone(),
             fingerprint: top.frozen.clone(),
+            unreadable: tolerant.unreadable(),
         });
     }
     if let Some(kernel) = &manifest.definition.kernel {
@@ -230,9 +315,10 @@ fn store(
     let tops = manifest.with_chains(FrozenTop::of)?;
     let document = MachinePoint::new(Manifest { memory, consistency, note, ..tops }, disks);
     let extra = serde_json::to_value(&document).map_err(|source| Error::Encode { source })?;
+    pass(Failpoint::BackupStored)?;
     ctx.progress.step("finishing the point");
     let point = session.commit(request.vm.as_str(), request.tags.clone(), extra)?;
-    Ok((point, document))
+    Ok(Stored { point, machine: document, audited, found: notes })
 }
 
 /// A snapshot that stays as it is until this is dropped.

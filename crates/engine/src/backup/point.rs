@@ -4,6 +4,8 @@
 //! `disk0` and so on as the guest sees them, `nvram`, and with memory `memory` (QEMU's mapped-ram file), `memory-sums` and
 //! `memory-hot` (docs/formats/snapshot.md); `kernel` and `initrd` where QEMU loads them itself.
 
+use std::ops::Range;
+
 use keyframe_repo::Point;
 use keyframe_types::{ByteLen, DiskId, LayerId};
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,9 @@ pub struct DiskInPoint {
     pub file: LayerId,
     /// What the file looked like.
     pub fingerprint: Option<Fingerprint>,
+    /// Ranges, in bytes, that could not be read, and are zeros in the point.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Range<u64>>,
 }
 
 /// How it was known what had changed since the point before.
@@ -85,6 +90,13 @@ impl MachinePoint {
     pub(super) fn new(snapshot: Manifest<FrozenTop>, disks: Vec<DiskInPoint>) -> Self {
         let keyframe = env!("CARGO_PKG_VERSION").to_owned();
         Self { schema: SCHEMA.to_owned(), keyframe, snapshot, disks }
+    }
+
+    /// Bytes of its disks that could not be read.
+    #[must_use]
+    pub fn unreadable_bytes(&self) -> ByteLen {
+        let ranges = self.disks.iter().flat_map(|disk| &disk.unreadable);
+        ByteLen::from_bytes(ranges.map(|range| range.end.saturating_sub(range.start)).sum())
     }
 
     /// One of its disks.

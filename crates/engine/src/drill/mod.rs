@@ -12,6 +12,7 @@
 
 mod claim;
 mod picture;
+pub mod point;
 mod probe;
 pub mod record;
 mod throwaway;

@@ -21,6 +21,7 @@ use crate::bringup::accelerator_for;
 use crate::context::Context;
 use crate::create::random_uuid;
 use crate::error::Error;
+use crate::failpoint::{Failpoint, pass};
 use crate::fork;
 use crate::layers;
 use crate::machine::{kill_strays, read_definition, write_definition};
@@ -102,9 +103,15 @@ impl Restoring<'_> {
     fn carry_out(mut self, machine: MachinePoint, operation: &str) -> Result<RestoredMachine, Error> {
         let _lock = Lock::take(&self.dir.lock(), operation)?;
         sealed::write(&self.dir.journal(), &Journal::Fork)?;
+        pass(Failpoint::RestoreJournaled)?;
+        let missing = machine.unreadable_bytes();
+        if missing > ByteLen::ZERO {
+            self.notes.push(format!("{missing} of its disks could not be read when the point was made, and are zeros"));
+        }
         let snapshot = machine.snapshot;
         let disks = snapshot.disks.iter().map(|top| self.disk(&top.disk)).collect::<Result<Vec<_>, _>>()?;
         let nvram = snapshot.nvram.as_ref().map(|top| self.disk(&top.disk)).transpose()?;
+        pass(Failpoint::RestoreDisksWritten)?;
         let definition = self.definition(&snapshot.definition, &disks, snapshot.memory.is_some())?;
         let mut head = Head { parent: None, disks, nvram, process: None, clean_shutdown: false, origin: None };
         let mut name = None;
@@ -120,9 +127,12 @@ impl Restoring<'_> {
             let chains: Vec<_> = head.chains().cloned().collect();
             layers::create_tops(self.ctx.home, &chains)?;
             name = Some(restored.name);
+            pass(Failpoint::RestoreMemoryWritten)?;
         }
         tree::write_head(self.dir, &head)?;
+        pass(Failpoint::RestoreHeadWritten)?;
         write_definition(&self.dir.definition(), &definition)?;
+        pass(Failpoint::RestoreDefined)?;
         durable::remove_file(&self.dir.journal())?;
         Ok(RestoredMachine {
             name: self.dir.name().clone(),

@@ -6,7 +6,7 @@
 //! that any of them has to do.
 
 mod baseline;
-mod install;
+pub mod install;
 mod judge;
 mod measure;
 mod peers;
