@@ -117,7 +117,14 @@ pub fn backup(ctx: &Context<'_>, repository: &Repository, request: &BackupReques
             error.told()
         ));
     }
-    let (point, machine) = stored?;
+    let (point, machine) = match stored {
+        Ok(stored) => stored,
+        Err(error) => {
+            // There is no report for them.
+            notes.iter().for_each(|note| ctx.progress.note(note));
+            return Err(error);
+        }
+    };
     Ok(BackupReport {
         id: point.id.to_string(),
         name: point.name,
