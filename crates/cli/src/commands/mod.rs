@@ -14,7 +14,6 @@ mod machines;
 pub mod repo;
 mod repository;
 mod snapshots;
-mod target;
 mod test;
 mod tidying;
 mod upkeep;
