@@ -214,14 +214,23 @@ fn a_page_that_was_given_up_and_is_needed_is_found_by_check() {
     let hidden = common::get(&store, &ObjectKind::Point.name(first.id).unwrap());
     bytes.chunks_exact_mut(4096).step_by(2).for_each(|page| page[7] ^= 0x55);
     put(&repository, "disk", &bytes, None);
+    let index = repository.index(Hooks::Skip).unwrap();
+    let nodes = index.packs().iter().filter(|pack| pack.content == keyframe_repo::pack::Content::Nodes);
+    let nodes: Vec<_> = nodes.map(|pack| ObjectKind::Pack.name(pack.id).unwrap()).collect();
+    let nodes: Vec<_> = nodes.iter().map(|name| (name, common::get(&store, name))).collect();
     forget(&repository, &[first.id]).unwrap();
     let options = PruneOptions { grace: std::time::Duration::ZERO, ..PruneOptions::default() };
     assert!(!prune(&repository, options, Run::silent()).unwrap().plan.rewrite.is_empty());
     assert!(check(&repository, Run::silent()).unwrap().problems.is_empty());
-    // A point that comes back from the dead: its frames are there, half of their pages are not. Its tree is too.
+    // A point that comes back from the dead with its tree: its frames are there, half of their pages are not.
+    for (name, bytes) in nodes {
+        store.put(name, &bytes, Put::Replace).unwrap();
+    }
+    assert_eq!(repair(&repository, Run::silent()).unwrap().reindexed, 1);
     store.put(&ObjectKind::Point.name(first.id).unwrap(), &hidden, Put::Create).unwrap();
     let report = check(&repository, Run::silent()).unwrap();
-    assert!(report.problems.iter().any(|problem| problem.serious), "{report:?}");
+    let lacks = |problem: &keyframe_repo::Problem| problem.serious && problem.what.contains("lack pages");
+    assert!(report.problems.len() == 1 && lacks(&report.problems[0]), "{report:?}");
 }
 
 #[test]
