@@ -73,6 +73,10 @@ pub enum Error {
     Compression(#[source] std::io::Error),
     #[error("what the backup refers to was pruned while it ran")]
     Fenced,
+    #[error("others pruned all the while, and it could not be finished beside them")]
+    Overtaken,
+    #[error("an image before this one could not be stored, so no point can be made")]
+    Broken,
     #[error("a part of the pipeline ended before its work was done")]
     Pipeline,
     #[error("interrupted")]
@@ -101,7 +105,8 @@ impl Error {
             | Self::RepositoryExists { .. }
             | Self::Version { .. }
             | Self::NotExclusive { .. } => "nothing was changed",
-            Self::Fenced | Self::ImageShort | Self::Image { .. } | Self::Interrupted => {
+            Self::Overtaken => "nothing that a point needs was removed",
+            Self::Fenced | Self::Broken | Self::ImageShort | Self::Image { .. } | Self::Interrupted => {
                 "every point that was there is as it was"
             }
             _ => return None,
@@ -119,7 +124,7 @@ impl Error {
             Self::Damaged { .. }
             | Self::MissingFrame { .. }
             | Self::Unreadable { .. }
-            | Self::Store(StoreError::Short { .. } | StoreError::NotFound { .. }) => {
+            | Self::Store(StoreError::Short { .. } | StoreError::NotFound { .. } | StoreError::Unreadable { .. }) => {
                 "`keyframe repo repair` mends what parity covers; `keyframe repo verify` tells all that is damaged"
             }
             Self::Version { .. } => "use a newer Keyframe",
@@ -128,10 +133,31 @@ impl Error {
             }
             Self::NotExclusive { .. } => "use a service that keeps to If-None-Match, and a policy that demands it",
             Self::Fenced => "run it again; or let prune wait longer (--grace) than the longest backup",
+            Self::Overtaken => "run it again when the other prune is done",
             Self::Store(StoreError::Full { .. }) => "free space; `keyframe repo prune` frees what nothing refers to",
             _ => return None,
         };
         Some(text.to_owned())
+    }
+
+    /// Whether something is not as it was written, or not there: what others hold is not in question.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } | Self::Version { .. } | Self::MissingFrame { .. } | Self::Unreadable { .. } => true,
+            Self::Store(error) => {
+                matches!(error, StoreError::NotFound { .. } | StoreError::Short { .. } | StoreError::Unreadable { .. })
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether what was looked for may be elsewhere by now: a prune moves frames and removes packs.
+    pub(crate) fn may_have_moved(&self) -> bool {
+        match self {
+            Self::MissingFrame { .. } => true,
+            Self::Store(error) => error.is_not_found(),
+            _ => false,
+        }
     }
 
     pub(crate) fn damaged(object: impl std::fmt::Display, why: &'static str) -> Self {

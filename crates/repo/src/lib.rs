@@ -25,6 +25,7 @@ mod repository;
 mod retain;
 pub mod source;
 pub mod tree;
+mod unfinished;
 mod verify;
 mod write;
 
@@ -39,5 +40,6 @@ pub use reader::ImageReader;
 pub use repair::{RepairReport, repair};
 pub use repository::{Config, NodeReader, PARITY_MOST, Parameters, Repository};
 pub use retain::{Decision, Retention, forget};
+pub use unfinished::{Existing, UnfinishedFile};
 pub use verify::{VerifyOptions, VerifyReport, verify};
 pub use write::{Session, WriteOptions};

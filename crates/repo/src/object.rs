@@ -20,8 +20,10 @@ pub const MAC_BYTES: usize = 32;
 const MAGIC: &[u8; 8] = b"KEYFRAME";
 /// The version that this program reads and writes.
 pub const VERSION: u16 = 1;
-/// Most bytes of an object.
+/// Most bytes of an object's body.
 pub const OBJECT_MOST: u64 = 256 << 20;
+/// Most bytes of a whole object, parity included: more are never read, whatever a store says of its length.
+pub const STORED_MOST: u64 = 2 * OBJECT_MOST;
 /// The key for objects that are read before any key is known: it makes their MAC a checksum.
 pub const PUBLIC_KEY: [u8; 32] = *b"keyframe repository 1: checksum.";
 

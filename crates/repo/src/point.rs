@@ -100,7 +100,14 @@ impl Point {
         let start = builder.position();
         serde_json::to_writer(builder.buffer(), self).map_err(|_| Error::Pipeline)?;
         key.seal(0, builder.buffer(), start)?;
-        builder.finish(kind, self.id, keys.repository(), keys.auth(), parity_percent)
+        let bytes = builder.finish(kind, self.id, keys.repository(), keys.auth(), parity_percent)?;
+        if bytes.len() as u64 > POINT_MOST {
+            // Nobody would read it.
+            let what =
+                format!("the point would have {} bytes, more than the {POINT_MOST} that it may have", bytes.len());
+            return Err(Error::Usage { what });
+        }
+        Ok(bytes)
     }
 
     pub(crate) fn decode(mut object: Object, keys: &Keys) -> Result<Self> {

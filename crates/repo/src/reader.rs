@@ -156,9 +156,7 @@ impl ImageReader {
     fn unreadable(&self, at: u64, len: u64, error: Error) -> Error {
         match error {
             // An object that is cut short or gone is as bad.
-            Error::Damaged { .. }
-            | Error::MissingFrame { .. }
-            | Error::Store(keyframe_store::Error::Short { .. } | keyframe_store::Error::NotFound { .. }) => {
+            error if error.is_damage() => {
                 Error::Unreadable { image: self.image.label.clone(), at, end: at + len, source: Box::new(error) }
             }
             other => other,

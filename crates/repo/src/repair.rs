@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use keyframe_store::Put;
+use keyframe_store::{Error as StoreError, ObjectName, Put};
 use serde::Serialize;
 
 use crate::check::Problem;
@@ -10,7 +10,7 @@ use crate::crypto::Rights;
 use crate::error::{Error, Result};
 use crate::ids::{ObjectId, ObjectKind};
 use crate::index::{IndexWriter, PackRecord};
-use crate::object::{HEADER_BYTES, Header, OBJECT_MOST, Object, PUBLIC_KEY};
+use crate::object::{HEADER_BYTES, Header, Object, PUBLIC_KEY, STORED_MOST};
 use crate::pack::{read_directory, read_tail};
 use crate::parity;
 use crate::progress::Run;
@@ -74,23 +74,23 @@ pub fn repair(repository: &Repository, run: Run<'_>) -> Result<RepairReport> {
     repository.keys().require(Rights::Write, "repair")?;
     let mut report = RepairReport::default();
     run.progress.step("looking for damage");
-    let mut work = vec![(ObjectKind::Config, config_id(), OBJECT_MOST)];
+    let mut work = vec![(ObjectKind::Config, config_id())];
     for kind in [ObjectKind::Key].into_iter().chain(ObjectKind::AUTHENTICATED) {
-        work.extend(repository.list(kind)?.into_iter().map(|(id, entry)| (kind, id, entry.len)));
+        work.extend(repository.list(kind)?.into_iter().map(|(id, _)| (kind, id)));
     }
     let total = work.len() as u64;
     let mut lost_indexes = Vec::new();
-    for (kind, id, len) in work {
+    for (kind, id) in work {
         run.check()?;
         report.objects += 1;
         run.progress.bytes(report.objects, total);
-        match mend_object(repository, kind, id, len) {
+        match mend_object(repository, kind, id) {
             Ok(false) => {}
             Ok(true) => report.mended.push(format!("{} {id}", kind.area())),
             Err(Error::Store(error)) if error.is_not_found() => {}
-            Err(error @ (Error::Damaged { .. } | Error::Version { .. })) => {
+            Err(error) if error.is_damage() => {
                 // One of a newer version is not lost, and not ours to remove.
-                if kind == ObjectKind::Index && matches!(error, Error::Damaged { .. }) {
+                if kind == ObjectKind::Index && !matches!(error, Error::Version { .. }) {
                     lost_indexes.push(id);
                 }
                 let object = format!("{} {id}", kind.area());
@@ -103,10 +103,33 @@ pub fn repair(repository: &Repository, run: Run<'_>) -> Result<RepairReport> {
     Ok(report)
 }
 
+/// An object as far as it can be read: zeros stand for what is on bad sectors, for parity to fill in.
+fn read_all(repository: &Repository, name: &ObjectName, kind: ObjectKind, id: ObjectId) -> Result<Vec<u8>> {
+    const BLOCK: u64 = 4096;
+    let store = repository.store();
+    match store.get(name, STORED_MOST) {
+        Err(StoreError::Unreadable { .. }) => {}
+        Err(StoreError::TooLarge { .. }) => {
+            return Err(Error::damaged(format_args!("{} {id}", kind.area()), "it is larger than it can be"));
+        }
+        bytes => return Ok(bytes?),
+    }
+    let len = store.stat(name)?.len.min(STORED_MOST);
+    let mut bytes = Vec::new();
+    for at in (0..len).step_by(BLOCK as usize) {
+        let part = (len - at).min(BLOCK) as usize;
+        match store.get_range(name, at, part) {
+            Err(StoreError::Unreadable { .. }) => bytes.resize(bytes.len() + part, 0),
+            read => bytes.extend_from_slice(&read?),
+        }
+    }
+    Ok(bytes)
+}
+
 /// Whether it had to be mended, and was.
-fn mend_object(repository: &Repository, kind: ObjectKind, id: ObjectId, len: u64) -> Result<bool> {
+fn mend_object(repository: &Repository, kind: ObjectKind, id: ObjectId) -> Result<bool> {
     let name = kind.name(id)?;
-    let bytes = repository.store().get(&name, len)?;
+    let bytes = read_all(repository, &name, kind, id)?;
     let public = matches!(kind, ObjectKind::Config | ObjectKind::Key);
     let auth = if public { &PUBLIC_KEY } else { repository.keys().auth() };
     let parity_is_whole = |bytes: &[u8]| mend(bytes, kind, id, auth).as_deref() == Some(bytes);
@@ -129,33 +152,33 @@ fn mend_object(repository: &Repository, kind: ObjectKind, id: ObjectId, len: u64
 fn reindex(repository: &Repository, lost: &[ObjectId], run: Run<'_>) -> Result<u64> {
     const ATTEMPTS: u32 = 3;
     for _ in 0..ATTEMPTS {
-        let found = unindexed(repository, lost, run)?;
-        let packs: Vec<ObjectId> = found.records().iter().map(|record| record.id).collect();
+        let mut found = unindexed(repository, lost, run)?;
+        let packs: Vec<ObjectId> = found.packs().collect();
         if packs.is_empty() {
             remove_lost(repository, lost)?;
             return Ok(0);
         }
-        let id = ObjectId::random()?;
-        let name = ObjectKind::Index.name(id)?;
-        let bytes = found.finish(id, repository.keys(), repository.parity_percent())?;
-        repository.store().put(&name, &bytes, Put::Create)?;
+        let written = repository.write_index(&mut found)?;
         let condemned = crate::prune::condemned_packs(repository)?;
         let there: HashSet<ObjectId> = repository.list(ObjectKind::Pack)?.into_iter().map(|(id, _)| id).collect();
         if packs.iter().all(|pack| there.contains(pack) && !condemned.contains(pack)) {
             remove_lost(repository, lost)?;
             return Ok(packs.len() as u64);
         }
-        repository.store().delete(&name)?;
+        for id in written.ids {
+            repository.store().delete(&ObjectKind::Index.name(id)?)?;
+        }
     }
-    Err(Error::Fenced)
+    Err(Error::Overtaken)
 }
 
 /// Removes index objects that nothing can be read from, if that is still so.
 fn remove_lost(repository: &Repository, lost: &[ObjectId]) -> Result<()> {
     for id in lost {
-        match repository.read_object(ObjectKind::Index, *id, OBJECT_MOST) {
-            Err(Error::Damaged { .. }) => repository.store().delete(&ObjectKind::Index.name(*id)?)?,
+        match repository.read_object(ObjectKind::Index, *id, STORED_MOST) {
             Err(Error::Store(error)) if error.is_not_found() => {}
+            Err(Error::Version { .. }) => {}
+            Err(error) if error.is_damage() => repository.store().delete(&ObjectKind::Index.name(*id)?)?,
             read => drop(read?),
         }
     }
@@ -166,19 +189,19 @@ fn remove_lost(repository: &Repository, lost: &[ObjectId]) -> Result<()> {
 fn unindexed(repository: &Repository, lost: &[ObjectId], run: Run<'_>) -> Result<IndexWriter> {
     let index = repository.index_without(lost)?;
     let condemned = crate::prune::condemned_packs(repository)?;
-    let mut writer = IndexWriter::default();
-    for (id, entry) in repository.list(ObjectKind::Pack)? {
+    let mut writer = IndexWriter::new(repository.index_limits());
+    for (id, _) in repository.list(ObjectKind::Pack)? {
         run.check()?;
         if index.number_of(id).is_some() || condemned.contains(&id) {
             continue;
         }
-        match repository.read_object(ObjectKind::Pack, id, entry.len).and_then(|pack| record_of(repository, id, &pack))
+        match repository
+            .read_object(ObjectKind::Pack, id, STORED_MOST)
+            .and_then(|pack| record_of(repository, id, &pack))
         {
-            Ok((record, directory)) => writer.add_directory(record, &directory),
-            // It was told as a problem already.
-            Err(Error::Damaged { .. } | Error::Version { .. }) => {}
-            // Removed since it was listed.
-            Err(Error::Store(error)) if error.is_not_found() => {}
+            Ok((record, directory)) => writer.add_directory(&record, &directory),
+            // It was told as a problem already, or was removed since it was listed.
+            Err(error) if error.is_damage() => {}
             Err(error) => return Err(error),
         }
     }

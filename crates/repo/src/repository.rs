@@ -10,8 +10,8 @@ use crate::crypto::{KeySlot, Keys, Rights, SectionKey, SlotInfo, Unlock, open_sl
 use crate::error::{Error, Result};
 use crate::frame::{Decompressor, FrameName, Slots};
 use crate::ids::{ObjectId, ObjectKind, PAGE_BYTES};
-use crate::index::{Hooks, Index, Location};
-use crate::object::{Builder, Object, PUBLIC_KEY, VERSION};
+use crate::index::{Hooks, Index, IndexLimits, IndexWriter, Location};
+use crate::object::{Builder, Object, PUBLIC_KEY, STORED_MOST, VERSION};
 use crate::pack::{Content, Directory, FIRST_FRAME_AT, SEALED_KEY_BYTES, read_directory};
 use crate::point::{POINT_MOST, Point};
 use crate::tree::NodeRef;
@@ -60,6 +60,14 @@ pub struct Repository {
     config: Config,
     keys: Keys,
     pack_keys: Mutex<HashMap<ObjectId, Arc<SectionKey>>>,
+    index_limits: IndexLimits,
+}
+
+/// Index objects that were written.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StoredIndex {
+    pub ids: Vec<ObjectId>,
+    pub bytes: u64,
 }
 
 impl Repository {
@@ -94,7 +102,7 @@ impl Repository {
             created: keyframe_types::Timestamp::now(),
             parameters,
         };
-        let repository = Self { store, config, keys, pack_keys: Mutex::default() };
+        let repository = Self::with(store, config, keys);
         // The key first: a configuration without a key would be a repository that nobody can open.
         let slot = repository.add_key(unlock, Rights::Full, "first")?;
         let bytes = small_object(ObjectKind::Config, config_id(), repository.keys.repository(), &repository.config)?;
@@ -122,7 +130,23 @@ impl Repository {
         let config = read_config(&*store)?;
         let slots: Vec<KeySlot> = read_slots(&*store, config.repository)?.into_iter().map(|(_, slot)| slot).collect();
         let keys = open_slot(&slots, unlock)?;
-        Ok(Self { store, config, keys, pack_keys: Mutex::default() })
+        Ok(Self::with(store, config, keys))
+    }
+
+    fn with(store: Arc<dyn Store>, config: Config, keys: Keys) -> Self {
+        Self { store, config, keys, pack_keys: Mutex::default(), index_limits: IndexLimits::default() }
+    }
+
+    /// The same with other limits for index objects: so that tests can reach them.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_index_limits(self, index_limits: IndexLimits) -> Self {
+        Self { index_limits, ..self }
+    }
+
+    /// The limits of index objects.
+    pub(crate) fn index_limits(&self) -> IndexLimits {
+        self.index_limits
     }
 
     /// What can be known of a repository without a key.
@@ -208,7 +232,12 @@ impl Repository {
     /// # Errors
     /// [`Error::Store`], [`Error::Damaged`], [`Error::Version`].
     pub fn read_object(&self, kind: ObjectKind, id: ObjectId, limit: u64) -> Result<Object> {
-        let bytes = self.store.get(&kind.name(id)?, limit)?;
+        let bytes = match self.store.get(&kind.name(id)?, limit.min(STORED_MOST)) {
+            Err(keyframe_store::Error::TooLarge { .. }) => {
+                return Err(Error::damaged(format_args!("{} {id}", kind.area()), "it is larger than it can be"));
+            }
+            bytes => bytes?,
+        };
         Object::check(bytes, kind, id, Some(self.keys.repository()), self.keys.auth())
     }
 
@@ -249,13 +278,35 @@ impl Repository {
         Err(Error::Pipeline)
     }
 
+    /// Writes what was gathered: as many index objects as it takes.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::NotAllowed`].
+    pub(crate) fn write_index(&self, writer: &mut IndexWriter) -> Result<StoredIndex> {
+        let mut stored = StoredIndex::default();
+        writer.write(&self.keys, self.parity_percent(), &mut |id, bytes| {
+            self.store.put(&ObjectKind::Index.name(id)?, &bytes, Put::Create)?;
+            stored.ids.push(id);
+            stored.bytes += bytes.len() as u64;
+            Ok(())
+        })?;
+        Ok(stored)
+    }
+
+    /// The index objects that there are.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) fn index_ids(&self) -> Result<Vec<ObjectId>> {
+        Ok(self.list(ObjectKind::Index)?.into_iter().map(|(id, _)| id).collect())
+    }
+
     fn index_once(&self, hooks: Hooks, lost: &[ObjectId]) -> Result<Index> {
-        let mut index = Index::default();
-        for (id, entry) in self.list(ObjectKind::Index)? {
-            if lost.contains(&id) {
-                continue;
+        let mut index = Index::with_hooks(self.index_limits.hooks);
+        for id in self.index_ids()? {
+            if !lost.contains(&id) {
+                index.add(self.read_object(ObjectKind::Index, id, STORED_MOST)?, &self.keys, hooks)?;
             }
-            index.add(self.read_object(ObjectKind::Index, id, entry.len)?, &self.keys, hooks)?;
         }
         index.sort();
         Ok(index)
@@ -292,7 +343,7 @@ impl Repository {
                 Ok(point) => points.push(point),
                 // Forgotten since it was listed.
                 Err(Error::NoPoint { .. }) => {}
-                Err(error @ (Error::Damaged { .. } | Error::Version { .. })) => damaged.push((id, error)),
+                Err(error) if error.is_damage() => damaged.push((id, error)),
                 Err(error) => return Err(error),
             }
         }
@@ -424,6 +475,15 @@ impl Repository {
         let bytes = point.encode(ObjectKind::Point, &self.keys, self.parity_percent())?;
         self.store.put(&ObjectKind::Point.name(point.id)?, &bytes, Put::Create)?;
         Ok(bytes.len() as u64)
+    }
+
+    /// Only the announcement of a point.
+    ///
+    /// # Errors
+    /// As a commit.
+    #[doc(hidden)]
+    pub fn announce_for_tests(&self, point: &Point) -> Result<()> {
+        self.announce_point(point).map(drop)
     }
 
     /// Says to prunes, and to nobody else, that there may be this point soon.

@@ -1,7 +1,8 @@
 //! Verifying the data: every object is read and authenticated; with the key to read, every page is compared with its fingerprint.
 
-use std::sync::Mutex;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -11,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::failure::Failure;
 use crate::frame::Decompressor;
 use crate::ids::{Fingerprint, ObjectId, ObjectKind, PAGE_BYTES};
-use crate::object::{HEADER_BYTES, Object};
+use crate::index::{Hooks, Index, PackRecord};
+use crate::object::{HEADER_BYTES, Object, STORED_MOST};
 use crate::pack::{Content, FIRST_FRAME_AT, read_directory, read_tail};
 use crate::progress::Run;
 use crate::repository::Repository;
@@ -71,6 +73,12 @@ pub fn verify(repository: &Repository, options: VerifyOptions, run: Run<'_>) -> 
     }
     // Packs last, in order: so where it stopped is one id.
     work.sort_by_key(|(kind, id, _)| (*kind == ObjectKind::Pack, *kind, *id));
+    // What cannot be read of it is found as an object.
+    let index = match repository.index(Hooks::Skip) {
+        _ if !options.data => None,
+        Err(error) if error.is_damage() => None,
+        index => Some(index?),
+    };
     let total: u64 = work.iter().map(|(_, _, len)| len).sum();
     let job = Job {
         repository,
@@ -82,6 +90,8 @@ pub fn verify(repository: &Repository, options: VerifyOptions, run: Run<'_>) -> 
         next: AtomicUsize::new(0),
         finished: Mutex::new(vec![false; work.len()]),
         problems: Mutex::default(),
+        vanished: Mutex::default(),
+        index,
         failure: Failure::default(),
         work,
     };
@@ -105,9 +115,11 @@ pub fn verify(repository: &Repository, options: VerifyOptions, run: Run<'_>) -> 
     let whole = finished.iter().take_while(|done| **done).count();
     let last = job.work.get(..whole).and_then(|done| done.last()).filter(|(kind, _, _)| *kind == ObjectKind::Pack);
     let mut problems = job.problems.into_inner().unwrap_or_default();
+    let vanished = job.vanished.into_inner().unwrap_or_default();
+    problems.extend(still_listed(repository, &vanished)?);
     problems.sort_by(|a, b| a.object.cmp(&b.object));
     Ok(VerifyReport {
-        objects: finished.iter().filter(|done| **done).count() as u64,
+        objects: (finished.iter().filter(|done| **done).count() - vanished.len()) as u64,
         bytes: job.done.into_inner(),
         pages: job.pages.into_inner(),
         left_out,
@@ -115,6 +127,24 @@ pub fn verify(repository: &Repository, options: VerifyOptions, run: Run<'_>) -> 
         interrupted,
         problems,
     })
+}
+
+/// Removed objects are not listed any more; those that are listed, and not there when they are asked for, are lost.
+fn still_listed(repository: &Repository, vanished: &[(ObjectKind, ObjectId)]) -> Result<Vec<Problem>> {
+    let mut lost = Vec::new();
+    for kind in ObjectKind::AUTHENTICATED {
+        let of_kind: Vec<_> = vanished.iter().filter(|(of, _)| *of == kind).map(|(_, id)| *id).collect();
+        if of_kind.is_empty() {
+            continue;
+        }
+        let listed: HashSet<ObjectId> = repository.list(kind)?.into_iter().map(|(id, _)| id).collect();
+        lost.extend(of_kind.into_iter().filter(|id| listed.contains(id)).map(|id| Problem {
+            object: format!("{} {id}", kind.area()),
+            what: "the store lists it, and does not give it".to_owned(),
+            serious: true,
+        }));
+    }
+    Ok(lost)
 }
 
 fn chosen(id: ObjectId, options: VerifyOptions) -> bool {
@@ -133,6 +163,10 @@ struct Job<'a> {
     next: AtomicUsize,
     finished: Mutex<Vec<bool>>,
     problems: Mutex<Vec<Problem>>,
+    /// Listed, and then not there.
+    vanished: Mutex<Vec<(ObjectKind, ObjectId)>>,
+    /// What restores go by: it must say the same as the packs.
+    index: Option<Index>,
     failure: Failure,
     work: Vec<(ObjectKind, ObjectId, u64)>,
 }
@@ -148,15 +182,17 @@ impl Job<'_> {
                 return Ok(());
             }
             self.run.check()?;
-            match self.object(kind, id, len, &mut decompressor, &mut raw) {
-                Err(error @ (Error::Damaged { .. } | Error::Version { .. })) => self.problem(kind, id, &error),
-                // Removed since it was listed: by a prune, or forgotten.
-                Err(Error::Store(error)) if error.is_not_found() => {}
+            match self.object(kind, id, &mut decompressor, &mut raw) {
+                // Removed since it was listed: by a prune, or forgotten. Or it is lost.
+                Err(Error::Store(error)) if error.is_not_found() => {
+                    self.vanished.lock().unwrap_or_else(PoisonError::into_inner).push((kind, id));
+                }
+                Err(error) if error.is_damage() => self.problem(kind, id, &error),
                 done => done?,
             }
             let done = self.done.fetch_add(len, Ordering::Relaxed) + len;
             self.run.progress.bytes(done, self.total);
-            let mut finished = self.finished.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(place) = finished.get_mut(number) {
                 *place = true;
             }
@@ -164,19 +200,12 @@ impl Job<'_> {
     }
 
     fn problem(&self, kind: ObjectKind, id: ObjectId, error: &Error) {
-        let mut problems = self.problems.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
         problems.push(Problem { object: format!("{} {id}", kind.area()), what: error.to_string(), serious: true });
     }
 
-    fn object(
-        &self,
-        kind: ObjectKind,
-        id: ObjectId,
-        len: u64,
-        decompressor: &mut Decompressor,
-        raw: &mut Vec<u8>,
-    ) -> Result<()> {
-        let mut object = self.repository.read_object(kind, id, len)?;
+    fn object(&self, kind: ObjectKind, id: ObjectId, decompressor: &mut Decompressor, raw: &mut Vec<u8>) -> Result<()> {
+        let mut object = self.repository.read_object(kind, id, STORED_MOST)?;
         if kind == ObjectKind::Pack && self.data {
             self.pack(id, &mut object, decompressor, raw)?;
         }
@@ -200,6 +229,10 @@ impl Job<'_> {
             .and_then(|end| body.get(start..end))
             .ok_or_else(|| damaged("it has no directory"))?;
         let directory = read_directory(self.repository.keys(), id, content, layout.table_len, bytes.to_vec())?;
+        let told = self.index.as_ref().and_then(|index| index.number_of(id).and_then(|number| index.pack(number)));
+        if told.is_some_and(|told| PackRecord::new(id, layout, &directory).map_or(true, |record| record != *told)) {
+            return Err(damaged("the index tells something else of it"));
+        }
         let key = self.repository.pack_key(id, content)?;
         let mut fingerprints = directory.fingerprints.as_slice();
         let mut place = FIRST_FRAME_AT as usize - HEADER_BYTES;

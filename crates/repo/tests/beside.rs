@@ -11,7 +11,7 @@ use keyframe_repo::ids::ObjectKind;
 use keyframe_repo::{
     Error, Parameters, PruneOptions, Repository, Rights, Run, Session, WriteOptions, check, forget, prune, repair,
 };
-use keyframe_store::{MemoryStore, ObjectName, Put, Store};
+use keyframe_store::{CacheStore, MemoryStore, ObjectName, Put, Store};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -41,8 +41,8 @@ fn two_prunes_at_once_do_no_harm() {
                     scope.spawn(|| {
                         let repository = Repository::open(store.clone(), &unlock).unwrap();
                         match prune(&repository, options(DAY), Run::silent()) {
-                            // The other one was faster with something that both wanted: nothing is lost, and it says so.
-                            Ok(_) | Err(Error::Store(_) | Error::MissingFrame { .. }) => {}
+                            // The other one was faster every time: nothing is lost, and it says so.
+                            Ok(_) | Err(Error::Overtaken) => {}
                             Err(error) => panic!("round {round}: {error}"),
                         }
                     });
@@ -71,6 +71,21 @@ fn two_prunes_at_once_do_no_harm() {
 
 #[test]
 fn backups_and_prunes_at_once_lose_nothing() {
+    backups_and_prunes(&|store| store);
+}
+
+#[test]
+fn backups_and_prunes_with_caches_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let number = AtomicU32::new(0);
+    // A cache for each host.
+    backups_and_prunes(&|store| {
+        let place = dir.path().join(number.fetch_add(1, Ordering::Relaxed).to_string());
+        Arc::new(CacheStore::new(store, &place, 64 << 20))
+    });
+}
+
+fn backups_and_prunes(host: &(dyn Fn(Arc<dyn Store>) -> Arc<dyn Store> + Sync)) {
     let unlock = key();
     let store = Arc::new(MemoryStore::new());
     let repository = Repository::init(store.clone(), &unlock, Parameters::default()).unwrap();
@@ -78,14 +93,14 @@ fn backups_and_prunes_at_once_lose_nothing() {
     let truth = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let repository = Repository::open(store.clone(), &unlock).unwrap();
+            let repository = Repository::open(host(store.clone()), &unlock).unwrap();
             while !stop.load(Ordering::Relaxed) {
                 // Half of what is there goes. Time passes by jumps that are longer than some backups and shorter than others.
                 let (points, _) = repository.points().unwrap();
                 let go: Vec<_> = points.iter().filter(|point| point.tags.is_empty()).step_by(2).map(|p| p.id).collect();
                 forget(&repository, &go).unwrap();
                 match prune(&repository, options(DAY), Run::silent()) {
-                    Ok(_) | Err(Error::MissingFrame { .. } | Error::Store(_)) => {}
+                    Ok(_) | Err(Error::Overtaken) => {}
                     Err(error) => panic!("{error}"),
                 }
                 store.pass(DAY * 2 / 3);
@@ -95,7 +110,7 @@ fn backups_and_prunes_at_once_lose_nothing() {
             .map(|writer| {
                 let (store, unlock, truth, made, fenced) = (&store, &unlock, &truth, &made, &fenced);
                 scope.spawn(move || {
-                    let repository = Repository::open(store.clone(), unlock).unwrap();
+                    let repository = Repository::open(host(store.clone()), unlock).unwrap();
                     for round in 0..25 {
                         // Images come again, so that packs are found that a prune is about to take.
                         let bytes = image(round % 5, 3 << 20);
@@ -112,13 +127,6 @@ fn backups_and_prunes_at_once_lose_nothing() {
                                 truth.lock().unwrap().push((point, bytes));
                             }
                             Err(Error::Fenced) => {
-                                fenced.fetch_add(1, Ordering::Relaxed);
-                            }
-                            // A pack went while it was read: the backup says so, and there is no point.
-                            Err(Error::Store(error)) if error.is_not_found() => {
-                                fenced.fetch_add(1, Ordering::Relaxed);
-                            }
-                            Err(Error::MissingFrame { .. }) => {
                                 fenced.fetch_add(1, Ordering::Relaxed);
                             }
                             Err(error) => panic!("{error}: {error:?}"),
@@ -195,6 +203,124 @@ fn a_pending_point_is_pruned_round_and_a_dead_one_goes() {
     assert_eq!(report.plan.abandoned, [first.id]);
     assert!(store.list("pending").unwrap().is_empty());
     assert!(restore(&admin, &point) == bytes);
+}
+
+/// Lets somebody else work when an area is listed for the first time.
+#[derive(Debug)]
+struct AtList {
+    inner: Arc<dyn Store>,
+    area: &'static str,
+    once: AtomicBool,
+    work: Work,
+}
+
+struct Work(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Work")
+    }
+}
+
+impl Store for AtList {
+    fn put(&self, name: &ObjectName, bytes: &[u8], mode: Put) -> keyframe_store::Result<()> {
+        self.inner.put(name, bytes, mode)
+    }
+    fn get(&self, name: &ObjectName, limit: u64) -> keyframe_store::Result<Vec<u8>> {
+        self.inner.get(name, limit)
+    }
+    fn get_range(&self, name: &ObjectName, offset: u64, len: usize) -> keyframe_store::Result<Vec<u8>> {
+        self.inner.get_range(name, offset, len)
+    }
+    fn get_range_often(&self, name: &ObjectName, offset: u64, len: usize) -> keyframe_store::Result<Vec<u8>> {
+        self.inner.get_range_often(name, offset, len)
+    }
+    fn stat(&self, name: &ObjectName) -> keyframe_store::Result<keyframe_store::Entry> {
+        self.inner.stat(name)
+    }
+    fn list(&self, area: &str) -> keyframe_store::Result<Vec<keyframe_store::Entry>> {
+        if area == self.area && self.once.swap(false, Ordering::Relaxed) {
+            (self.work.0)();
+        }
+        self.inner.list(area)
+    }
+    fn delete(&self, name: &ObjectName) -> keyframe_store::Result<()> {
+        self.inner.delete(name)
+    }
+    fn creates_exclusively(&self) -> keyframe_store::Result<bool> {
+        self.inner.creates_exclusively()
+    }
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+}
+
+#[test]
+fn a_prune_looks_anew_for_what_was_written_after_it_read_the_index() {
+    // A point, and one that is pending, of packs that are in an index object which the prune has not seen.
+    for pending in [false, true] {
+        let unlock = key();
+        let (store, dir) = (Arc::new(MemoryStore::new()), tempfile::tempdir().unwrap());
+        let admin = Arc::new(Repository::init(store.clone(), &unlock, Parameters::default()).unwrap());
+        let (first, shared) = (image(1, 8 << 20), image(2, 8 << 20));
+        let gone = put(&admin, "gone", &first, None);
+        put(&admin, "kept", &shared, None);
+        let (writer, bytes, clock) = (Arc::clone(&admin), [&first[..], &image(3, 4 << 20)].concat(), store.clone());
+        let expected = bytes.clone();
+        // When packs are listed, the index is read already.
+        let work = move || {
+            let point = put(&writer, "late", &bytes, None);
+            if pending {
+                let (of, to) = (ObjectKind::Point, ObjectKind::Pending);
+                let unsealed = writer.point(point.id).unwrap();
+                clock.delete(&of.name(point.id).unwrap()).unwrap();
+                writer.announce_for_tests(&unsealed).unwrap();
+                assert!(clock.stat(&to.name(point.id).unwrap()).is_ok());
+            }
+            forget(&writer, &[gone.id]).unwrap();
+        };
+        let cached = Arc::new(CacheStore::new(store.clone() as Arc<dyn Store>, dir.path(), 1 << 30));
+        let work = Work(Box::new(work));
+        let watched = Arc::new(AtList { inner: cached, area: "packs", once: AtomicBool::new(true), work });
+        let pruner = Repository::open(watched, &unlock).unwrap();
+        let report = prune(&pruner, options(DAY), Run::silent()).unwrap();
+        // The tree of the one that was forgotten goes, and none of the pages that the new one shares with it.
+        let plan = &report.plan;
+        assert_eq!((plan.unused.len(), plan.rewrite.len(), plan.missing.len()), (1, 0, 0), "{pending}: {report:?}");
+        assert!(plan.condemned_bytes < 10_000, "{pending}: {report:?}");
+        let name = if pending { ObjectKind::Pending } else { ObjectKind::Point };
+        assert_eq!(store.list(name.area()).unwrap().len(), if pending { 1 } else { 2 });
+        if !pending {
+            let late = admin.find_point("late").unwrap();
+            assert!(restore(&admin, &late) == expected);
+        }
+    }
+}
+
+#[test]
+fn packs_that_are_missed_stay_in_the_index_and_are_told() {
+    let unlock = key();
+    let store = Arc::new(MemoryStore::new());
+    let admin = Repository::init(store.clone(), &unlock, Parameters::default()).unwrap();
+    let bytes = image(1, 8 << 20);
+    let point = put(&admin, "disk", &bytes, None);
+    let other = put(&admin, "other", &image(2, 8 << 20), None);
+    // As a disk that is not mounted: the pages are away, the nodes are not.
+    let index = admin.index(keyframe_repo::index::Hooks::Skip).unwrap();
+    let pages = index.packs().iter().filter(|pack| pack.content == keyframe_repo::pack::Content::Pages);
+    let away: Vec<_> = pages.map(|pack| ObjectKind::Pack.name(pack.id).unwrap()).collect();
+    let kept: Vec<_> = away.iter().map(|name| (name, common::get(&store, name))).collect();
+    away.iter().for_each(|name| store.delete(name).unwrap());
+    forget(&admin, &[other.id]).unwrap();
+    for _ in 0..3 {
+        let report = prune(&admin, options(DAY), Run::silent()).unwrap();
+        assert_eq!(report.plan.missing.len(), 1, "{report:?}");
+        store.pass(2 * DAY);
+    }
+    assert!(check(&admin, Run::silent()).unwrap().problems.iter().any(|problem| problem.serious));
+    kept.iter().for_each(|(name, bytes)| store.put(name, bytes, Put::Create).unwrap());
+    assert!(restore(&admin, &point) == bytes, "it is all there again");
+    is_sound(&admin);
 }
 
 #[test]

@@ -63,6 +63,29 @@ fn a_backup_that_refers_to_what_a_prune_took_is_no_point() {
 }
 
 #[test]
+fn a_backup_whose_point_before_is_pruned_says_so() {
+    let (_, repository) = common::repository();
+    let bytes = image(1, 40 << 20);
+    let first = put(&repository, "disk", &bytes, None);
+    let mut session = Session::begin(&repository, Some(first.clone()), WriteOptions::default()).unwrap();
+    forget(&repository, &[first.id]).unwrap();
+    prune(&repository, options(Duration::ZERO), Run::silent()).unwrap();
+    let changes = [std::ops::Range { start: 0, end: 4096 }];
+    let error = session.add_image("image", &Slice(&bytes), Some(&changes), Run::silent()).unwrap_err();
+    assert!(matches!(error, Error::Fenced), "{error}");
+    // Without a prune it is what it looks like.
+    let point = put(&repository, "disk", &bytes, None);
+    let index = repository.index(keyframe_repo::index::Hooks::Skip).unwrap();
+    for pack in index.packs().iter().filter(|pack| pack.content == keyframe_repo::pack::Content::Nodes) {
+        let name = keyframe_repo::ids::ObjectKind::Pack.name(pack.id).unwrap();
+        repository.store().delete(&name).unwrap();
+    }
+    let mut session = Session::begin(&repository, Some(point), WriteOptions::default()).unwrap();
+    let error = session.add_image("image", &Slice(&bytes), Some(&changes), Run::silent()).unwrap_err();
+    assert!(matches!(error, Error::Store(keyframe_store::Error::NotFound { .. })), "{error}");
+}
+
+#[test]
 fn a_backup_across_a_prune_with_grace_keeps_what_it_found() {
     let (store, repository) = common::repository();
     let bytes = image(1, 8 << 20);

@@ -19,6 +19,8 @@ pub enum Error {
     TooLarge { name: String, len: u64, limit: u64 },
     #[error("object {name} ends before byte {end}")]
     Short { name: String, end: u64 },
+    #[error("object {name} cannot be read: its place in the storage is bad")]
+    Unreadable { name: String, source: io::Error },
     #[error("the store is full")]
     Full { source: io::Error },
     #[error("cannot {action} {path}")]
@@ -53,6 +55,16 @@ impl Error {
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
+    }
+}
+
+/// An error in reading an object: a bad sector, or a file system that finds its own checksum wrong, is told apart.
+pub(crate) fn read_error(name: &crate::ObjectName, path: &std::path::Path) -> impl FnOnce(io::Error) -> Error {
+    use rustix::io::Errno;
+    let (name, other) = (name.to_string(), io_error("read", path));
+    move |source| match Errno::from_io_error(&source) {
+        Some(Errno::IO | Errno::UCLEAN | Errno::BADMSG) => Error::Unreadable { name, source },
+        _ => other(source),
     }
 }
 

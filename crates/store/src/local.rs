@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use crate::error::{Error, Result, io_error};
+use crate::error::{Error, Result, io_error, read_error};
 use crate::{Entry, ObjectName, Put, Store};
 
 const TEMPORARY: &str = "tmp";
@@ -50,12 +50,17 @@ impl LocalStore {
     /// [`Error::Io`].
     pub fn tidy(&self, age: Duration) -> Result<u64> {
         let dir = self.root.join(TEMPORARY);
+        // Whoever can write to the storage may have made it a way to somewhere else.
+        if !fs::symlink_metadata(&dir).is_ok_and(|metadata| metadata.is_dir()) {
+            return Ok(0);
+        }
         let mut removed = 0;
         for entry in read_dir(&dir)? {
             let entry = entry.map_err(io_error("list", &dir))?;
             let metadata = entry.metadata().map_err(io_error("look at", &entry.path()))?;
             let old = metadata.modified().ok().and_then(|at| at.elapsed().ok()).is_some_and(|passed| passed >= age);
-            if old && metadata.is_file() {
+            let ours = entry.file_name().to_str().is_some_and(is_temporary);
+            if old && ours && metadata.is_file() {
                 fs::remove_file(entry.path()).map_err(io_error("remove", &entry.path()))?;
                 removed += 1;
             }
@@ -83,8 +88,11 @@ impl LocalStore {
 
     fn open_object(&self, name: &ObjectName) -> Result<(PathBuf, File)> {
         let path = self.path(name);
-        match File::open(&path) {
-            Ok(file) => Ok((path, file)),
+        // Without waiting for whoever may be at the other end of what is no file.
+        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+            Ok(file) if file.metadata().is_ok_and(|metadata| metadata.is_file()) => Ok((path, file)),
+            Ok(_) => Err(io_error("open", &path)(io::ErrorKind::InvalidInput.into())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(not_found(name)),
             Err(error) => Err(io_error("open", &path)(error)),
         }
@@ -100,14 +108,14 @@ impl Store for LocalStore {
         let written = file.write_all(bytes).and_then(|()| file.sync_data());
         let placed = written.map_err(io_error("write", &temporary)).and_then(|()| match mode {
             Put::Replace => fs::rename(&temporary, &path).map_err(io_error("rename to", &path)),
-            Put::Create => match fs::hard_link(&temporary, &path) {
+            Put::Create => match place_new(&temporary, &path) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     Err(Error::Exists { name: name.to_string() })
                 }
-                linked => linked.map_err(io_error("link to", &path)),
+                placed => placed.map_err(io_error("rename to", &path)),
             },
         });
-        if placed.is_err() || mode == Put::Create {
+        if placed.is_err() {
             // If it stays, `tidy` removes it; the error says more.
             let _ = fs::remove_file(&temporary);
         }
@@ -122,7 +130,7 @@ impl Store for LocalStore {
             return Err(Error::TooLarge { name: name.to_string(), len, limit });
         }
         let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
-        file.take(limit).read_to_end(&mut bytes).map_err(io_error("read", &path))?;
+        file.take(limit).read_to_end(&mut bytes).map_err(read_error(name, &path))?;
         Ok(bytes)
     }
 
@@ -139,7 +147,7 @@ impl Store for LocalStore {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(Error::Short { name: name.to_string(), end })
             }
-            Err(error) => Err(io_error("read", &path)(error)),
+            Err(error) => Err(read_error(name, &path)(error)),
         }
     }
 
@@ -162,7 +170,8 @@ impl Store for LocalStore {
                 // What is no name of ours is not ours.
                 let Some(text) = file.file_name().to_str().map(|leaf| format!("{area}/{leaf}")) else { continue };
                 let Ok(name) = ObjectName::new(text.as_str()) else { continue };
-                match file.metadata() {
+                // What a link leads to is what would be read.
+                match fs::metadata(file.path()) {
                     Ok(metadata) if metadata.is_dir() => pending.push(text),
                     Ok(metadata) if metadata.is_file() => found.push(entry(name, &metadata, &file.path())?),
                     Ok(_) => {}
@@ -192,6 +201,29 @@ impl Store for LocalStore {
     fn describe(&self) -> String {
         self.root.display().to_string()
     }
+}
+
+/// Gives a finished file its name, and never replaces what is there.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`]; what the file system says. The file keeps its old name then.
+pub fn place_new(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // File systems that do not know this know links, as NFS does.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+            fs::hard_link(from, to)?;
+            fs::remove_file(from)
+        }
+        renamed => Ok(renamed?),
+    }
+}
+
+/// Whether a file in `tmp/` has a name that a writer gives: numbers with dashes between.
+pub(crate) fn is_temporary(leaf: &str) -> bool {
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    leaf.contains('-') && leaf.split('-').all(number)
 }
 
 fn not_found(name: &ObjectName) -> Error {
@@ -257,6 +289,60 @@ mod tests {
         assert_eq!(store.list("index").unwrap().len(), 1);
         assert_eq!(store.tidy(Duration::from_secs(3600)).unwrap(), 0);
         assert_eq!(store.tidy(Duration::ZERO).unwrap(), 1);
+    }
+
+    #[test]
+    fn only_what_is_ours_is_tidied_and_nothing_behind_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::create(&dir.path().join("repo")).unwrap();
+        let precious = dir.path().join("precious");
+        fs::create_dir(&precious).unwrap();
+        fs::write(precious.join("1-1"), b"no temporary file").unwrap();
+        std::os::unix::fs::symlink(&precious, dir.path().join("repo/tmp")).unwrap();
+        assert_eq!(store.tidy(Duration::ZERO).unwrap(), 0);
+        assert!(precious.join("1-1").exists());
+        fs::remove_file(dir.path().join("repo/tmp")).unwrap();
+        fs::create_dir(dir.path().join("repo/tmp")).unwrap();
+        for file in ["notes-1", "1", "-", "7-2"] {
+            fs::write(dir.path().join("repo/tmp").join(file), b"x").unwrap();
+        }
+        assert_eq!(store.tidy(Duration::ZERO).unwrap(), 1);
+    }
+
+    #[test]
+    fn links_are_listed_as_what_they_lead_to_and_what_is_no_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = LocalStore::create(dir.path()).unwrap();
+        let name = |text: &str| ObjectName::new(text).unwrap();
+        store.put(&name("packs/ab/1"), b"1234", Put::Create).unwrap();
+        fs::rename(dir.path().join("packs/ab"), dir.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), dir.path().join("packs/ab")).unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join("packs/cd")).unwrap();
+        std::os::unix::fs::symlink("..", dir.path().join("packs/ef")).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            dir.path().join("packs/12"),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR,
+            0,
+        )
+        .unwrap();
+        let listed: Vec<_> = store.list("packs").unwrap().into_iter().map(|entry| (entry.name, entry.len)).collect();
+        assert_eq!(listed, [(name("packs/ab/1"), 4)]);
+        assert!(store.get(&name("packs/12"), 10).is_err() && store.get_range(&name("packs/12"), 0, 1).is_err());
+        assert_eq!(store.get(&name("packs/ab/1"), 10).unwrap(), b"1234");
+    }
+
+    #[test]
+    fn a_bad_sector_is_told_from_other_failures() {
+        let path = Path::new("object");
+        let name = ObjectName::new("index/1").unwrap();
+        for (errno, unreadable) in
+            [(rustix::io::Errno::IO, true), (rustix::io::Errno::BADMSG, true), (rustix::io::Errno::ACCESS, false)]
+        {
+            let error = read_error(&name, path)(errno.into());
+            assert_eq!(matches!(error, Error::Unreadable { .. }), unreadable, "{error}");
+        }
     }
 
     #[test]

@@ -12,17 +12,14 @@ pub fn sftp_session(said: &[u8]) -> usize {
             let handle = link.open("a")?;
             if let Ok(handle) = handle {
                 let len = usize::try_from(attributes.len.min(1 << 20)).unwrap_or(0);
-                taken += link.read(&handle, 0, len)?.map_or(0, |bytes| bytes.len());
+                taken += link.read(&handle, 0, len)?.ok().flatten().map_or(0, |bytes| bytes.len());
                 link.close(&handle)?;
             }
         }
         link.list("b")?;
-        if let Ok(handle) = link.create("c")? {
-            link.write_all(&handle, &[7; 100_000])?;
-            link.sync(&handle)?;
-            link.close(&handle)?;
-        }
-        link.rename("c", "d", true)?;
+        link.write_file("c", &[7; 100_000])?;
+        link.rename("c", "d")?;
+        link.replace("c", "d", "f")?;
         link.mkdir("e")?;
         link.remove("d")?;
         Ok(())

@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use keyframe_qcow2::Format;
 use keyframe_repo::index::Hooks;
-use keyframe_repo::{Error, Point, Session, WriteOptions, restore_qcow2, restore_raw, source};
+use keyframe_repo::{
+    Error, Existing, Point, Session, UnfinishedFile, WriteOptions, restore_qcow2, restore_raw, source,
+};
 use keyframe_types::ByteLen;
 use serde_json::json;
 
 use super::repository::{self, Ctx, carry_out, usage};
-use super::target::Target;
 use crate::output::{Output, table};
 use crate::progress::Terminal;
 use crate::repo_args::{ImageCommand, Where};
@@ -116,7 +117,8 @@ fn get(
     let begun = Instant::now();
     let named_qcow2 = file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("qcow2"));
     let format = format.unwrap_or(if named_qcow2 { Format::Qcow2 } else { Format::Raw });
-    let target = Target::create(file, force)?;
+    let existing = if force { Existing::Replace } else { Existing::Keep };
+    let target = UnfinishedFile::create(file, existing)?;
     let repository = repository::open(place)?;
     let point = repository.find_point(point)?;
     let [image] = point.images.as_slice() else {

@@ -15,7 +15,6 @@ mod machines;
 pub mod repo;
 mod repository;
 mod snapshots;
-mod target;
 mod test;
 mod tidying;
 mod upkeep;

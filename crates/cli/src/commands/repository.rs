@@ -115,6 +115,18 @@ fn plain_store(text: &str, create: bool) -> Result<Arc<dyn Store>, Error> {
     Ok(Arc::new(LocalStore::open(path)?))
 }
 
+/// Removes what crashed writers and broken connections left half-written long ago; gives how many files that were.
+pub fn tidy(place: &Where) -> Result<u64, Error> {
+    const AGE: Duration = Duration::from_secs(24 * 3600);
+    let text = place.repo.as_str();
+    Ok(match text {
+        // A bucket has whole objects only.
+        _ if text.starts_with("s3://") => 0,
+        _ if text.starts_with("sftp://") => SftpStore::new(text)?.tidy(AGE)?,
+        _ => LocalStore::open(Path::new(text))?.tidy(AGE)?,
+    })
+}
+
 /// Opens the repository that is named with the key that is given.
 pub fn open(place: &Where) -> Result<Repository, Error> {
     open_reading(place, Reading::Cache)

@@ -75,9 +75,20 @@ pub fn prune(ctx: &Ctx<'_>, place: &Where, options: PruneOptions) -> Result<u8, 
         rows.push(("freed", size(report.freed_bytes)));
         rows.push(("freed by a prune after the grace period", size(report.pending_bytes)));
     }
+    if !options.dry_run {
+        match repository::tidy(place) {
+            Ok(0) => {}
+            Ok(files) => rows.push(("half-written files, removed", files.to_string())),
+            Err(error) => ctx.run.progress.note(&format!("half-written files stay: {error}")),
+        }
+    }
+    if !plan.missing.is_empty() {
+        rows.push(("packs that points need and that are not there", count(&plan.missing)));
+        ctx.run.progress.note("something is lost: `keyframe repo check` tells which points need it");
+    }
     let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
     ctx.output.result("repo-pruned", &json!({"dry_run": options.dry_run, "report": report}), table(&rows));
-    Ok(0)
+    Ok(if plan.missing.is_empty() { 0 } else { INCOMPLETE })
 }
 
 /// `keyframe repo check`

@@ -6,7 +6,7 @@
 //! noted what was written to it since ([`keyframe_hypervisor::tracking`]), and that counts, too.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use keyframe_hypervisor::LayerFormat;
 use keyframe_hypervisor::launch::node_name;
@@ -15,7 +15,7 @@ use keyframe_qcow2::Image;
 use keyframe_qmp::Client;
 
 use crate::error::Error;
-use crate::state::head::{Chain, Layer};
+use crate::state::head::Chain;
 use crate::state::home::Home;
 
 use super::point::{ChangedBy, DiskInPoint};
@@ -72,23 +72,74 @@ pub fn since(
     };
     // What could not be read then is tried again.
     extents.extend(before.unreadable.iter().cloned());
-    for layer in above {
-        if layer.format != LayerFormat::Qcow2 {
-            return Ok(None);
-        }
-        add_allocated(home, layer, &mut extents)?;
+    if above.iter().any(|layer| layer.format != LayerFormat::Qcow2) {
+        return Ok(None);
     }
+    let paths: Vec<PathBuf> = above.iter().map(|layer| home.absolute(&layer.path)).collect();
+    extents.extend(allocated(&paths, before.bytes.bytes())?);
     Ok(Some(Changes { by, extents }))
 }
 
-fn add_allocated(home: &Home, layer: &Layer, extents: &mut Vec<Range<u64>>) -> Result<(), Error> {
-    let path = home.absolute(&layer.path);
-    let trouble = |source| Error::Layer { path: path.clone(), source };
-    let image = Image::open(&path).map_err(trouble)?;
-    for extent in image.extents().map_err(trouble)? {
-        // Zeros count: they hide what is below.
-        let extent = extent.map_err(trouble)?;
-        extents.push(extent.start.bytes()..extent.end().bytes());
+/// What layers say of a disk themselves, above one that had so many bytes.
+fn allocated(layers: &[PathBuf], bytes_below: u64) -> Result<Vec<Range<u64>>, Error> {
+    let mut extents = Vec::new();
+    let mut shortest = bytes_below;
+    for path in layers {
+        let trouble = |source| Error::Layer { path: path.clone(), source };
+        let image = Image::open(path).map_err(trouble)?;
+        shortest = shortest.min(image.header().virtual_size().bytes());
+        for extent in image.extents().map_err(trouble)? {
+            // Zeros count: they hide what is below.
+            let extent = extent.map_err(trouble)?;
+            extents.push(extent.start.bytes()..extent.end().bytes());
+        }
     }
-    Ok(())
+    // A disk that was made smaller and larger again has zeros where it had been cut, and no layer says so.
+    extents.extend((shortest < bytes_below).then_some(shortest..bytes_below));
+    Ok(extents)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use keyframe_repo::source::open;
+
+    use super::*;
+
+    fn qemu(tool: &str, arguments: &[&str]) {
+        let output = Command::new(tool).args(arguments).output().unwrap_or_else(|error| panic!("{tool}: {error}"));
+        assert!(output.status.success(), "{tool} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
+    fn what_was_cut_off_and_came_back_has_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let text = |path: &Path| path.display().to_string();
+        let below = path("below.qcow2");
+        qemu("qemu-img", &["create", "-q", "-f", "qcow2", &text(&below), "8M"]);
+        qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 7 0 8M", &text(&below)]);
+        let mut backing = below;
+        let mut above = Vec::new();
+        for (name, size) in [("shorter.qcow2", "4M"), ("top.qcow2", "8M")] {
+            let layer = path(name);
+            let arguments = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &text(&backing), &text(&layer), size];
+            qemu("qemu-img", &arguments);
+            backing = layer.clone();
+            above.insert(0, layer);
+        }
+        qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 9 1M 64k", &text(&backing)]);
+        let changed = allocated(&above, 8 << 20).unwrap();
+        // What reads otherwise than below is in it.
+        let source = open(&backing, Some(keyframe_qcow2::Format::Qcow2)).unwrap();
+        let mut reader = source.reader().unwrap();
+        for at in (0..source.bytes()).step_by(64 << 10) {
+            let mut bytes = vec![0; 64 << 10];
+            reader.read(at, &mut bytes).unwrap();
+            let same = bytes == vec![7; 64 << 10];
+            assert!(same || changed.iter().any(|extent| extent.contains(&at)), "byte {at} is {}", bytes[0]);
+        }
+        assert!(!changed.iter().any(|extent| extent.contains(&(3 << 20))), "what did not change is not read");
+    }
 }

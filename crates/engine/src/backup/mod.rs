@@ -137,7 +137,14 @@ pub fn backup(ctx: &Context<'_>, repository: &Arc<Repository>, request: &BackupR
             error.told()
         ));
     }
-    let Stored { point, machine, audited, found } = stored?;
+    let Stored { point, machine, audited, found } = match stored {
+        Ok(stored) => stored,
+        Err(error) => {
+            // There is no report for them.
+            notes.iter().for_each(|note| ctx.progress.note(note));
+            return Err(error);
+        }
+    };
     let incomplete = stays || !found.is_empty();
     notes.extend(found);
     let unreadable = machine.unreadable_bytes();

@@ -2,18 +2,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use keyframe_repo::index::Hooks;
-use keyframe_repo::{Point, Repository, RestoreReport, restore_qcow2, restore_raw};
+use keyframe_repo::{Existing, Point, Repository, RestoreReport, UnfinishedFile, restore_qcow2, restore_raw};
 use keyframe_types::DiskId;
 
 use super::image;
 use crate::backup::MachinePoint;
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
-use crate::state::durable;
 
 /// What form the file has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,16 +69,21 @@ pub fn restore(
     if path.exists() {
         return Err(Error::BadRequest { what: format!("{} is there already", path.display()) });
     }
-    let partial = Partial::beside(path, "partial");
+    let target = UnfinishedFile::create(path, Existing::Keep)?;
     ctx.progress.step("writing");
     let own = if format == DiskFormat::Qcow2 { DiskFormat::Qcow2 } else { DiskFormat::Raw };
-    let report = write_image(ctx, repository, point, disk.as_str(), &partial.0, own)?;
-    let whole = match format {
-        DiskFormat::Raw | DiskFormat::Qcow2 => partial,
-        other => convert(ctx, &partial.0, Partial::beside(path, "converted"), other)?,
+    let report = if format == own {
+        fill(ctx, repository, point, disk.as_str(), (target.file(), target.partial()), own)?
+    } else {
+        let mut raw = path.as_os_str().to_owned();
+        raw.push(".raw");
+        // It never gets that name.
+        let raw = UnfinishedFile::create(Path::new(&raw), Existing::Replace)?;
+        let report = fill(ctx, repository, point, disk.as_str(), (raw.file(), raw.partial()), own)?;
+        convert(ctx, raw.partial(), target.partial(), format)?;
+        report
     };
-    std::fs::rename(&whole.0, path).or_io("rename", &whole.0)?;
-    durable::sync_parent(path)?;
+    target.done()?;
     Ok((disk, report))
 }
 
@@ -98,25 +102,6 @@ fn choose(machine: &MachinePoint, wanted: Option<&DiskId>) -> Result<DiskId, Err
     }
 }
 
-/// A file that goes when it is not given its name.
-struct Partial(PathBuf);
-
-impl Partial {
-    fn beside(path: &Path, ending: &str) -> Self {
-        let mut name = path.as_os_str().to_owned();
-        name.push(".");
-        name.push(ending);
-        Self(PathBuf::from(name))
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // Renamed, it is not there any more; otherwise nobody wants half a disk.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 /// Writes an image of a point to a new file, raw or qcow2, durably. What was there under this name was an earlier attempt.
 pub(super) fn write_image(
     ctx: &Context<'_>,
@@ -126,28 +111,39 @@ pub(super) fn write_image(
     path: &Path,
     format: DiskFormat,
 ) -> Result<RestoreReport, Error> {
-    let image = image(point, label)?;
-    let index = repository.index(Hooks::Skip)?;
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
     let file: File = options.or_io("create", path)?;
-    let run = keyframe_repo::Run { progress: ctx.progress, cancel: ctx.cancel };
-    let write = if format == DiskFormat::Qcow2 { restore_qcow2 } else { restore_raw };
-    let report = write(repository, &index, image, &file, path, run)?;
+    let report = fill(ctx, repository, point, label, (&file, path), format)?;
     file.sync_all().or_io("sync", path)?;
     Ok(report)
 }
 
-fn convert(ctx: &Context<'_>, raw: &Path, into: Partial, format: DiskFormat) -> Result<Partial, Error> {
+/// Writes an image of a point into an empty file.
+fn fill(
+    ctx: &Context<'_>,
+    repository: &Repository,
+    point: &Point,
+    label: &str,
+    (file, path): (&File, &Path),
+    format: DiskFormat,
+) -> Result<RestoreReport, Error> {
+    let image = image(point, label)?;
+    let index = repository.index(Hooks::Skip)?;
+    let run = keyframe_repo::Run { progress: ctx.progress, cancel: ctx.cancel };
+    let write = if format == DiskFormat::Qcow2 { restore_qcow2 } else { restore_raw };
+    Ok(write(repository, &index, image, file, path, run)?)
+}
+
+fn convert(ctx: &Context<'_>, raw: &Path, into: &Path, format: DiskFormat) -> Result<(), Error> {
     ctx.progress.step("converting");
     let mut command = Command::new("qemu-img");
-    command.args(["convert", "-f", "raw", "-O", format.as_str()]).arg(raw).arg(&into.0).stdin(Stdio::null());
-    let output = command.output().or_io("run qemu-img for", &into.0)?;
+    command.args(["convert", "-f", "raw", "-O", format.as_str()]).arg(raw).arg(into).stdin(Stdio::null());
+    let output = command.output().or_io("run qemu-img for", into)?;
     if !output.status.success() {
         let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(Error::Io { action: "convert to", path: into.0.clone(), source: std::io::Error::other(reason) });
+        return Err(Error::Io { action: "convert to", path: into.to_owned(), source: std::io::Error::other(reason) });
     }
-    durable::sync_file(&into.0)?;
-    Ok(into)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -123,20 +123,15 @@ impl<'a> FrameOutlet<'a> {
 }
 
 /// A sealer: compresses and seals frames until there are no more.
-pub fn seal_frames(
-    frames: &Mutex<Receiver<Frame>>,
-    complete: &SyncSender<Complete>,
-    level: i32,
-    failure: &Failure,
-) -> Result<()> {
-    let mut compressor = Compressor::new(level)?;
+pub fn seal_frames(frames: &Mutex<Receiver<Frame>>, complete: &SyncSender<Complete>, level: i32, failure: &Failure) {
+    let mut compressor = Compressor::new(level).map_err(|error| failure.report(error)).ok();
     loop {
         let next = frames.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(frame) = next else { return Ok(()) };
-        if failure.happened() {
+        let Ok(frame) = next else { return };
+        let Some(compressor) = compressor.as_mut().filter(|_| !failure.happened()) else {
             // Whoever waits for room in the queue must not wait for ever.
             continue;
-        }
+        };
         let Frame { pack, number, raw, fingerprints } = frame;
         let sealed = match compressor.seal(&raw, 0, &pack.key.key, pack.key.nonce(number)) {
             Ok(sealed) => sealed,

@@ -1,18 +1,17 @@
 //! A session: images are added, then a point is made of them. Without the point nothing of it can be seen.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use keyframe_store::Put;
-
 use crate::crypto::Rights;
 use crate::error::{Error, Result};
 use crate::failure::Failure;
 use crate::ids::{ObjectId, ObjectKind, PAGE_BYTES};
-use crate::index::{Hooks, Index};
+use crate::index::{Hooks, Index, IndexWriter};
 use crate::known::FRAMES_MOST;
 use crate::pack::Content;
 use crate::point::{Point, StoredImage, Totals};
@@ -46,6 +45,8 @@ pub struct Session<'a> {
     begun: Instant,
     options: WriteOptions,
     preloaded: bool,
+    /// An image failed: pages of it are known that were never stored.
+    broken: bool,
 }
 
 impl std::fmt::Debug for Session<'_> {
@@ -62,7 +63,7 @@ impl<'a> Session<'a> {
     pub fn begin(repository: &'a Repository, previous: Option<Point>, options: WriteOptions) -> Result<Self> {
         repository.keys().require(Rights::Write, "write")?;
         let begun = Instant::now();
-        let loaded = repository.list(ObjectKind::Index)?.into_iter().map(|(id, _)| id).collect();
+        let loaded = repository.index_ids()?;
         let index = repository.index(Hooks::Load)?;
         let condemned = crate::prune::condemned_packs(repository)?;
         Ok(Self {
@@ -70,13 +71,14 @@ impl<'a> Session<'a> {
             index,
             loaded,
             memory: Memory { condemned, ..Memory::default() },
-            written: Mutex::default(),
+            written: Mutex::new(Written { index: IndexWriter::new(repository.index_limits()), bytes: 0 }),
             images: Vec::new(),
             previous,
             logical_bytes: 0,
             begun,
             options,
             preloaded: false,
+            broken: false,
         })
     }
 
@@ -84,8 +86,43 @@ impl<'a> Session<'a> {
     /// the point before; who gives them vouches for that.
     ///
     /// # Errors
-    /// [`Error::Usage`] for changes against nothing or against a larger image; what reading the image and storing gives.
+    /// [`Error::Usage`] for changes against nothing or against a larger image; [`Error::Fenced`] when a prune meanwhile took
+    /// away what is needed; what reading the image and storing gives. After an error there will be no point
+    /// ([`Error::Broken`]).
     pub fn add_image(
+        &mut self,
+        label: &str,
+        source: &dyn Source,
+        changes: Option<&[Range<u64>]>,
+        run: Run<'_>,
+    ) -> Result<()> {
+        if std::mem::replace(&mut self.broken, true) {
+            return Err(Error::Broken);
+        }
+        match self.store_image(label, source, changes, run) {
+            Ok(()) => self.broken = false,
+            Err(error) if error.may_have_moved() && self.was_pruned()? => return Err(Error::Fenced),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Whether the point before or the index that it all stands on is not there any more.
+    fn was_pruned(&self) -> Result<bool> {
+        let listed: HashSet<ObjectId> = self.repository.index_ids()?.into_iter().collect();
+        Ok(!self.loaded.iter().all(|id| listed.contains(id)) || !self.has_previous()?)
+    }
+
+    /// Whether the point whose trees are shared is there.
+    fn has_previous(&self) -> Result<bool> {
+        let Some(previous) = &self.previous else { return Ok(true) };
+        match self.repository.store().stat(&ObjectKind::Point.name(previous.id)?) {
+            Err(error) if error.is_not_found() => Ok(false),
+            found => Ok(found.map(|_| true)?),
+        }
+    }
+
+    fn store_image(
         &mut self,
         label: &str,
         source: &dyn Source,
@@ -172,11 +209,7 @@ impl<'a> Session<'a> {
             }
             for _ in 0..threads {
                 let (complete, to_seal, failure) = (queues.complete.clone(), &to_seal, &failure);
-                scope.spawn(move || {
-                    if let Err(error) = packs::seal_frames(to_seal, &complete, zstd_level, failure) {
-                        failure.report(error);
-                    }
-                });
+                scope.spawn(move || packs::seal_frames(to_seal, &complete, zstd_level, failure));
                 let (full, readers) = (full.clone(), &readers);
                 scope.spawn(move || readers.read(&full));
             }
@@ -223,15 +256,13 @@ impl<'a> Session<'a> {
     /// # Errors
     /// [`Error::Fenced`] when a prune meanwhile took away what it refers to: then there is no point.
     pub fn commit(mut self, name: &str, tags: Vec<String>, extra: serde_json::Value) -> Result<Point> {
-        let written = std::mem::take(&mut *self.written.lock().unwrap_or_else(PoisonError::into_inner));
-        let own: Vec<ObjectId> = written.index.records().iter().map(|record| record.id).collect();
-        let mut stored = written.bytes;
-        if !written.index.is_empty() {
-            let id = ObjectId::random()?;
-            let bytes = written.index.finish(id, self.repository.keys(), self.repository.parity_percent())?;
-            self.repository.store().put(&ObjectKind::Index.name(id)?, &bytes, Put::Create)?;
-            stored += bytes.len() as u64;
+        if self.broken {
+            return Err(Error::Broken);
         }
+        let mut written = std::mem::take(&mut *self.written.lock().unwrap_or_else(PoisonError::into_inner));
+        let own: HashSet<ObjectId> = written.index.packs().collect();
+        let stored = written.bytes + self.repository.write_index(&mut written.index)?.bytes;
+        drop(written);
         let mut totals = Totals {
             logical_bytes: self.logical_bytes,
             scanned_bytes: self.memory.scanned_bytes,
@@ -243,8 +274,11 @@ impl<'a> Session<'a> {
         point.extra = extra;
         totals.stored_bytes += self.repository.announce_point(&point)?;
         let outcome = self.check_fence(&own).and_then(|()| self.repository.write_point(&point));
-        // Who may not delete leaves it, and so does a store that just went away: it is no point, and a prune removes it.
-        let _ = self.repository.store().delete(&ObjectKind::Pending.name(point.id)?);
+        // After any other failure nobody knows whether the point is there, or is still going to be: prunes keep taking care.
+        if matches!(outcome, Ok(_) | Err(Error::Fenced)) {
+            // Who may not delete leaves it: it is no point, and a prune removes it.
+            let _ = self.repository.store().delete(&ObjectKind::Pending.name(point.id)?);
+        }
         totals.stored_bytes += outcome?;
         totals.seconds = self.begun.elapsed().as_secs_f64();
         point.totals = totals;
@@ -256,7 +290,7 @@ impl<'a> Session<'a> {
         const ASKED_ONE_BY_ONE: usize = 50;
         if packs.len() > ASKED_ONE_BY_ONE {
             let listed = self.repository.list(ObjectKind::Pack)?;
-            let listed: std::collections::HashSet<ObjectId> = listed.into_iter().map(|(id, _)| id).collect();
+            let listed: HashSet<ObjectId> = listed.into_iter().map(|(id, _)| id).collect();
             return Ok(packs.iter().all(|id| listed.contains(id)));
         }
         for id in packs {
@@ -269,7 +303,7 @@ impl<'a> Session<'a> {
     }
 
     /// Looks, now that prunes can see the point, whether a prune that did not see it took anything away.
-    fn check_fence(&self, own: &[ObjectId]) -> Result<()> {
+    fn check_fence(&self, own: &HashSet<ObjectId>) -> Result<()> {
         let condemned = crate::prune::condemned_packs(self.repository)?;
         let taken = |id: &ObjectId| condemned.contains(id) && !self.memory.condemned.contains(id);
         let used_packs = self.memory.used.iter().filter(|id| !own.contains(id));
@@ -277,18 +311,15 @@ impl<'a> Session<'a> {
         let mut used: Vec<ObjectId> = used_packs.flat_map(places).collect();
         // An index may name a pack that is gone, when two prunes merged it at once, and a cache may still have its directory.
         let mut needed: Vec<ObjectId> = used.iter().copied().filter(|id| self.memory.learnt.contains(id)).collect();
-        needed.extend_from_slice(own);
-        used.extend_from_slice(own);
+        needed.extend(own);
+        used.extend(own);
         if used.iter().any(taken) || !self.all_there(&needed)? {
             return Err(Error::Fenced);
         }
-        if let Some(previous) = &self.previous {
-            match self.repository.store().stat(&ObjectKind::Point.name(previous.id)?) {
-                Err(error) if error.is_not_found() => return Err(Error::Fenced),
-                found => drop(found?),
-            }
+        if !self.has_previous()? {
+            return Err(Error::Fenced);
         }
-        let listed: Vec<ObjectId> = self.repository.list(ObjectKind::Index)?.into_iter().map(|(id, _)| id).collect();
+        let listed: HashSet<ObjectId> = self.repository.index_ids()?.into_iter().collect();
         if self.loaded.iter().all(|id| listed.contains(id)) {
             return Ok(());
         }

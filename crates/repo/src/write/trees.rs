@@ -160,10 +160,8 @@ impl Sequencer<'_, '_> {
         if level == 0 {
             return self.leaf(number, old);
         }
-        let before = match old {
-            Some(node) => tree::decode_node(self.old_nodes.read(node)?, level)?,
-            None => vec![None; FANOUT as usize],
-        };
+        let (old, before) = self.before(old, |bytes| tree::decode_node(bytes, level))?;
+        let before = before.unwrap_or_else(|| vec![None; FANOUT as usize]);
         let mut children = Vec::with_capacity(before.len());
         for (n, child) in (0..).zip(&before) {
             children.push(self.subtree(level - 1, number * FANOUT + n, *child)?);
@@ -172,6 +170,16 @@ impl Sequencer<'_, '_> {
             return Ok(old);
         }
         self.node(level, &children)
+    }
+
+    /// What stood in the point before, and what it says. Where all of the image is read, one that is damaged is as good as none: the
+    /// new point is whole without it.
+    fn before<T>(&mut self, old: Child, decode: impl FnOnce(&[u8]) -> Result<T>) -> Result<(Child, Option<T>)> {
+        let Some(node) = old else { return Ok((None, None)) };
+        match self.old_nodes.read(node).and_then(decode) {
+            Err(error) if error.is_damage() && !self.keep_unread => Ok((None, None)),
+            read => Ok((old, Some(read?))),
+        }
     }
 
     /// A new inner node, where it is not all zeros.
@@ -184,10 +192,8 @@ impl Sequencer<'_, '_> {
 
     fn leaf(&mut self, number: u64, old: Child) -> Result<Child> {
         self.run.check()?;
-        let before = match old {
-            Some(node) => tree::decode_leaf(self.old_nodes.read(node)?)?,
-            None => vec![Run { count: LEAF_PAGES as u32, at: None }],
-        };
+        let (old, before) = self.before(old, tree::decode_leaf)?;
+        let before = before.unwrap_or_else(|| vec![Run { count: LEAF_PAGES as u32, at: None }]);
         let mut old_pages = before.iter().flat_map(|run| (0..run.count).map(|n| run.at.map(|at| at.ahead(n))));
         let mut runs = Vec::with_capacity(before.len());
         for piece_number in 0..LEAF_PAGES / PIECE_PAGES {

@@ -3,14 +3,21 @@
 //! The connection is the system's `ssh`, so everything the admin configured for it holds: aliases, keys, jump hosts, known hosts.
 //! It never asks a question (`BatchMode`). Calls share one connection; one that breaks is made anew by the next call.
 //!
-//! An object is written beside (`tmp/`), synced where the server can (`fsync@openssh.com`), and renamed. Whether a rename
-//! replaces decides about [`Put::Create`]: the protocol's own rename must not replace, OpenSSH's `posix-rename` does.
+//! An object is written beside (`tmp/`), synced where the server can (`fsync@openssh.com`), and renamed; then its length is asked
+//! for, as some servers take what they have no room for. Whether a rename replaces decides about [`Put::Create`]: the
+//! protocol's own rename must not replace, OpenSSH's `posix-rename` does. Some servers' own does, so it is tried before it is
+//! relied on.
+//!
+//! The protocol has no way to sync a directory: the last objects before a power cut of the server may be gone after it, on file
+//! systems that keep to the order of renames the latest only. What a broken connection leaves in `tmp/` is never read, and
+//! removed by [`SftpStore::tidy`]. On a server without `posix-rename` what is replaced, which only a repair does, lies in `tmp/`
+//! for a moment.
 
 pub(crate) mod wire;
 
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use self::wire::{Attributes, Link, Status};
@@ -26,7 +33,11 @@ pub struct SftpStore {
     shown: String,
     connection: Mutex<Option<Connection>>,
     counter: AtomicU64,
+    /// Whether renaming does not replace, once it was tried.
+    exclusive: OnceLock<bool>,
 }
+
+const TEMPORARY: &str = "tmp";
 
 #[derive(Debug)]
 struct Connection {
@@ -60,7 +71,8 @@ impl SftpStore {
             return Err(bad("there is no host"));
         }
         let root = path.strip_prefix("~/").map_or_else(|| format!("/{path}"), str::to_owned);
-        let mut arguments = vec!["-o".to_owned(), "BatchMode=yes".to_owned()];
+        // Without the second a connection that died is waited for, for hours.
+        let mut arguments = ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=30"].map(str::to_owned).to_vec();
         if let Some(port) = port {
             arguments.extend(["-p".to_owned(), port.to_string()]);
         }
@@ -78,6 +90,7 @@ impl SftpStore {
             shown: shown.to_owned(),
             connection: Mutex::new(None),
             counter: AtomicU64::new(0),
+            exclusive: OnceLock::new(),
         }
     }
 
@@ -137,6 +150,65 @@ impl SftpStore {
     fn path(&self, name: &str) -> String {
         format!("{}/{name}", self.root)
     }
+
+    /// A name in `tmp/` that nobody else uses.
+    fn temporary(&self) -> String {
+        let number = self.counter.fetch_add(1, Ordering::Relaxed);
+        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+        self.path(&format!("{TEMPORARY}/{}-{number}-{clock}", std::process::id()))
+    }
+
+    /// Removes what broken connections left half-written and `age` ago, by the server's clock.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub fn tidy(&self, age: Duration) -> Result<u64> {
+        let (probe, dir) = (self.temporary(), self.path(TEMPORARY));
+        self.call(|link| {
+            if link.stat(&dir)?.is_none() {
+                return Ok(0);
+            }
+            match link.write_file(&probe, b"")? {
+                Status::Done => {}
+                status => return Err(refused("create", &probe, &status)),
+            }
+            let now = link.stat(&probe)?.map_or(0, |attributes| attributes.modified_s);
+            link.remove(&probe)?;
+            let mut removed = 0;
+            for (leaf, attributes) in link.list(&dir)? {
+                let passed = now.checked_sub(attributes.modified_s).map(u64::from);
+                let old = passed.is_some_and(|passed| Duration::from_secs(passed) >= age);
+                if old && crate::local::is_temporary(&leaf) && !attributes.is_dir() {
+                    removed += u64::from(link.remove(&format!("{dir}/{leaf}"))? == Status::Done);
+                }
+            }
+            Ok(removed)
+        })
+    }
+
+    /// Whether a rename does not replace: tried, as the word of the protocol is not kept by all.
+    fn try_creating(&self) -> Result<bool> {
+        let (first, second, target) = (self.temporary(), self.temporary(), self.temporary());
+        self.call(|link| {
+            make_dir(link, &self.path(TEMPORARY))?;
+            let mut renamed = Vec::new();
+            for file in [&first, &second] {
+                match link.write_file(file, b"whose?")? {
+                    Status::Done => renamed.push(link.rename(file, &target)?),
+                    status => return Err(refused("create", file, &status)),
+                }
+            }
+            // What is left is read by nobody.
+            for file in [&first, &second, &target] {
+                link.remove(file)?;
+            }
+            match renamed.as_slice() {
+                [Status::Done, second] => Ok(*second != Status::Done),
+                [status, _] => Err(refused("rename to", &target, status)),
+                _ => Ok(false),
+            }
+        })
+    }
 }
 
 /// Makes a directory unless it is there.
@@ -164,26 +236,24 @@ impl Store for SftpStore {
     fn put(&self, name: &ObjectName, bytes: &[u8], mode: Put) -> Result<()> {
         let path = self.path(name.as_str());
         let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir).to_owned();
-        let number = self.counter.fetch_add(1, Ordering::Relaxed);
-        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_nanos());
-        let beside = self.path(&format!("tmp/{}-{number}-{clock}", std::process::id()));
+        let (beside, aside) = (self.temporary(), self.temporary());
         self.call(|link| {
-            make_dir(link, &self.path("tmp"))?;
+            make_dir(link, &self.path(TEMPORARY))?;
             // packs/ab lies in packs.
             if let Some((above, _)) = dir.rsplit_once('/').filter(|(above, _)| above.len() > self.root.len()) {
                 make_dir(link, above)?;
             }
             make_dir(link, &dir)?;
-            let handle = link.create(&beside)?.map_err(|status| refused("create", &beside, &status))?;
-            let written = link.write_all(&handle, bytes)?;
-            let written = if written == Status::Done { link.sync(&handle)? } else { written };
-            link.close(&handle)?;
-            let placed = match written {
-                Status::Done => link.rename(&beside, &path, mode == Put::Replace)?,
-                failed => failed,
+            let placed = match (link.write_file(&beside, bytes)?, mode) {
+                (Status::Done, Put::Create) => link.rename(&beside, &path)?,
+                (Status::Done, Put::Replace) => link.replace(&beside, &path, &aside)?,
+                (failed, _) => failed,
             };
             if placed == Status::Done {
-                return Ok(());
+                let len = link.stat(&path)?.map(|attributes| attributes.len);
+                let there = len.is_some_and(|len| len == bytes.len() as u64);
+                let reason = || format!("it has {len:?} bytes of {path} after it took {}", bytes.len());
+                return if there { Ok(()) } else { Err(Error::Refused { reason: reason() }) };
             }
             link.remove(&beside)?;
             if mode == Put::Create && link.stat(&path)?.is_some() {
@@ -211,9 +281,16 @@ impl Store for SftpStore {
             let end = offset.saturating_add(len as u64);
             // Before memory is taken: the length may come from a hostile repository.
             let there = link.stat(&path)?.map_or(0, |attributes| attributes.len);
-            let bytes = if there < end { Ok(None) } else { link.read(&handle, offset, len) };
+            let bytes = if there < end { Ok(None) } else { link.read(&handle, offset, len)? };
             link.close(&handle)?;
-            bytes?.ok_or_else(|| Error::Short { name: name.to_string(), end })
+            match bytes {
+                Ok(bytes) => bytes.ok_or_else(|| Error::Short { name: name.to_string(), end }),
+                Err(status) if status.is_failure() => {
+                    let source = std::io::Error::other(status.to_string());
+                    Err(Error::Unreadable { name: name.to_string(), source })
+                }
+                Err(status) => Err(refused("read", &path, &status)),
+            }
         })
     }
 
@@ -230,6 +307,12 @@ impl Store for SftpStore {
                 let text = format!("{area}/{leaf}");
                 // What is no name of ours is not ours.
                 let Ok(name) = ObjectName::new(text.as_str()) else { continue };
+                // What a link leads to is what would be read.
+                let attributes = match attributes.is_link() {
+                    false => Some(attributes),
+                    true => self.call(|link| link.stat(&self.path(&text)))?,
+                };
+                let Some(attributes) = attributes else { continue };
                 if attributes.is_dir() {
                     pending.push(text);
                 } else {
@@ -249,8 +332,13 @@ impl Store for SftpStore {
         }
     }
 
+    /// Tried at the first call.
     fn creates_exclusively(&self) -> Result<bool> {
-        Ok(true)
+        if let Some(known) = self.exclusive.get() {
+            return Ok(*known);
+        }
+        let tried = self.try_creating()?;
+        Ok(*self.exclusive.get_or_init(|| tried))
     }
 
     fn describe(&self) -> String {
@@ -283,6 +371,106 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path().join("a/b/tmp")).unwrap().count(), 0, "nothing is left half-written");
     }
 
+    /// OpenSSH's server without some of what it can do.
+    fn without(refused: &str, root: &std::path::Path) -> SftpStore {
+        let arguments = vec!["-P".to_owned(), refused.to_owned()];
+        SftpStore::through(SERVER, arguments, &root.display().to_string(), "sftp://test/")
+    }
+
+    fn name(text: &str) -> ObjectName {
+        ObjectName::new(text).unwrap()
+    }
+
+    fn left_in_tmp(root: &std::path::Path) -> usize {
+        std::fs::read_dir(root.join("tmp")).map_or(0, Iterator::count)
+    }
+
+    #[test]
+    fn a_server_without_extensions_conforms() {
+        let dir = tempfile::tempdir().unwrap();
+        crate::conformance::run(&without("posix-rename,fsync", dir.path())).unwrap();
+        assert_eq!(left_in_tmp(dir.path()), 0);
+    }
+
+    #[test]
+    fn a_connection_that_dies_at_any_byte_leaves_objects_whole_and_is_made_anew() {
+        let (old, new) = (b"what was there".as_slice(), b"what comes".as_slice());
+        let way = |cut: &str| vec!["-c".to_owned(), cut.to_owned()];
+        let mut broken = 0;
+        for (refused, replaces_at_once) in [("none-of-these", true), ("posix-rename", false)] {
+            for at in (10..800).step_by(9) {
+                // What is asked and what is answered ends behind so many bytes.
+                let asked = format!("exec {SERVER} -P {refused} < <(exec dd bs=1 count={at} status=none)");
+                let answered = format!("exec dd bs=1 count={at} status=none < <(exec {SERVER} -P {refused})");
+                for cut in [asked, answered] {
+                    let dir = tempfile::tempdir().unwrap();
+                    let root = dir.path().display().to_string();
+                    let whole = without(refused, dir.path());
+                    whole.put(&name("index/2"), old, Put::Create).unwrap();
+                    let dying = SftpStore::through("/bin/bash", way(&cut), &root, "sftp://test/");
+                    for (object, before, mode) in
+                        [(name("index/1"), None, Put::Create), (name("index/2"), Some(old), Put::Replace)]
+                    {
+                        let outcome = dying.put(&object, new, mode);
+                        let there = whole.get(&object, 100).ok();
+                        match &outcome {
+                            Ok(()) => assert_eq!(there.as_deref(), Some(new), "{cut}"),
+                            Err(error) => {
+                                broken += 1;
+                                assert!(error.is_transient(), "{cut}: {error}");
+                                // Where nothing replaces, the old one may be aside when the connection dies.
+                                let aside = there.is_none() && !replaces_at_once;
+                                assert!(aside || there.as_deref() == before || there.as_deref() == Some(new), "{cut}");
+                            }
+                        }
+                        // Again, as one does.
+                        let again = whole.put(&object, new, mode);
+                        let is_there = mode == Put::Create && matches!(again, Err(Error::Exists { .. }));
+                        assert!(again.is_ok() || is_there, "{cut}: {again:?}");
+                        assert_eq!(whole.get(&object, 100).unwrap(), new);
+                    }
+                    // The dying server may still be at its last request.
+                    let tidied = || whole.tidy(Duration::ZERO).is_ok() && left_in_tmp(dir.path()) == 0;
+                    assert!(
+                        (0..200).any(|_| tidied() || {
+                            std::thread::sleep(Duration::from_millis(10));
+                            false
+                        }),
+                        "{cut}"
+                    );
+                }
+            }
+        }
+        assert!(broken > 100, "{broken} were broken off");
+    }
+
+    #[test]
+    fn only_what_is_ours_and_old_is_tidied() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = without("none-of-these", dir.path());
+        assert_eq!(store.tidy(Duration::ZERO).unwrap(), 0);
+        std::fs::create_dir(dir.path().join("tmp")).unwrap();
+        for file in ["12-3-45", "notes.txt", "12-x"] {
+            std::fs::write(dir.path().join("tmp").join(file), b"half").unwrap();
+        }
+        assert_eq!(store.tidy(Duration::from_secs(3600)).unwrap(), 0);
+        assert_eq!(store.tidy(Duration::ZERO).unwrap(), 1);
+        assert_eq!(left_in_tmp(dir.path()), 2);
+    }
+
+    #[test]
+    fn links_are_listed_as_what_they_lead_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = without("none-of-these", dir.path());
+        store.put(&name("packs/ab/1"), b"1234", Put::Create).unwrap();
+        std::fs::rename(dir.path().join("packs/ab"), dir.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), dir.path().join("packs/ab")).unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join("packs/cd")).unwrap();
+        std::os::unix::fs::symlink("..", dir.path().join("packs/ef")).unwrap();
+        let listed: Vec<_> = store.list("packs").unwrap().into_iter().map(|entry| (entry.name, entry.len)).collect();
+        assert_eq!(listed, [(name("packs/ab/1"), 4)]);
+    }
+
     #[test]
     fn a_server_that_dies_is_unavailable_and_asked_again() {
         let store = SftpStore::through("/bin/true", Vec::new(), "/nowhere", "sftp://test/");
@@ -296,7 +484,10 @@ mod tests {
     fn addresses_are_checked() {
         let store = SftpStore::new("sftp://me@host:2222/srv/backup/").unwrap();
         assert_eq!(store.root, "/srv/backup");
-        assert_eq!(store.arguments, ["-o", "BatchMode=yes", "-p", "2222", "-s", "--", "me@host", "sftp"]);
+        assert_eq!(
+            store.arguments,
+            ["-o", "BatchMode=yes", "-o", "ServerAliveInterval=30", "-p", "2222", "-s", "--", "me@host", "sftp"]
+        );
         assert_eq!(SftpStore::new("sftp://host/~/backup").unwrap().root, "backup");
         for bad in ["/a", "sftp://host", "sftp:///a", "sftp://-oProxyCommand=x/a", "sftp://host:x/a", "sftp://a b/c"] {
             assert!(SftpStore::new(bad).is_err(), "{bad}");

@@ -26,6 +26,7 @@ const EXTENDED: u8 = 200;
 
 const END_OF_FILE: u32 = 1;
 const NO_SUCH_FILE: u32 = 2;
+const FAILURE: u32 = 4;
 const UNSUPPORTED: u32 = 8;
 
 /// Bytes of one read or write: what every server takes.
@@ -34,7 +35,11 @@ const BLOCK: usize = 32 * 1024;
 const WINDOW: usize = 64;
 /// Longest message taken from a server.
 const MESSAGE_MOST: usize = 1 << 20;
+/// Entries of one directory that are taken from a server: many more than packs can be in one.
+const ENTRIES_MOST: usize = 4 << 20;
 const DIRECTORY: u32 = 0o040_000;
+const LINK: u32 = 0o120_000;
+const TYPE: u32 = 0o170_000;
 
 /// What a server says to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +69,18 @@ pub struct Attributes {
 
 impl Attributes {
     pub fn is_dir(&self) -> bool {
-        self.mode & 0o170_000 == DIRECTORY
+        self.mode & TYPE == DIRECTORY
+    }
+
+    pub fn is_link(&self) -> bool {
+        self.mode & TYPE == LINK
+    }
+}
+
+impl Status {
+    /// Whether the file is there, and its content cannot be had: so servers tell of a bad place on a disk.
+    pub fn is_failure(&self) -> bool {
+        matches!(self, Self::Failed(FAILURE, _))
     }
 }
 
@@ -134,7 +150,9 @@ impl<'a> Message<'a> {
 
     fn status(&mut self) -> Result<Status> {
         let code = self.u32()?;
-        let text = self.string().map(|text| String::from_utf8_lossy(text).chars().take(200).collect());
+        // It is shown to people: without what a terminal would obey.
+        let plain = |text| String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).take(200).collect();
+        let text = self.string().map(plain);
         Ok(match code {
             0 => Status::Done,
             NO_SUCH_FILE => Status::NoSuchFile,
@@ -271,8 +289,28 @@ impl<R: Read, W: Write> Link<R, W> {
         Ok(outcome)
     }
 
-    /// Reads exactly so many bytes; nothing when the file ends before.
-    pub fn read(&mut self, handle: &Handle, offset: u64, len: usize) -> Result<Option<Vec<u8>>> {
+    /// Writes a new file whole, and durably where the server can do that; the first failure.
+    pub fn write_file(&mut self, path: &str, bytes: &[u8]) -> Result<Status> {
+        let handle = match self.create(path)? {
+            Ok(handle) => handle,
+            Err(status) => return Ok(status),
+        };
+        let mut outcome = self.write_all(&handle, bytes)?;
+        if outcome == Status::Done {
+            outcome = self.sync(&handle)?;
+        }
+        // Some file systems tell only now that there was no room.
+        let closed = self.close(&handle)?;
+        Ok(if outcome == Status::Done { closed } else { outcome })
+    }
+
+    /// Reads exactly so many bytes; nothing when the file ends before, and the server's word when it cannot read it.
+    pub fn read(
+        &mut self,
+        handle: &Handle,
+        offset: u64,
+        len: usize,
+    ) -> Result<std::result::Result<Option<Vec<u8>>, Status>> {
         let mut bytes = Vec::with_capacity(len);
         while bytes.len() < len {
             let mut asked = Vec::with_capacity(WINDOW);
@@ -289,6 +327,7 @@ impl<R: Read, W: Write> Link<R, W> {
             }
             let mut whole = true;
             let mut ended = false;
+            let mut failed = None;
             for (id, part) in asked {
                 match self.answer(id)? {
                     (DATA, body) => {
@@ -303,17 +342,21 @@ impl<R: Read, W: Write> Link<R, W> {
                         }
                     }
                     (STATUS, body) => match Message(&body).status()? {
-                        Status::Failed(END_OF_FILE, _) => ended = whole,
-                        status => return Err(Error::Refused { reason: format!("cannot read: {status}") }),
+                        Status::Failed(END_OF_FILE, _) => ended |= whole,
+                        // The other answers are still on their way, and belong to nothing else.
+                        status => failed = failed.or(Some(status)),
                     },
                     _ => return Err(nonsense()),
                 }
             }
+            if let Some(status) = failed {
+                return Ok(Err(status));
+            }
             if ended {
-                return Ok(None);
+                return Ok(Ok(None));
             }
         }
-        Ok(Some(bytes))
+        Ok(Ok(Some(bytes)))
     }
 
     /// Has the server sync a file, where it can.
@@ -331,24 +374,40 @@ impl<R: Read, W: Write> Link<R, W> {
         }
     }
 
-    /// Renames; replaces only when told to.
-    pub fn rename(&mut self, from: &str, to: &str, replace: bool) -> Result<Status> {
-        if replace && !self.can_replace {
-            self.remove(to)?;
-        }
-        let id = if replace && self.can_replace {
-            self.request(EXTENDED, |body| {
+    /// Renames; must not replace.
+    pub fn rename(&mut self, from: &str, to: &str) -> Result<Status> {
+        let id = self.request(RENAME, |body| {
+            string(body, from.as_bytes());
+            string(body, to.as_bytes());
+        })?;
+        self.status_of(id)
+    }
+
+    /// Renames and replaces. Where the server has no way to do that at once, what is there is moved aside until it is done.
+    pub fn replace(&mut self, from: &str, to: &str, aside: &str) -> Result<Status> {
+        if self.can_replace {
+            let id = self.request(EXTENDED, |body| {
                 string(body, b"posix-rename@openssh.com");
                 string(body, from.as_bytes());
                 string(body, to.as_bytes());
-            })?
+            })?;
+            return self.status_of(id);
+        }
+        // It may be of the kind that replaces, or there is nothing to replace.
+        if self.rename(from, to)? == Status::Done {
+            return Ok(Status::Done);
+        }
+        match self.rename(to, aside)? {
+            Status::Done => {}
+            status => return Ok(status),
+        }
+        let outcome = self.rename(from, to)?;
+        if outcome == Status::Done {
+            self.remove(aside)?;
         } else {
-            self.request(RENAME, |body| {
-                string(body, from.as_bytes());
-                string(body, to.as_bytes());
-            })?
-        };
-        self.status_of(id)
+            self.rename(aside, to)?;
+        }
+        Ok(outcome)
     }
 
     /// Removes a file.
@@ -382,6 +441,10 @@ impl<R: Read, W: Write> Link<R, W> {
 
     /// The entries of a directory; none when there is no directory.
     pub fn list(&mut self, path: &str) -> Result<Vec<(String, Attributes)>> {
+        self.list_at_most(path, ENTRIES_MOST)
+    }
+
+    fn list_at_most(&mut self, path: &str, most: usize) -> Result<Vec<(String, Attributes)>> {
         let id = self.request(OPENDIR, |body| string(body, path.as_bytes()))?;
         let handle = match self.handle_of(id)? {
             Ok(handle) => handle,
@@ -389,26 +452,139 @@ impl<R: Read, W: Write> Link<R, W> {
             Err(status) => return Err(Error::Refused { reason: format!("cannot list {path}: {status}") }),
         };
         let mut entries = Vec::new();
-        loop {
+        let outcome = loop {
             let id = self.request(READDIR, |body| string(body, &handle))?;
             let (kind, body) = self.answer(id)?;
             let mut message = Message(&body);
             match kind {
                 NAME => {
-                    for _ in 0..message.u32()? {
+                    let count = message.u32()?;
+                    // Who names nothing, or never ends, would be listened to for ever.
+                    if count == 0 || entries.len() > most {
+                        return Err(nonsense());
+                    }
+                    for _ in 0..count {
                         let name = String::from_utf8_lossy(message.string()?).into_owned();
                         message.string()?;
                         entries.push((name, message.attributes()?));
                     }
                 }
                 STATUS => match message.status()? {
-                    Status::Failed(END_OF_FILE, _) => break,
-                    status => return Err(Error::Refused { reason: format!("cannot list {path}: {status}") }),
+                    Status::Failed(END_OF_FILE, _) => break Ok(entries),
+                    status => break Err(Error::Refused { reason: format!("cannot list {path}: {status}") }),
                 },
                 _ => return Err(nonsense()),
             }
-        }
+        };
         self.close(&handle)?;
-        Ok(entries)
+        outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A message as a server sends it.
+    fn says(kind: u8, id: u32, body: &[u8]) -> Vec<u8> {
+        let mut message = (body.len() as u32 + 5).to_be_bytes().to_vec();
+        message.push(kind);
+        message.extend_from_slice(&id.to_be_bytes());
+        message.extend_from_slice(body);
+        message
+    }
+
+    fn status(id: u32, code: u32, text: &str) -> Vec<u8> {
+        let mut body = code.to_be_bytes().to_vec();
+        string(&mut body, text.as_bytes());
+        string(&mut body, b"");
+        says(STATUS, id, &body)
+    }
+
+    fn text(kind: u8, id: u32, text: &[u8]) -> Vec<u8> {
+        let mut body = Vec::new();
+        string(&mut body, text);
+        says(kind, id, &body)
+    }
+
+    /// A connection to a server that says this, whatever it is asked.
+    fn link(said: impl IntoIterator<Item = Vec<u8>>) -> Link<io::Cursor<Vec<u8>>, io::Sink> {
+        let greeting = says(VERSION, 3, b"");
+        let said = std::iter::once(greeting).chain(said).flatten().collect();
+        Link::new(io::Cursor::new(said), io::sink()).unwrap()
+    }
+
+    #[test]
+    fn a_write_that_fails_when_the_file_is_closed_has_failed() {
+        for (written, closed) in [(FAILURE, 0), (0, FAILURE)] {
+            let said = [text(HANDLE, 0, b"h"), status(1, written, "no room"), status(2, closed, "no room")];
+            let outcome = link(said).write_file("a", b"bytes").unwrap();
+            assert_eq!(outcome, Status::Failed(FAILURE, "no room".to_owned()));
+        }
+        let said = [text(HANDLE, 0, b"h"), status(1, 0, ""), status(2, 0, "")];
+        assert_eq!(link(said).write_file("a", b"bytes").unwrap(), Status::Done);
+    }
+
+    #[test]
+    fn a_failed_read_leaves_no_answers_behind() {
+        let whole = vec![7; BLOCK];
+        let said =
+            [text(DATA, 0, &whole), status(1, FAILURE, "bad"), text(DATA, 2, &whole), status(3, NO_SUCH_FILE, "")];
+        let mut link = link(said);
+        let read = link.read(&b"h".to_vec(), 0, 3 * BLOCK).unwrap();
+        assert!(read.unwrap_err().is_failure());
+        assert!(link.stat("a").unwrap().is_none(), "the next answer is to the next request");
+    }
+
+    #[test]
+    fn a_short_answer_is_asked_for_again_and_an_early_end_is_told() {
+        let (part, rest) = (vec![1; 1000], vec![2; BLOCK - 1000]);
+        let said = [text(DATA, 0, &part), status(1, END_OF_FILE, ""), text(DATA, 2, &rest), text(DATA, 3, b"end")];
+        let read = link(said).read(&b"h".to_vec(), 0, BLOCK + 3).unwrap().unwrap().unwrap();
+        assert_eq!(read, [&part[..], &rest, b"end"].concat());
+        let said = [text(DATA, 0, &vec![1; BLOCK]), status(1, END_OF_FILE, "")];
+        assert_eq!(link(said).read(&b"h".to_vec(), 0, BLOCK + 3).unwrap(), Ok(None));
+        for wrong in [vec![], vec![0; BLOCK + 1]] {
+            assert!(
+                link([text(DATA, 0, &wrong)]).read(&b"h".to_vec(), 0, BLOCK).is_err(),
+                "more or less than asked for"
+            );
+        }
+    }
+
+    #[test]
+    fn a_listing_that_names_nothing_or_never_ends_is_given_up() {
+        let one = |id: u32| {
+            let mut body = 1_u32.to_be_bytes().to_vec();
+            string(&mut body, b"a");
+            string(&mut body, b"");
+            body.extend_from_slice(&0_u32.to_be_bytes());
+            says(NAME, id, &body)
+        };
+        let handle = || text(HANDLE, 0, b"h");
+        let nothing = [handle(), says(NAME, 1, &[0; 4]), status(2, END_OF_FILE, ""), status(3, 0, "")];
+        assert!(link(nothing).list("a").is_err());
+        let endless = || std::iter::once(handle()).chain((1..100).map(one));
+        assert!(link(endless()).list_at_most("a", 50).unwrap_err().is_transient());
+        let ends =
+            std::iter::once(handle()).chain((1..4).map(one)).chain([status(4, END_OF_FILE, ""), status(5, 0, "")]);
+        assert_eq!(link(ends).list("a").unwrap().len(), 3);
+        let refused = [handle(), status(1, FAILURE, "\u{1b}[2Jno"), status(2, 0, ""), status(3, NO_SUCH_FILE, "")];
+        let mut link = link(refused);
+        let error = link.list("a").unwrap_err();
+        assert!(error.to_string().ends_with("cannot list a: [2Jno (4)"), "{error}");
+        assert!(link.stat("a").unwrap().is_none(), "the directory was closed");
+    }
+
+    #[test]
+    fn where_nothing_replaces_the_old_one_is_kept_until_the_new_one_is_there() {
+        // Rename refused; moved aside; renamed; removed.
+        let said = [status(0, FAILURE, ""), status(1, 0, ""), status(2, 0, ""), status(3, 0, "")];
+        assert_eq!(link(said).replace("new", "object", "aside").unwrap(), Status::Done);
+        // The second rename fails too: the old one goes back.
+        let said = [status(0, FAILURE, ""), status(1, 0, ""), status(2, FAILURE, "no"), status(3, 0, "")];
+        let mut link = link(said);
+        assert!(link.replace("new", "object", "aside").unwrap().is_failure());
+        assert!(link.from.position() as usize == link.from.get_ref().len(), "it was put back");
     }
 }

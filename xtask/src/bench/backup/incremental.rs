@@ -137,7 +137,8 @@ fn change(machine: &Machine<'_>, size_mib: u64, round: u64) -> Result<()> {
     let mut monitor = machine.monitor()?;
     let devices = monitor.execute("query-block", &json!({}))?;
     let of_disk1 = devices.as_array().into_iter().flatten().filter_map(|device| device.pointer("/qdev")?.as_str());
-    let device = of_disk1.filter(|qdev| qdev.contains("disk1")).map(str::to_owned).next().context("there is no disk1")?;
+    let device =
+        of_disk1.filter(|qdev| qdev.contains("disk1")).map(str::to_owned).next().context("there is no disk1")?;
     let bytes = size_mib << 20;
     let pieces = bytes / 100 / PIECE;
     let mut noise = Noise(round + 1);
@@ -161,7 +162,8 @@ pub fn measure(home: &Home, guest: &SmallGuest, size_mib: u64, rounds: u64) -> R
     let image = home.file("large.raw");
     say::note(format_args!("filling a disk of {size_mib} MiB"));
     fill(&image, size_mib)?;
-    let spec = MachineSpec::small(guest, "256M", "checker.mb=32 checker.rate=10").disk(&home.empty_disk("small.qcow2", "1G")?);
+    let spec =
+        MachineSpec::small(guest, "256M", "checker.mb=32 checker.rate=10").disk(&home.empty_disk("small.qcow2", "1G")?);
     let machine = Machine::start(home, "large", &spec.disk(&image).option("--accel", "tcg"))?;
     machine.serial()?.wait_for(Mark::START, "READY", BOOT_WITHIN)?;
     let repository = Repository::init(home)?;
@@ -178,14 +180,8 @@ pub fn measure(home: &Home, guest: &SmallGuest, size_mib: u64, rounds: u64) -> R
         let full = timed(&other.store, &other.dir, &image)?;
         peers.push(Peer { name: other.name, full_ms: full.as_secs_f64() * 1e3, again: Samples::default() });
     }
-    let mut figures = Figures {
-        size_mib,
-        full_ms,
-        again: Samples::default(),
-        changed_by: Vec::new(),
-        read_bytes: Vec::new(),
-        peers,
-    };
+    let mut figures =
+        Figures { size_mib, full_ms, again: Samples::default(), changed_by: Vec::new(), read_bytes: Vec::new(), peers };
     for round in 1..=rounds {
         say::note(format_args!("round {round}"));
         change(&machine, size_mib, round)?;
