@@ -107,9 +107,13 @@ fn what_qemu_noted_is_what_changed() -> Result<()> {
 fn write_behind_the_back(chain: &std::path::Path) {
     let map = Command::new("qemu-img").args(["map", "-U", "--output=json"]).arg(chain).output().unwrap();
     let map: Vec<Value> = serde_json::from_slice(&map.stdout).unwrap();
-    let data =
-        map.iter().filter(|extent| extent["data"] == true).max_by_key(|extent| extent["depth"].as_u64()).unwrap();
-    let (at, layer) = (data["offset"].as_u64().unwrap(), data["filename"].as_str().unwrap());
+    let shown = map.iter().filter(|extent| extent["data"] == true);
+    let data = shown.max_by_key(|extent| extent["depth"].as_u64()).unwrap();
+    let (at, depth) = (data["offset"].as_u64().unwrap(), data["depth"].as_u64().unwrap() as usize);
+    let mut info = Command::new("qemu-img");
+    let info = info.args(["info", "-U", "--backing-chain", "--output=json"]).arg(chain).output().unwrap();
+    let info: Vec<Value> = serde_json::from_slice(&info.stdout).unwrap();
+    let layer = info[depth]["filename"].as_str().unwrap();
     let file = std::fs::OpenOptions::new().read(true).write(true).open(layer).unwrap();
     let modified = file.metadata().unwrap().modified().unwrap();
     let mut byte = [0];

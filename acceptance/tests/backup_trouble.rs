@@ -72,7 +72,7 @@ fn a_backup_that_ends_at_any_step_leaves_no_half_point_and_a_working_guest() -> 
 }
 
 #[test]
-fn a_restore_that_ends_at_any_step_leaves_a_machine_or_none() -> Result<()> {
+fn a_restore_that_ends_at_any_step_leaves_no_machine_and_can_be_made_again() -> Result<()> {
     let home = Home::new("restore-killed")?;
     let machine = worker(&home)?;
     let repository = Repository::init(&home)?;
@@ -85,20 +85,7 @@ fn a_restore_that_ends_at_any_step_leaves_a_machine_or_none() -> Result<()> {
             let outcome = repository.run_until(&home, &at, &["restore", "worker", "--as", "again"])?;
             assert_ne!(outcome.status, Some(0), "{at} is not on the way");
             let listed = home.run(["vm", "list", "--json"])?.succeeded()?;
-            let is_there = !listed.list("machines")?.is_empty();
-            assert_eq!(is_there, at == "restore-defined", "{at}: {}", outcome.stderr);
-            if is_there {
-                // It is whole: its running state goes on.
-                let name =
-                    home.run(["snapshots", "again", "--json"])?.succeeded()?.list("snapshots")?[0]["name"].clone();
-                let name = name.as_str().unwrap_or_default().to_owned();
-                home.run(["revert", &format!("again@{name}"), "--discard"])?.succeeded()?;
-                let again = Machine::existing(&home, "again");
-                assert_eq!(again.serial()?.next_heartbeat(Mark::START, 60 * SECOND)?.token, token);
-                again.assert_intact(Mark::START)?;
-                home.run(["vm", "stop", "again", "--force"])?.succeeded()?;
-                home.run(["vm", "remove", "again"])?.succeeded()?;
-            }
+            assert!(listed.list("machines")?.is_empty(), "{at}: half a machine: {}", outcome.stderr);
         }
     }
     repository.run(&home, &["restore", "worker", "--as", "again", "--run"])?.succeeded()?;

@@ -10,7 +10,7 @@ use keyframe_engine::snapshot::Freeze;
 use keyframe_hypervisor::{AccelChoice, Firmware, Network, ProbeDefinition};
 use keyframe_types::{ByteLen, NameError, RefError, SnapshotName, SnapshotRef, TimeToLive, VmName};
 
-use crate::backup_args::{BackupArgs, DrillArgs, DrillsArgs, PointsArgs, RestoreArgs};
+use crate::backup_args::{BackupArgs, DrillArgs, DrillsArgs, HoldArgs, LockArgs, PointsArgs, RestoreArgs};
 use crate::repo_args::{ImageCommand, RepoCommand};
 
 /// Snapshots of running virtual machines on stock QEMU: memory, devices and disks of one instant, with
@@ -105,6 +105,10 @@ pub enum MachineCommand {
     Backup(BackupArgs),
     /// List machines' restore points
     Points(PointsArgs),
+    /// Keep a point, whatever rules say, until that is taken back
+    Hold(HoldArgs),
+    /// Keep a point until a day, whatever rules say; a lock is only ever made longer
+    Lock(LockArgs),
     /// Bring a machine, or one of its disks, back from a point
     Restore(RestoreArgs),
     /// Find out whether a point really comes back: restore it into isolation, bring it up, ask it, keep the evidence

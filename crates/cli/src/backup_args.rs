@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use keyframe_engine::drill::point::Ways;
 use keyframe_engine::restore::file::DiskFormat;
 use keyframe_hypervisor::ProbeDefinition;
-use keyframe_types::{DiskId, RefError, SnapshotRef, SnapshotSelector, VmName};
+use keyframe_types::{DiskId, RefError, SnapshotRef, SnapshotSelector, TimeToLive, Timestamp, VmName};
 
 use crate::args::{FreezeArg, parse_span};
 use crate::repo_args::Where;
@@ -67,6 +67,43 @@ pub struct PointsArgs {
     pub place: Where,
     /// Only this machine's
     pub vm: Option<VmName>,
+}
+
+#[derive(Debug, Args)]
+pub struct HoldArgs {
+    #[command(flatten)]
+    pub place: Where,
+    /// VM for its latest point, VM@T for one with a tag, or by the beginning of an id
+    #[arg(value_name = "POINT")]
+    pub point: String,
+    /// Why
+    #[arg(long, value_name = "TEXT", conflicts_with = "release")]
+    pub reason: Option<String>,
+    /// Take it back: rules count again
+    #[arg(long)]
+    pub release: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("how_long").required(true).args(["until", "span"]))]
+pub struct LockArgs {
+    #[command(flatten)]
+    pub place: Where,
+    /// VM for its latest point, VM@T for one with a tag, or by the beginning of an id
+    #[arg(value_name = "POINT")]
+    pub point: String,
+    /// Until this day begins (UTC), such as 2031-12-31, or this time, such as 2031-12-31T12:00:00Z
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    pub until: Option<Timestamp>,
+    /// For so long from now, such as 90d
+    #[arg(long = "for", value_name = "TIME", id = "span")]
+    pub span: Option<TimeToLive>,
+}
+
+fn day(text: &str) -> Result<Timestamp, String> {
+    let whole = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
+    serde_json::from_value(whole.into())
+        .map_err(|_| "write a day as 2031-12-31, or a time as 2031-12-31T12:00:00Z".to_owned())
 }
 
 #[derive(Debug, Args)]

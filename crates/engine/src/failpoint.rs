@@ -150,7 +150,7 @@ failpoints! {
     RestoreMemoryWritten = "restore-memory-written",
     /// Its head is written, its definition is not.
     RestoreHeadWritten = "restore-head-written",
-    /// Its definition is written: committed.
+    /// Its definition is written; the journal still says that it is being made.
     RestoreDefined = "restore-defined",
     /// It is noted which layer's header is being put right.
     MendingNoted = "mending-noted",

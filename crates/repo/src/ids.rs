@@ -143,11 +143,14 @@ pub enum ObjectKind {
     Condemned,
     /// A point that is not one yet: its backup still looks whether a prune took something away.
     Pending,
+    /// Something said about a point.
+    Mark,
 }
 
 impl ObjectKind {
     /// All kinds that carry the repository's own authentication.
-    pub const AUTHENTICATED: [Self; 5] = [Self::Pack, Self::Index, Self::Point, Self::Condemned, Self::Pending];
+    pub const AUTHENTICATED: [Self; 6] =
+        [Self::Pack, Self::Index, Self::Point, Self::Condemned, Self::Pending, Self::Mark];
 
     pub(crate) const fn code(self) -> u8 {
         match self {
@@ -158,6 +161,7 @@ impl ObjectKind {
             Self::Key => 5,
             Self::Config => 6,
             Self::Pending => 7,
+            Self::Mark => 8,
         }
     }
 
@@ -172,6 +176,7 @@ impl ObjectKind {
             Self::Point => "points",
             Self::Condemned => "condemned",
             Self::Pending => "pending",
+            Self::Mark => "marks",
         }
     }
 

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, HashSet};
 
 use jiff::civil::Date;
+use keyframe_types::Timestamp;
 use serde::Serialize;
 
 use crate::crypto::Rights;
 use crate::error::{Error, Result};
 use crate::ids::{ObjectId, ObjectKind};
+use crate::mark::{Standings, standings};
 use crate::point::Point;
 use crate::repository::Repository;
 
@@ -38,7 +40,7 @@ pub struct Decision {
     /// Its name.
     pub name: String,
     /// When it was made.
-    pub created: keyframe_types::Timestamp,
+    pub created: Timestamp,
     /// Why it is kept; it is forgotten when there is no reason.
     pub reasons: Vec<&'static str>,
 }
@@ -106,12 +108,29 @@ impl Retention {
     }
 }
 
+/// Adds a reason for what is held or locked.
+pub fn keep_marked(decisions: &mut [Decision], standings: &Standings, now: Timestamp) {
+    for decision in decisions {
+        decision.reasons.extend(standings.get(&decision.id).and_then(|standing| standing.kept_as(now)));
+    }
+}
+
 /// Forgets points: from then on they do not exist. Their space is freed by a prune.
 ///
 /// # Errors
-/// [`Error::NotAllowed`] without all rights; [`Error::Store`].
+/// [`Error::Usage`] for one that is held or locked: none is forgotten then, nor while a mark cannot be read, which could be a
+/// lock. [`Error::NotAllowed`] without all rights; [`Error::Store`].
 pub fn forget(repository: &Repository, points: &[ObjectId]) -> Result<()> {
     repository.keys().require(Rights::Full, "forget points")?;
+    let (standings, damaged) = standings(repository)?;
+    if let Some((_, error)) = damaged.into_iter().next() {
+        return Err(error);
+    }
+    let now = Timestamp::now();
+    let kept = |id: &&ObjectId| standings.get(id).and_then(|standing| standing.kept_as(now)).is_some();
+    if let Some(id) = points.iter().find(kept) {
+        return Err(Error::Usage { what: format!("point {id} is held or locked") });
+    }
     for id in points {
         repository.store().delete(&ObjectKind::Point.name(*id)?).map_err(Error::Store)?;
     }

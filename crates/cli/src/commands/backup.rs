@@ -10,12 +10,13 @@ use keyframe_engine::restore::{file, machine};
 use keyframe_engine::revert::{self, RevertRequest};
 use keyframe_engine::state::manifest::Consistency;
 use keyframe_engine::{Context, Error, lifecycle};
+use keyframe_repo::mark::{self, Standing, Statement};
 use keyframe_repo::{Point, Repository};
-use keyframe_types::{ByteLen, SnapshotRef, VmName};
+use keyframe_types::{ByteLen, SnapshotRef, Timestamp, VmName};
 use serde_json::{Value, json};
 
 use super::repository;
-use crate::backup_args::{BackupArgs, PointsArgs, RestoreArgs};
+use crate::backup_args::{BackupArgs, HoldArgs, LockArgs, PointsArgs, RestoreArgs};
 use crate::output::{Output, ms, table};
 
 /// `keyframe backup`
@@ -77,22 +78,59 @@ pub fn points(args: &PointsArgs, output: &Output) -> Result<u8, Error> {
     all.retain(|point| args.vm.as_ref().is_none_or(|vm| point.name == vm.as_str()));
     let machines: Vec<(Point, MachinePoint)> =
         all.into_iter().filter_map(|point| MachinePoint::of(&point).ok().map(|machine| (point, machine))).collect();
-    let heads = ["POINT", "STATE OF", "CONSISTENCY", "SIZE", "NEW", "STORED", "CHANGED BY", "TAGS", "NOTE"];
+    let heads =
+        ["POINT", "STATE OF", "CONSISTENCY", "SIZE", "NEW", "STORED", "CHANGED BY", "KEPT", "DRILLED", "TAGS", "NOTE"];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
-    rows.extend(machines.iter().map(|(point, machine)| row(point, machine)));
+    let (standings, damaged_marks) = mark::standings(&repository)?;
+    let standing = |point: &Point| standings.get(&point.id).cloned().unwrap_or_default();
+    rows.extend(machines.iter().map(|(point, machine)| row(point, machine, &standing(point))));
     let mut text = if machines.is_empty() { "no machine is stored here\n".to_owned() } else { table(&rows) };
-    for (id, error) in &damaged {
+    for (id, error) in damaged.iter().chain(&damaged_marks) {
         let _ = writeln!(text, "damaged: {id}: {error}");
     }
     let document = json!({
-        "points": machines.iter().map(|(point, machine)| document(point, machine)).collect::<Vec<_>>(),
+        "points": machines.iter().map(|(point, machine)| document(point, machine, &standing(point))).collect::<Vec<_>>(),
         "damaged": damaged.iter().map(|(id, error)| json!({"id": id, "reason": error.to_string()})).collect::<Vec<_>>(),
     });
     output.result("points", &document, text);
-    Ok(if damaged.is_empty() { 0 } else { 3 })
+    Ok(if damaged.is_empty() && damaged_marks.is_empty() { 0 } else { 3 })
 }
 
-fn row(point: &Point, machine: &MachinePoint) -> Vec<String> {
+/// `keyframe hold`
+pub fn hold(args: &HoldArgs, output: &Output) -> Result<u8, Error> {
+    let repository = repository::open(&args.place)?;
+    let point = repository.find_point(&args.point)?;
+    let name = format!("{}@{}", point.name, point.id.short());
+    let (statement, text) = if args.release {
+        (Statement::Release, format!("{name} is held no more\n"))
+    } else {
+        (Statement::Hold { reason: args.reason.clone() }, format!("{name} is held until `keyframe hold --release`\n"))
+    };
+    let mark = mark::mark(&repository, point.id, statement)?;
+    output.result("point-marked", &mark, text);
+    Ok(0)
+}
+
+/// `keyframe lock`
+pub fn lock(args: &LockArgs, output: &Output) -> Result<u8, Error> {
+    let repository = repository::open(&args.place)?;
+    let point = repository.find_point(&args.point)?;
+    let until = args.until.or_else(|| args.span.map(|span| Timestamp::now().after(span)));
+    let until = until.ok_or_else(|| Error::BadRequest { what: "say --until or --for".to_owned() })?;
+    if until <= Timestamp::now() {
+        return Err(Error::BadRequest { what: format!("{until} has passed: nothing would be locked") });
+    }
+    let mark = mark::mark(&repository, point.id, Statement::Lock { until })?;
+    let text = format!(
+        "{}@{} is locked until {until}: no rule forgets it, and no command takes that back\n",
+        point.name,
+        point.id.short()
+    );
+    output.result("point-marked", &mark, text);
+    Ok(0)
+}
+
+fn row(point: &Point, machine: &MachinePoint, standing: &Standing) -> Vec<String> {
     let snapshot = &machine.snapshot;
     let mut changed: Vec<&str> = machine.disks.iter().map(|disk| disk.changed_by.as_str()).collect();
     changed.dedup();
@@ -107,12 +145,25 @@ fn row(point: &Point, machine: &MachinePoint) -> Vec<String> {
         size(point.totals.new_bytes),
         size(point.totals.stored_bytes),
         changed.join(", "),
+        kept(standing),
+        standing
+            .drilled
+            .map_or_else(String::new, |(at, passed)| format!("{} {at}", if passed { "passed" } else { "FAILED" })),
         point.tags.join(","),
         snapshot.note.clone().unwrap_or_default(),
     ]
 }
 
-fn document(point: &Point, machine: &MachinePoint) -> Value {
+/// Why it is not forgotten by rule.
+fn kept(standing: &Standing) -> String {
+    match (standing.kept_as(Timestamp::now()), standing.locked_until, &standing.held) {
+        (Some("locked"), Some(until), _) => format!("until {until}"),
+        (Some(word), _, Some(reason)) if !reason.is_empty() => format!("{word}: {reason}"),
+        (word, ..) => word.unwrap_or_default().to_owned(),
+    }
+}
+
+fn document(point: &Point, machine: &MachinePoint, standing: &Standing) -> Value {
     let snapshot = &machine.snapshot;
     let disk = |disk: &backup::DiskInPoint| {
         let by: ChangedBy = disk.changed_by;
@@ -133,6 +184,9 @@ fn document(point: &Point, machine: &MachinePoint) -> Value {
         "qemu": snapshot.qemu.version.to_string(),
         "disks": machine.disks.iter().map(disk).collect::<Vec<_>>(),
         "totals": point.totals,
+        "held": standing.held,
+        "locked_until": standing.locked_until,
+        "drilled": standing.drilled.map(|(at, passed)| json!({"at": at, "passed": passed})),
     })
 }
 

@@ -7,6 +7,7 @@ use keyframe_engine::drill::point::{self, DrillReport, DrillRequest};
 use keyframe_engine::drill::record::{TestRecord, Verdict};
 use keyframe_engine::evidence::Ledger;
 use keyframe_engine::{Context, Error};
+use keyframe_repo::mark::{self, Statement};
 use serde_json::json;
 
 use super::{repository, test};
@@ -23,7 +24,14 @@ pub fn drill(ctx: &Context<'_>, args: DrillArgs, output: &Output) -> Result<u8, 
     let point = repository.find_point(&args.point)?;
     let request = DrillRequest { ways: args.ways.into(), within: args.within, probes: args.probes };
     let report = point::drill(ctx, &repository, &point, &request)?;
-    output.result("drilled", &report, told(&report));
+    let mut text = told(&report);
+    let passed = report.record.verdict == Verdict::Passed;
+    let document = report.entry.blake3.clone();
+    if let Err(error) = mark::mark(&repository, point.id, Statement::Drilled { passed, document }) {
+        // The evidence is here; the repository's list is only a convenience.
+        let _ = writeln!(text, "note: the repository does not know of it: {error}");
+    }
+    output.result("drilled", &report, text);
     Ok(if report.record.verdict == Verdict::Passed { 0 } else { 1 })
 }
 

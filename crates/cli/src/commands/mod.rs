@@ -46,6 +46,8 @@ pub fn run(ctx: &Context<'_>, command: MachineCommand, output: &Output) -> Resul
         MachineCommand::Check { vm, data } => check::run(ctx, &vm, data, output),
         MachineCommand::Fsck(args) => fsck::run(ctx, &args, output),
         MachineCommand::Backup(args) => backup::backup(ctx, args, output),
+        MachineCommand::Hold(args) => backup::hold(&args, output),
+        MachineCommand::Lock(args) => backup::lock(&args, output),
         MachineCommand::Points(args) => backup::points(&args, output),
         MachineCommand::Restore(args) => backup::restore(ctx, &args, output),
         MachineCommand::Drill(args) => drill::drill(ctx, args, output),

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use keyframe_repo::ids::ObjectId;
-use keyframe_repo::{Error, Problem, PruneOptions, Retention, VerifyOptions};
-use keyframe_types::ByteLen;
+use keyframe_repo::{Error, Problem, PruneOptions, Retention, VerifyOptions, mark};
+use keyframe_types::{ByteLen, Timestamp};
 use serde_json::json;
 
 use super::repository::{self, Ctx, Reading, usage};
@@ -33,7 +33,9 @@ pub fn forget(
     let repository = repository::open(place)?;
     let (mut points, damaged) = repository.points()?;
     points.retain(|point| name.is_none_or(|name| point.name == name));
-    let decisions = retention.decide(&points);
+    let mut decisions = retention.decide(&points);
+    let (standings, damaged_marks) = mark::standings(&repository)?;
+    keyframe_repo::keep_marked(&mut decisions, &standings, Timestamp::now());
     let go: Vec<ObjectId> =
         decisions.iter().filter(|decision| decision.reasons.is_empty()).map(|decision| decision.id).collect();
     if !dry_run {
@@ -49,7 +51,7 @@ pub fn forget(
     let _ = writeln!(text, "{} of {} points {verb}", go.len(), decisions.len());
     let document = json!({"dry_run": dry_run, "forgotten": go, "decisions": decisions});
     ctx.output.result("repo-forgotten", &document, text);
-    Ok(if damaged.is_empty() { 0 } else { INCOMPLETE })
+    Ok(if damaged.is_empty() && damaged_marks.is_empty() { 0 } else { INCOMPLETE })
 }
 
 /// `keyframe repo prune`

@@ -112,7 +112,7 @@ pub trait Places {
 
 impl Places for MemoryStore {
     fn places(&self) -> Vec<ObjectName> {
-        let areas = ["keys", "packs", "index", "points", "condemned", "pending"];
+        let areas = ["keys", "packs", "index", "points", "condemned", "pending", "marks"];
         let mut names: Vec<_> =
             areas.iter().flat_map(|area| self.list(area).unwrap()).map(|entry| entry.name).collect();
         names.push(ObjectName::new("config").unwrap());
