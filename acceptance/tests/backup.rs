@@ -69,6 +69,44 @@ fn a_running_machine_comes_back_in_a_home_that_never_saw_it() -> Result<()> {
 }
 
 #[test]
+fn a_machine_goes_back_in_place_and_only_what_differs_is_written() -> Result<()> {
+    let home = Home::new("backup-in-place")?;
+    let machine = worker(&home)?;
+    let repository = Repository::init(&home)?;
+    repository.run(&home, &["backup", "worker", "--tag", "then"])?.succeeded()?;
+    let words = ["restore", "worker@then", "--in-place", "--json"];
+    let refused = repository.run(&home, &words)?;
+    assert_eq!(refused.status, Some(1), "it runs: {}", refused.stderr);
+    machine.serial()?.next_heartbeat(machine.serial()?.end(), 20 * SECOND)?;
+    home.run(["vm", "stop", "worker", "--force"])?.succeeded()?;
+    let killed = repository.run_until(&home, "in-place-layers-made", &words)?;
+    assert_eq!(killed.status, None, "{}", killed.stderr);
+    let restored = repository.run(&home, &words)?.succeeded()?;
+    let kept = restored.json["in_place"]["kept"].as_str().unwrap_or_default().to_owned();
+    for disk in restored.json["in_place"]["disks"].as_array().unwrap() {
+        assert!(disk["written"].as_u64().is_some_and(|bytes| bytes < 16 << 20), "{}", restored.json);
+    }
+    let shown = machine.show()?;
+    for (number, disk) in ["disk0", "disk1"].iter().enumerate() {
+        let file = home.file(&format!("{disk}.raw"));
+        let to = file.display().to_string();
+        repository.run(&home, &["restore", "worker@then", "--disk", disk, "--to", &to])?.succeeded()?;
+        let path = shown.json["disks"][number]["layers"][0]["path"].as_str().unwrap_or_default().to_owned();
+        assert!(same_bytes(&file, &home.path().join(path)), "{disk} is not as in the point");
+    }
+    home.run(["fsck", "worker"])?.succeeded()?;
+    let mark = machine.serial()?.end();
+    home.run(["vm", "start", "worker"])?.succeeded()?;
+    machine.serial()?.wait_for(mark, "READY", 60 * SECOND)?;
+    machine.assert_intact(mark)?;
+    // The present that was is a snapshot like any other.
+    machine.revert(&kept, &["--discard"])?;
+    let mark = machine.serial()?.end();
+    machine.serial()?.next_heartbeat(mark, 60 * SECOND)?;
+    machine.assert_intact(mark)
+}
+
+#[test]
 fn what_qemu_noted_is_what_changed() -> Result<()> {
     let home = Home::new("backup-bitmaps")?;
     let machine = worker(&home)?;

@@ -107,7 +107,7 @@ fn day(text: &str) -> Result<Timestamp, String> {
 }
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("to_what").required(true).args(["new", "to"]))]
+#[command(group = ArgGroup::new("to_what").required(true).args(["new", "to", "in_place"]))]
 pub struct RestoreArgs {
     #[command(flatten)]
     pub place: Where,
@@ -123,8 +123,11 @@ pub struct RestoreArgs {
     /// One disk, to a file that must not exist
     #[arg(long, value_name = "FILE")]
     pub to: Option<PathBuf>,
-    /// Which disk; needed where there are several
-    #[arg(long, value_name = "DISK", requires = "to")]
+    /// The machine itself, which must be off: only blocks that differ are written, and its present is kept as a snapshot first
+    #[arg(long)]
+    pub in_place: bool,
+    /// Which disk; with --to needed where there are several, with --in-place all of them otherwise
+    #[arg(long, value_name = "DISK", conflicts_with = "new")]
     pub disk: Option<DiskId>,
     /// The file's form; by its ending if not given
     #[arg(long, value_enum, requires = "to")]

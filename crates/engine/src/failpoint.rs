@@ -152,6 +152,8 @@ failpoints! {
     RestoreHeadWritten = "restore-head-written",
     /// Its definition is written; the journal still says that it is being made.
     RestoreDefined = "restore-defined",
+    /// All layers of a restore in place are made, and no head names them.
+    InPlaceLayersMade = "in-place-layers-made",
     /// It is noted which layer's header is being put right.
     MendingNoted = "mending-noted",
     /// The header is written.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use keyframe_engine::backup::{self, BackupReport, BackupRequest, ChangedBy, MachinePoint};
-use keyframe_engine::restore::{file, machine};
+use keyframe_engine::restore::{file, in_place, machine};
 use keyframe_engine::revert::{self, RevertRequest};
 use keyframe_engine::state::manifest::Consistency;
 use keyframe_engine::{Context, Error, lifecycle};
@@ -196,6 +196,9 @@ pub fn restore(ctx: &Context<'_>, args: &RestoreArgs, output: &Output) -> Result
     repository::keep_memory();
     let repository = repository::open(&args.place)?;
     let point = repository.find_point(&args.point)?;
+    if args.in_place {
+        return in_place(ctx, &Arc::new(repository), &point, args, begun, output);
+    }
     match (&args.new, &args.to) {
         (Some(name), _) => as_machine(ctx, &repository, &point, name, args.run, begun, output),
         (None, Some(path)) => to_file(ctx, &repository, &point, args, path, begun, output),
@@ -239,6 +242,28 @@ fn go_on(ctx: &Context<'_>, restored: &machine::RestoredMachine) -> Result<(), E
     let request =
         RevertRequest { reference, discard: true, strategy: None, accept_touched_layers: false, no_wait: false };
     revert::revert(ctx, &request).map(drop)
+}
+
+fn in_place(
+    ctx: &Context<'_>,
+    repository: &Arc<Repository>,
+    point: &Point,
+    args: &RestoreArgs,
+    begun: Instant,
+    output: &Output,
+) -> Result<u8, Error> {
+    let report = in_place::restore(ctx, repository, point, args.disk.as_ref())?;
+    let took = begun.elapsed().as_secs_f64() * 1e3;
+    let mut text = format!("{} is as in {}, after {}\n", point.name, report.point, ms(took));
+    let rows = report.disks.iter().map(|disk| vec![format!("  {}", disk.disk), format!("{} differed", disk.written)]);
+    text.push_str(&table(&rows.collect::<Vec<_>>()));
+    let _ = writeln!(text, "what was the present is kept as {}@{}", point.name, report.kept);
+    for note in &report.notes {
+        let _ = writeln!(text, "  note: {note}");
+    }
+    let document = json!({"machine": point.name, "in_place": report, "total_ms": took});
+    output.result("restored", &document, text);
+    Ok(0)
 }
 
 fn to_file(

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`machine`] | a machine of its own |
 //! | [`file`] | one disk as a file |
+//! | [`in_place`] | the disks of the machine itself, by what differs |
 //!
 //! Everything is compared with its fingerprints as it is read, written sparse, and durable before it has its name. A restore that
 //! fails, or is killed, leaves no machine and no file.
 
 pub mod file;
+pub mod in_place;
 pub mod machine;
 
 use keyframe_repo::{Point, StoredImage};
