@@ -14,7 +14,7 @@ use serde_json::json;
 const SECOND: Duration = Duration::from_secs(1);
 /// The disk that the checker leaves alone, and that takes some seconds to come.
 const LARGE: &str = "disk2";
-const LARGE_BYTES: u64 = 320 << 20;
+const LARGE_BYTES: u64 = 512 << 20;
 
 /// How large what is backed up shall be.
 #[derive(Clone, Copy, PartialEq)]

@@ -278,9 +278,11 @@ impl Error {
             }
             Self::FreezeFailed { .. } => "say `--freeze try` to go on without, or look at the guest's agent".to_owned(),
             Self::OtherQemu { .. } => {
-                "install that QEMU and name it in KEYFRAME_QEMU, or say --disk-only to boot its disks".to_owned()
+                "install that QEMU and name it in KEYFRAME_QEMU, or say --disk-only to boot its disks (`keyframe boot`: --cold)".to_owned()
             }
-            Self::OtherHost { .. } => "revert on such a host, or say --disk-only to boot its disks".to_owned(),
+            Self::OtherHost { .. } => {
+                "bring it back on such a host, or say --disk-only to boot its disks (`keyframe boot`: --cold)".to_owned()
+            }
             Self::MayLeadOutside { .. } => {
                 "fork it with a network of your choice (`keyframe fork`), look, and remove the fork again".to_owned()
             }

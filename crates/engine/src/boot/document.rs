@@ -166,3 +166,55 @@ pub(crate) fn may_stand_on(dir: &VmDir, layer: &LayerId) -> bool {
     Standing::read(dir)
         .is_ok_and(|standing| standing.is_some_and(|standing| standing.disks.iter().any(|disk| disk.layer == *layer)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use keyframe_qcow2::CreateOptions;
+    use keyframe_qcow2::units::VirtualSize;
+    use keyframe_types::{ByteLen, VmName};
+
+    use super::*;
+    use crate::state::head::Layer;
+
+    #[test]
+    fn a_layer_is_never_opened_without_what_its_header_names() {
+        let root = tempfile::tempdir().unwrap();
+        let home = Home::open(root.path()).unwrap();
+        let dir = home.vm(&VmName::new("again").unwrap());
+        let (disk, id) = (DiskId::new("disk0").unwrap(), LayerId::random());
+        durable::create_private_dir(&dir.layers(&disk)).unwrap();
+        let (path, bytes) = (dir.layer(&disk, &id), ByteLen::from_mib(1));
+        let (backing, size) = (backing(&dir, &disk).unwrap(), VirtualSize::new(bytes).unwrap());
+        keyframe_qcow2::create_overlay(&path, &backing, size, &CreateOptions::default()).unwrap();
+        let layer = Layer {
+            vm: dir.name().clone(),
+            file: id.clone(),
+            id: id.clone(),
+            path: home.relative(&path),
+            format: LayerFormat::Qcow2,
+            origin: FileOrigin::Made,
+            virtual_bytes: bytes,
+            frozen: None,
+        };
+        let chain = Chain { disk: disk.clone(), layers: vec![Arc::new(layer)] };
+        assert!(matches!(base_of(&home, &dir, &chain), Err(Error::Damaged { .. })), "nobody knows of which repository");
+        let image = StoredImage { label: "disk0".into(), bytes: bytes.bytes(), root: None };
+        let standing = Standing {
+            place: Place { repository: "/r".into(), key_file: None, cache: true },
+            repository: ObjectId::random().unwrap(),
+            point: "db@1".into(),
+            disks: vec![StandingDisk { disk, layer: id, image }],
+            memory: None,
+        };
+        standing.write(&dir).unwrap();
+        let base = base_of(&home, &dir, &chain).unwrap().unwrap();
+        assert_eq!((base.export.as_str(), base.socket.as_path()), ("disk0", Path::new("../boot/disk0.sock")));
+        // The header is the truth: QEMU has taken the export out of it.
+        keyframe_qcow2::set_backing(&path, None).unwrap();
+        assert_eq!(base_of(&home, &dir, &chain).unwrap(), None);
+        Standing { disks: vec![], ..standing }.write(&dir).unwrap();
+        assert!(Standing::read(&dir).unwrap().is_none() && !dir.boot().exists(), "nothing is left to stand on");
+    }
+}

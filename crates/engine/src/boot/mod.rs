@@ -6,6 +6,7 @@
 //! ```
 //! | module | what |
 //! |---|---|
+//! | [`care`] | what other commands see to |
 //! | [`document`] | what the machine still stands on: `boot.json`, and the layers' headers |
 //! | [`shelf`] | images of a repository that may go away and come back |
 //! | [`server`] | the process that shows them |
@@ -19,6 +20,7 @@
 //! Made as a fork is: aside, with a journal. **The head that names the process: the commit.** Whoever finds the journal before
 //! that removes the machine; behind it, lets it run.
 
+mod care;
 mod document;
 mod pull;
 pub mod server;
@@ -36,7 +38,6 @@ use keyframe_hypervisor::{Accelerator, LayerFormat, Qemu, load};
 use keyframe_qcow2::CreateOptions;
 use keyframe_qcow2::units::VirtualSize;
 use keyframe_qmp::commands::device::AnnounceSelf;
-use keyframe_qmp::commands::machine::QueryStatus;
 use keyframe_repo::{Point, Repository, StoredImage};
 use keyframe_types::{ByteLen, LayerId, VmName};
 use serde::Serialize;
@@ -56,8 +57,10 @@ use crate::state::lock::{CREATION_PATIENCE, Lock};
 use crate::state::manifest::{Manifest, StateAtCut};
 use crate::state::tree::FrozenTop;
 use crate::state::{durable, sealed, tree};
-use crate::{fork, guest, pages, space};
+use crate::{guest, pages, space};
 
+pub use care::resume;
+pub(crate) use care::{before_start, finish, is_orphaned, must_be_local, see_to, stop_serving, undo};
 pub use document::{Place, Standing};
 pub(crate) use document::{base_of, may_stand_on};
 pub use shelf::Opener;
@@ -137,80 +140,6 @@ pub fn boot(
         // The first error is the one to tell; what stays is no machine, and goes with the next attempt.
         let _ = undo(&dir);
     })
-}
-
-/// Removes a machine that did not come to run.
-///
-/// # Errors
-/// When a process cannot be killed or a file not be removed.
-pub(crate) fn undo(dir: &VmDir) -> Result<(), Error> {
-    kill_strays(dir, &[])?;
-    server::stop(dir)?;
-    fork::undo(dir)
-}
-
-/// Lets a machine run whose command was killed after it had put the process on record, and removes its journal.
-///
-/// # Errors
-/// When the process does not answer; the next command tries again.
-pub(crate) fn finish(machine: &Machine, runs: bool) -> Result<(), Error> {
-    if let Some(process) = machine.process().filter(|_| runs) {
-        let mut monitor = machine.monitor()?;
-        if !monitor.call(&QueryStatus {})?.running {
-            pages::let_run(&process.instance, &mut monitor)?;
-        }
-    }
-    durable::remove_file(&machine.dir.journal())
-}
-
-/// Sees to it that a machine that stands on a repository has someone who shows it that. The caller holds its lock.
-pub(crate) fn see_to(ctx: &Context<'_>, machine: &Machine) {
-    if is_orphaned(machine)
-        && let Err(error) = server::ensure(ctx, &machine.dir, None)
-    {
-        ctx.progress.note(&format!("{} waits for what it reads from its repository: {}", machine.name(), error.told()));
-    }
-}
-
-/// Whether a machine runs that stands on a repository, and nobody shows it that.
-pub(crate) fn is_orphaned(machine: &Machine) -> bool {
-    machine.process().is_some()
-        && Standing::read(&machine.dir).is_ok_and(|standing| standing.is_some())
-        && !server::is_served(&machine.dir)
-}
-
-/// Before a machine is started from its firmware: memory that was on its way is not any more, disks are shown again.
-///
-/// # Errors
-/// [`Error::NotServed`]: the machine would wait for ever.
-pub(crate) fn before_start(ctx: &Context<'_>, machine: &Machine) -> Result<(), Error> {
-    let Some(mut standing) = Standing::read(&machine.dir)? else { return Ok(()) };
-    if standing.memory.take().is_some() {
-        standing.write(&machine.dir)?;
-    }
-    if standing.disks.is_empty() {
-        return server::stop(&machine.dir);
-    }
-    server::ensure(ctx, &machine.dir, None)
-}
-
-/// Ends whoever shows a machine its repository: it is being removed.
-///
-/// # Errors
-/// When that cannot be ended.
-pub(crate) fn stop_serving(dir: &VmDir) -> Result<(), Error> {
-    server::stop(dir)
-}
-
-/// Refuses what a machine that stands on a repository cannot be asked for.
-///
-/// # Errors
-/// [`Error::StandsOnRepository`].
-pub(crate) fn must_be_local(machine: &Machine) -> Result<(), Error> {
-    match status(machine)? {
-        None => Ok(()),
-        Some(status) => Err(Error::StandsOnRepository { vm: machine.name().clone(), how_far: status.sentence() }),
-    }
 }
 
 struct Booting<'a> {
@@ -397,41 +326,4 @@ fn load(started: &mut Started) -> Result<(), Error> {
 
 fn ms_since(begun: Instant) -> f64 {
     (begun.elapsed().as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// Goes on with a machine whose repository lies elsewhere now, or is opened by something else.
-///
-/// # Errors
-/// [`Error::BadRequest`] for a machine that is wholly local, or another repository; [`Error::NotServed`].
-pub fn resume(
-    ctx: &Context<'_>,
-    vm: &VmName,
-    from: Option<(&Repository, Place)>,
-    passphrase: Option<&str>,
-) -> Result<BootStatus, Error> {
-    let (_lock, machine) = Machine::lock(ctx, vm, &format!("boot --resume {vm}"))?;
-    let local = || Error::BadRequest { what: format!("{vm} is wholly local: it needs no repository") };
-    let mut standing = Standing::read(&machine.dir)?.ok_or_else(local)?;
-    if let Some((repository, place)) = from {
-        if repository.config().repository != standing.repository {
-            let what = format!("{} is another repository than {vm} came from", place.repository);
-            return Err(Error::BadRequest { what });
-        }
-        standing.place = place;
-        standing.write(&machine.dir)?;
-    }
-    server::stop(&machine.dir)?;
-    if machine.process().is_some() {
-        server::ensure(ctx, &machine.dir, passphrase)?;
-    }
-    status(&machine)?.ok_or_else(local)
-}
-
-/// Opens a machine's `boot.json` for whoever wants to know where its repository is.
-///
-/// # Errors
-/// [`Error::NoMachine`], [`Error::Damaged`].
-pub fn standing(ctx: &Context<'_>, vm: &VmName) -> Result<Option<Standing>, Error> {
-    let machine = Machine::open(ctx.home, vm)?;
-    Standing::read(&machine.dir)
 }

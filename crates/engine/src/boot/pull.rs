@@ -44,7 +44,7 @@ const BUSY_WITHIN: Duration = Duration::from_millis(500);
 /// How often a copied layer is looked at until the copy is given up: the guest may change its tables under our eyes.
 const LOOKS_MOST: u32 = 50;
 /// What is copied a second while the guest uses its disks.
-const BESIDE_BYTES_PER_S: u64 = 64 << 20;
+const BESIDE_BYTES_PER_S: u64 = 128 << 20;
 /// What others are told while a document is changed.
 const NOTING: &str = "noting what of it is local";
 

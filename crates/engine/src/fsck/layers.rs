@@ -122,6 +122,13 @@ impl One<'_> {
                 return Some(Finding::serious(self.vm, What::CorruptImage, path, text, PUT_BACK));
             }
         };
+        if header.backing().is_some_and(keyframe_qcow2::BackingName::is_export) {
+            // Without it, what was not copied yet would read as zeros.
+            let text = "it stands on an export of a repository, and boot.json does not tell which".to_owned();
+            let advice =
+                "restore the machine's boot.json from a backup of the home; until then the machine does not start";
+            return Some(Finding::serious(self.vm, What::WrongBacking, path, text, advice));
+        }
         let named = header.backing().map(|name| (name.resolve(path).ok(), name.to_string()));
         let expected = below.map(|below| self.home.absolute(&below.path));
         let same = match (&named, &expected) {
