@@ -10,7 +10,7 @@ use keyframe_engine::snapshot::Freeze;
 use keyframe_hypervisor::{AccelChoice, Firmware, Network, ProbeDefinition};
 use keyframe_types::{ByteLen, NameError, RefError, SnapshotName, SnapshotRef, TimeToLive, VmName};
 
-use crate::backup_args::{BackupArgs, DrillArgs, DrillsArgs, HoldArgs, LockArgs, PointsArgs, RestoreArgs};
+use crate::backup_args::{BackupArgs, BootArgs, DrillArgs, DrillsArgs, HoldArgs, LockArgs, PointsArgs, RestoreArgs};
 use crate::repo_args::{ImageCommand, RepoCommand};
 
 /// Snapshots of running virtual machines on stock QEMU: memory, devices and disks of one instant, with
@@ -115,6 +115,9 @@ pub enum MachineCommand {
     Drill(DrillArgs),
     /// List drills from the log of evidence, or check that log
     Drills(DrillsArgs),
+    /// Run a machine straight from a point, now; its data follow
+    #[command(after_help = "Status 3 of --wait: the machine is not wholly local, and why.")]
+    Boot(BootArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -158,6 +161,20 @@ pub enum Internal {
     PageWorker { dir: PathBuf },
     #[command(name = keyframe_engine::release::SUBCOMMAND, hide = true)]
     Release,
+    #[command(name = keyframe_engine::boot::server::SUPERVISOR, hide = true)]
+    BootServer {
+        #[arg(long = "server-home")]
+        server_home: PathBuf,
+        vm: VmName,
+    },
+    #[command(name = keyframe_engine::boot::server::WORKER, hide = true)]
+    BootWorker {
+        #[arg(long = "server-home")]
+        server_home: PathBuf,
+        vm: VmName,
+        #[arg(long, default_value_t = 0)]
+        restarts: u32,
+    },
 }
 
 #[derive(Debug, Subcommand)]

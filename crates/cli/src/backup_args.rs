@@ -1,4 +1,4 @@
-//! The arguments of `keyframe backup`, `points` and `restore`.
+//! The arguments of `keyframe backup`, `points`, `restore` and `boot`.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use keyframe_hypervisor::ProbeDefinition;
 use keyframe_types::{DiskId, RefError, SnapshotRef, SnapshotSelector, TimeToLive, Timestamp, VmName};
 
 use crate::args::{FreezeArg, parse_span};
-use crate::repo_args::Where;
+use crate::repo_args::{PerhapsWhere, Where};
 
 /// `VM`, or `VM@SNAP`.
 #[derive(Debug, Clone)]
@@ -132,6 +132,37 @@ pub struct RestoreArgs {
     /// The file's form; by its ending if not given
     #[arg(long, value_enum, requires = "to")]
     pub format: Option<DiskFormatArg>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("boot_what").required(true).args(["point", "status", "wait", "resume"]))]
+pub struct BootArgs {
+    #[command(flatten)]
+    pub place: PerhapsWhere,
+    /// VM for its latest point, VM@T for one with a tag, or by the beginning of an id
+    #[arg(value_name = "POINT", requires = "new")]
+    pub point: Option<String>,
+    /// A machine of this name, which must not exist
+    #[arg(long = "as", value_name = "NEW", requires = "point")]
+    pub new: Option<VmName>,
+    /// Start from the firmware, although the point has a running state
+    #[arg(long, requires = "point")]
+    pub cold: bool,
+    /// Do not let it run yet; `keyframe vm start` does
+    #[arg(long, requires = "point")]
+    pub paused: bool,
+    /// Say how far a machine is, and what it still stands on
+    #[arg(long, value_name = "VM")]
+    pub status: Option<VmName>,
+    /// Wait until a machine is wholly local
+    #[arg(long, value_name = "VM")]
+    pub wait: Option<VmName>,
+    /// With --wait: how long its repository may be away, or something in it not be readable
+    #[arg(long, value_name = "TIME", requires = "wait", default_value = "30s", value_parser = parse_span)]
+    pub patience: Duration,
+    /// Go on with a machine; with --repo and --key-file, from where its repository is now
+    #[arg(long, value_name = "VM")]
+    pub resume: Option<VmName>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -22,6 +22,27 @@ pub struct Where {
     pub no_cache: bool,
 }
 
+/// The same for commands some of which need none.
+#[derive(Debug, Args)]
+pub struct PerhapsWhere {
+    /// The repository: a directory, sftp://[USER@]HOST[:PORT]/PATH, or s3://BUCKET[/PATH] with the usual AWS_… variables
+    #[arg(long, env = "KEYFRAME_REPO", value_name = "REPO", hide_env_values = true)]
+    pub repo: Option<String>,
+    /// The key file, or a file with age identities; instead, a passphrase is taken from KEYFRAME_PASSPHRASE or asked for
+    #[arg(long, env = "KEYFRAME_KEY_FILE", value_name = "FILE", hide_env_values = true)]
+    pub key_file: Option<PathBuf>,
+    /// Keep nothing of a distant repository in a local cache
+    #[arg(long)]
+    pub no_cache: bool,
+}
+
+impl PerhapsWhere {
+    /// The place, where one is named.
+    pub fn known(self) -> Option<Where> {
+        Some(Where { repo: self.repo?, key_file: self.key_file, no_cache: self.no_cache })
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum RepoCommand {
     /// Make a repository; its key file too, where --key-file names one that does not exist

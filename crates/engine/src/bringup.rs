@@ -102,14 +102,7 @@ impl Source {
     /// # Errors
     /// [`Error::OtherQemu`].
     pub fn check_version(&self, here: QemuVersion) -> Result<(), Error> {
-        let taken = self.manifest.qemu.version;
-        let same_series = (taken.major, taken.minor) == (here.major, here.minor);
-        let newer = here > taken && self.accelerator == Accelerator::Kvm;
-        if self.strategy == Strategy::Cold || same_series || newer {
-            Ok(())
-        } else {
-            Err(Error::OtherQemu { id: self.manifest.id.clone(), taken, here })
-        }
+        if self.strategy == Strategy::Cold { Ok(()) } else { check_version(&self.manifest, self.accelerator, here) }
     }
 
     fn launch<'a>(&'a self, target: &Target<'a>) -> Result<Launch<'a>, Error> {
@@ -236,6 +229,21 @@ impl Source {
             served: image_for(Strategy::Lazy),
         }
     }
+}
+
+/// Whether this QEMU takes the device state of that snapshot.
+///
+/// # Errors
+/// [`Error::OtherQemu`].
+pub(crate) fn check_version<C>(
+    manifest: &Manifest<C>,
+    accelerator: Accelerator,
+    here: QemuVersion,
+) -> Result<(), Error> {
+    let taken = manifest.qemu.version;
+    let same_series = (taken.major, taken.minor) == (here.major, here.minor);
+    let newer = here > taken && accelerator == Accelerator::Kvm;
+    if same_series || newer { Ok(()) } else { Err(Error::OtherQemu { id: manifest.id.clone(), taken, here }) }
 }
 
 /// The accelerator that a snapshot with memory was taken on, if this host has it.

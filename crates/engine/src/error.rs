@@ -120,6 +120,12 @@ pub enum Error {
     MachineHeld { vm: VmName, reason: String },
     #[error("{vm} cannot be snapshotted while it runs: its memory is mapped from a snapshot's image")]
     MappedMachine { vm: VmName },
+    #[error("{vm} still stands on a repository: {how_far}")]
+    StandsOnRepository { vm: VmName, how_far: String },
+    #[error("{vm} is not wholly local: {reason}")]
+    NotLocal { vm: VmName, reason: String },
+    #[error("the process that shows {vm} its repository did not start: {reason}")]
+    NotServed { vm: VmName, reason: String },
     #[error("the page server stopped before all of the machine's memory was there: {reason}")]
     Hydration { reason: String },
     #[error("it is paused, and a guest lets go of its card only while it runs: `keyframe vm start` swaps it")]
@@ -167,7 +173,7 @@ impl Error {
                 keyframe_repo::Kind::WrongKey => Kind::WrongKey,
                 keyframe_repo::Kind::Interrupted => Kind::Interrupted,
             },
-            Self::Unfinished { .. } => Kind::Incomplete,
+            Self::Unfinished { .. } | Self::NotLocal { .. } => Kind::Incomplete,
             _ => Kind::Failed,
         }
     }
@@ -183,6 +189,11 @@ impl Error {
             Self::Capture(_) | Self::NotExact { .. } | Self::Interrupted | Self::PauseTooLong { .. } => {
                 "the machine is as it was, and so is every earlier snapshot; no snapshot was made"
             }
+            Self::StandsOnRepository { .. } => "nothing was begun; the machine is as it was",
+            Self::NotLocal { .. } => {
+                "what the guest wrote is in the machine's own layers; what it reads and is not here yet it waits for"
+            }
+            Self::NotServed { .. } => "what the guest wrote is in the machine's own layers",
             Self::ClockWasSet { .. } => "no snapshot was deleted",
             Self::NotConverging { .. } => "the layers are as they were, and so is every snapshot",
             Self::NoSpace { .. } | Self::FreezeFailed { .. } | Self::MappedMachine { .. } => {
@@ -242,6 +253,17 @@ impl Error {
                     .to_owned()
             }
             Self::NoSpace { .. } => "delete snapshots (`keyframe delete VM@SNAP`), or say --disk-only".to_owned(),
+            Self::StandsOnRepository { vm, .. } => {
+                format!(
+                    "`keyframe boot --wait {vm}` waits until it is wholly local, `keyframe boot --status {vm}` says how far it is"
+                )
+            }
+            Self::NotLocal { vm, .. } | Self::NotServed { vm, .. } => {
+                format!(
+                    "`keyframe boot --status {vm}` says more; `keyframe boot --resume {vm}` goes on, with --repo and --key-file \
+                     from another place or with another key"
+                )
+            }
             Self::ClockWasSet { .. } => "look at `date`; if it is right, say --accept-clock once".to_owned(),
             Self::NotConverging { .. } => {
                 "try again when the guest is calmer, or while it is stopped; `keyframe consolidate VM` goes on"
@@ -256,9 +278,11 @@ impl Error {
             }
             Self::FreezeFailed { .. } => "say `--freeze try` to go on without, or look at the guest's agent".to_owned(),
             Self::OtherQemu { .. } => {
-                "install that QEMU and name it in KEYFRAME_QEMU, or say --disk-only to boot its disks".to_owned()
+                "install that QEMU and name it in KEYFRAME_QEMU, or say --disk-only to boot its disks (`keyframe boot`: --cold)".to_owned()
             }
-            Self::OtherHost { .. } => "revert on such a host, or say --disk-only to boot its disks".to_owned(),
+            Self::OtherHost { .. } => {
+                "bring it back on such a host, or say --disk-only to boot its disks (`keyframe boot`: --cold)".to_owned()
+            }
             Self::MayLeadOutside { .. } => {
                 "fork it with a network of your choice (`keyframe fork`), look, and remove the fork again".to_owned()
             }

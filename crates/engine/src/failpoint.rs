@@ -96,6 +96,26 @@ failpoints! {
     ForkHeadWritten = "fork-head-written",
     /// It runs, with the original's network card and the cable pulled.
     ForkRunning = "fork-running",
+    /// The layers and documents of a machine that boots from a point exist, its definition does not.
+    BootPrepared = "boot-prepared",
+    /// Its definition is written.
+    BootDefined = "boot-defined",
+    /// It is shown what it stands on.
+    BootServed = "boot-served",
+    /// Its process has loaded its state, or could start.
+    BootLoaded = "boot-loaded",
+    /// The head names its process: it is a machine, stopped before its first instruction.
+    BootHeadWritten = "boot-head-written",
+    /// It runs.
+    BootRunning = "boot-running",
+    /// All of a disk that stood on a repository is copied.
+    PullCopied = "pull-copied",
+    /// QEMU was told to take the repository out of the chain.
+    PullFinalized = "pull-finalized",
+    /// It has, and its job is gone.
+    PullDismissed = "pull-dismissed",
+    /// What of the machine is local is on record.
+    PullNoted = "pull-noted",
     /// The journal of a deletion is written.
     DeleteJournaled = "delete-journaled",
     /// The memory that others refer to has a second name.

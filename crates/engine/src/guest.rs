@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use keyframe_hypervisor::instance::Started;
 use keyframe_hypervisor::launch::AGENT_CHANNEL;
 use keyframe_hypervisor::{InstanceRecord, socket};
 use keyframe_qmp::agent::{
@@ -39,6 +40,24 @@ pub fn has_agent(monitor: &mut Client) -> bool {
     // Source: ChardevInfo in qapi/char.json. For a virtio-serial port, the frontend is open while the guest has it open.
     let channels: Result<Vec<Channel>, Error> = monitor.execute_as("query-chardev", &());
     channels.is_ok_and(|all| all.iter().any(|channel| channel.label == AGENT_CHANNEL && channel.frontend_open))
+}
+
+/// What a guest wants to know that just woke up in another time: it is thawed, where `frozen` says so, and told the time. Gives
+/// how far its clock was behind, in milliseconds; `None` where no agent tells. What did not work is noted.
+pub(crate) fn greet(started: &mut Started, frozen: bool, notes: &mut Vec<String>) -> Option<f64> {
+    if frozen && let Err(error) = thaw(&started.record) {
+        notes.push(format!("the guest's file systems may be frozen, as they were in the snapshot: {error}"));
+    }
+    if !has_agent(&mut started.monitor) {
+        return None;
+    }
+    match set_clock(&started.record) {
+        Ok(behind_ms) => Some(behind_ms),
+        Err(error) => {
+            notes.push(format!("the guest's clock was not set: {error}"));
+            None
+        }
+    }
 }
 
 fn connect(instance: &InstanceRecord) -> Result<Agent, Error> {

@@ -11,6 +11,7 @@
 //! | [`tree`], [`delete`], [`expire`] | looking at snapshots; letting them go |
 //! | [`merge`], [`consolidate`] | making chains of layers shorter |
 //! | [`backup`], [`restore`] | a machine's state in a repository, and back from it |
+//! | [`boot`] | a machine that runs straight from a repository |
 //! | [`cost`] | what snapshots cost, and what to do about it |
 //! | [`drill`] | whether a snapshot really comes back |
 //! | [`evidence`] | what was proved, in a log that cannot be changed unseen |
@@ -26,6 +27,7 @@
 //! whoever comes next. `failpoint` lists the steps at which tests kill it.
 
 pub mod backup;
+pub mod boot;
 pub mod bringup;
 pub mod check;
 pub mod consolidate;

@@ -11,6 +11,7 @@ use keyframe_qmp::commands::machine::{Quit, SystemPowerdown};
 use keyframe_types::{SnapshotId, Timestamp, VmName};
 use serde::Serialize;
 
+use crate::boot::{self, BootStatus};
 use crate::context::Context;
 use crate::cost;
 use crate::error::Error;
@@ -91,6 +92,7 @@ pub(crate) fn cold_start(ctx: &Context<'_>, machine: &mut Machine, accelerator: 
         ram: RamBacking::Anonymous,
         start: Start::Cold,
     };
+    boot::before_start(ctx, machine)?;
     let mut started = launch.run(ctx.home, &machine.dir, &qemu)?;
     let definition = Some(machine.definition.clone());
     let process = Process { instance: started.record, accelerator, definition, mapped: None, served: None };
@@ -196,6 +198,8 @@ pub struct MachineSummary {
     pub busy: Option<String>,
     /// How far its memory has come, while it is not all there.
     pub hydration: Option<HydrationReport>,
+    /// What it stands on in a repository, while it is not wholly local.
+    pub boot: Option<BootStatus>,
     /// Its process.
     pub pid: Option<u32>,
     /// Its RAM.
@@ -214,7 +218,7 @@ pub struct MachineSummary {
 #[derive(Debug)]
 pub enum Listed {
     /// It can be read.
-    Machine(MachineSummary),
+    Machine(Box<MachineSummary>),
     /// It cannot.
     Unreadable {
         /// Its name.
@@ -230,7 +234,7 @@ pub enum Listed {
 /// [`Error::Io`] when the home cannot be listed.
 pub fn list(ctx: &Context<'_>) -> Result<Vec<Listed>, Error> {
     let listed = |name: VmName| match summary(ctx, &name) {
-        Ok(summary) => Some(Listed::Machine(summary)),
+        Ok(summary) => Some(Listed::Machine(Box::new(summary))),
         // A fork that was never finished has just been tidied away.
         Err(Error::NoMachine(_)) => None,
         Err(error) => Some(Listed::Unreadable { name, reason: error.to_string() }),
@@ -247,6 +251,7 @@ fn summary(ctx: &Context<'_>, name: &VmName) -> Result<MachineSummary, Error> {
         state: machine.look(),
         busy: Lock::holder(&machine.dir.lock()),
         hydration: machine.hydration(),
+        boot: boot::status(&machine)?,
         pid: machine.process().map(|process| process.instance.process.pid),
         memory_bytes: machine.definition.memory().bytes(),
         cpus: machine.definition.cpus,
@@ -269,6 +274,8 @@ pub struct MachineReport {
     pub busy: Option<String>,
     /// How far its memory has come, while it is not all there.
     pub hydration: Option<HydrationReport>,
+    /// What it stands on in a repository, while it is not wholly local.
+    pub boot: Option<BootStatus>,
     /// What QEMU said last, for a machine that crashed.
     pub last_words: Option<String>,
     /// Its process.
@@ -334,6 +341,7 @@ pub fn show(ctx: &Context<'_>, name: &VmName) -> Result<MachineReport, Error> {
         ended: machine.ending(),
         busy: Lock::holder(&machine.dir.lock()),
         hydration: machine.hydration(),
+        boot: boot::status(&machine)?,
         last_words,
         pid: running.map(|process| process.instance.process.pid),
         qmp: running.map(|process| process.instance.qmp_socket()),

@@ -14,6 +14,7 @@ use keyframe_qmp::commands::machine::{QueryStatus, RunState};
 use keyframe_types::{InstanceId, VmName};
 use serde::Serialize;
 
+use crate::boot;
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
 use crate::pages::{self, HydrationReport};
@@ -126,6 +127,7 @@ impl Machine {
         crate::recover::recover(ctx, name, Patience::Thorough)?;
         let mut machine = Self::open(ctx.home, name)?;
         machine.see_to_memory(ctx);
+        boot::see_to(ctx, &machine);
         machine.note_shutdown()?;
         serial::bound(&machine.dir.serial_log());
         Ok((lock, machine))
@@ -268,7 +270,7 @@ fn launch_chain(home: &Home, chain: &Chain) -> DiskChain {
         let path = home.absolute(&layer.path);
         LayerFile { id: layer.file.clone(), direct: takes_direct_io(&path), path, format: layer.format }
     };
-    DiskChain { disk: chain.disk.clone(), layers: chain.layers.iter().map(layer).collect() }
+    DiskChain { disk: chain.disk.clone(), layers: chain.layers.iter().map(layer).collect(), base: None }
 }
 
 /// Reads a definition; `None` when there is none.
@@ -323,7 +325,10 @@ impl Launch<'_> {
     /// What starting may meet.
     pub fn begin(&self, home: &Home, dir: &VmDir, qemu: &Qemu) -> Result<Starting, Error> {
         self.definition.check()?;
-        let disks: Vec<DiskChain> = self.disks.iter().map(|chain| launch_chain(home, chain)).collect();
+        let on_base = |chain: &Chain| {
+            Ok::<_, Error>(DiskChain { base: boot::base_of(home, dir, chain)?, ..launch_chain(home, chain) })
+        };
+        let disks: Vec<DiskChain> = self.disks.iter().map(on_base).collect::<Result<_, _>>()?;
         let nvram = self.nvram.map(|chain| launch_chain(home, chain));
         let code = (self.definition.firmware == Firmware::Uefi).then(find_ovmf).transpose()?;
         let code: Option<FirmwareCode> = code.map(|(code, _)| code);

@@ -34,6 +34,7 @@ use crate::error::{Error, IoContext as _};
 use crate::failpoint;
 use crate::sharing;
 use crate::state::home::VmDir;
+use crate::state::scratch;
 
 /// The hidden subcommand that runs a supervisor.
 pub const SUPERVISOR: &str = "internal-pages";
@@ -170,42 +171,11 @@ impl Post {
         self.dir.join("pages.lock")
     }
 
-    /// A file's content; `None` when there is no such file.
-    fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
-        let bytes = match std::fs::read(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            other => other.or_io("read", path)?,
-        };
-        let damaged = |error: serde_json::Error| Error::Damaged { path: path.to_owned(), reason: error.to_string() };
-        serde_json::from_slice(&bytes).map(Some).map_err(damaged)
-    }
-
-    /// A file's content, which must be there.
-    fn needed<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {
-        let missing = || Error::Damaged { path: path.to_owned(), reason: "it is missing".to_owned() };
-        Self::read(path)?.ok_or_else(missing)
-    }
-
-    /// Written for processes of this boot only: renamed, not synced. The temporary name is the writer's own.
-    fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
-        let bytes = serde_json::to_vec(value).map_err(|source| Error::Encode { source })?;
-        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-        let write = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            file.write_all(&bytes)?;
-            std::fs::rename(&temporary, path)
-        };
-        write().or_io("write", path).inspect_err(|_| {
-            // It may be what fills the disk.
-            let _ = std::fs::remove_file(&temporary);
-        })
-    }
-
     /// How far memory has come; `None` where there never was a page server.
     fn progress(&self) -> Result<Option<Hydration>, Error> {
-        match Self::read(&self.status())? {
+        match scratch::read(&self.status())? {
             None if self.config().try_exists().or_io("look at", &self.config())? => {
-                Self::needed(&self.status()).map(Some)
+                scratch::needed(&self.status()).map(Some)
             }
             other => Ok(other),
         }
@@ -228,13 +198,22 @@ impl Post {
 /// # Errors
 /// When it cannot be started.
 pub(crate) fn serve(ctx: &Context<'_>, vm: &VmDir, id: &SnapshotId, instance: &InstanceRecord) -> Result<(), Error> {
-    let config = ServerConfig {
-        errand: Errand::Serve,
-        image: ImageAt::Store { store: sharing::store(vm), snapshot: id.to_string() },
-        hot: Some(vm.snapshot(id).hot()),
-        socket: instance.dir.join(load::PAGES_SOCKET),
-    };
-    post(ctx, &config, instance)
+    let image = ImageAt::Store { store: sharing::store(vm), snapshot: id.to_string() };
+    serve_image(ctx, image, vm.snapshot(id).hot(), instance)
+}
+
+/// The same from any image; `hot` names what is wanted first, and takes what this machine turns out to want first.
+///
+/// # Errors
+/// When it cannot be started.
+pub(crate) fn serve_image(
+    ctx: &Context<'_>,
+    image: ImageAt,
+    hot: PathBuf,
+    instance: &InstanceRecord,
+) -> Result<(), Error> {
+    let socket = instance.dir.join(load::PAGES_SOCKET);
+    post(ctx, &ServerConfig { errand: Errand::Serve, image, hot: Some(hot), socket }, instance)
 }
 
 fn post(ctx: &Context<'_>, config: &ServerConfig, instance: &InstanceRecord) -> Result<(), Error> {
@@ -243,9 +222,9 @@ fn post(ctx: &Context<'_>, config: &ServerConfig, instance: &InstanceRecord) -> 
     let earlier = post.progress()?;
     let fresh = Hydration::begun_by(us.clone());
     let status = earlier.map_or(fresh, |earlier| Hydration { supervisor: us.clone(), ..earlier });
-    Post::write(&post.status(), &status)?;
-    Post::write(&post.instance(), instance)?;
-    Post::write(&post.config(), config)?;
+    scratch::write(&post.status(), &status)?;
+    scratch::write(&post.instance(), instance)?;
+    scratch::write(&post.config(), config)?;
     let log_path = post.dir.join("pages.log");
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&log_path).or_io("open", &log_path)?;
     let mut command = own_program();
@@ -337,14 +316,14 @@ pub(crate) fn ensure(ctx: &Context<'_>, instance: &InstanceRecord) -> Result<(),
     if status.state != HydrationState::Serving || status.supervisor.is_alive() || !instance.is_alive() {
         return Ok(());
     }
-    let mut config: ServerConfig = Post::needed(&post.config())?;
+    let mut config: ServerConfig = scratch::needed(&post.config())?;
     // It may have died after its work was done.
     let mut monitor = instance.monitor(Monitor::Guard)?;
     if let Ok(migration) = monitor.call_until(&QueryMigrate {}, Instant::now() + Duration::from_secs(1))
         && migration.status == Some(MigrationStatus::Completed)
     {
         status.state = HydrationState::Done;
-        return Post::write(&post.status(), &status);
+        return scratch::write(&post.status(), &status);
     }
     drop(monitor);
     config.errand = Errand::Resume;
@@ -363,8 +342,8 @@ fn post_again(ctx: &Context<'_>, config: &ServerConfig, instance: &InstanceRecor
 pub fn supervise(dir: &Path) -> Result<(), Error> {
     let post = Post { dir: dir.to_owned() };
     let Some(_right) = post.take_over()? else { return Ok(()) };
-    let mut config: ServerConfig = Post::needed(&post.config())?;
-    let instance: InstanceRecord = Post::needed(&post.instance())?;
+    let mut config: ServerConfig = scratch::needed(&post.config())?;
+    let instance: InstanceRecord = scratch::needed(&post.instance())?;
     let supervisor = ProcessId::of(std::process::id()).or_io("look at", dir)?;
     let mut status = Hydration::begun_by(supervisor.clone());
     if let Ok(Some(earlier)) = post.progress() {
@@ -397,7 +376,7 @@ pub fn supervise(dir: &Path) -> Result<(), Error> {
 
 /// Says how it goes on. A full disk must not end what the guest waits for.
 fn tell(post: &Post, status: &Hydration) {
-    if let Err(error) = Post::write(&post.status(), status) {
+    if let Err(error) = scratch::write(&post.status(), status) {
         // Standard error is the log; it may be on the same full disk.
         let _ = writeln!(std::io::stderr(), "cannot say how far memory has come: {error}");
     }
@@ -406,7 +385,7 @@ fn tell(post: &Post, status: &Hydration) {
 /// Says how it ended, as soon as that can be written: someone may wait for it.
 fn last_word(post: &Post, status: &Hydration, instance: &InstanceRecord) -> Result<(), Error> {
     loop {
-        match Post::write(&post.status(), status) {
+        match scratch::write(&post.status(), status) {
             Err(_) if instance.is_alive() => std::thread::sleep(LAST_WORD_AGAIN),
             other => return other,
         }
@@ -507,7 +486,10 @@ impl Observer for ToSupervisor {
 pub fn work(dir: &Path, config: impl std::io::Read) -> Result<(), Error> {
     let unreadable = |error: serde_json::Error| Error::Damaged { path: "stdin".into(), reason: error.to_string() };
     let config: ServerConfig = serde_json::from_reader(config).map_err(unreadable)?;
-    let instance = Post::needed(&Post { dir: dir.to_owned() }.instance())?;
+    let instance: InstanceRecord = scratch::needed(&Post { dir: dir.to_owned() }.instance())?;
+    if let ImageAt::Exports { .. } = config.image {
+        end_with(instance.clone());
+    }
     match pageserver::run(&config, &ToSupervisor { instance }) {
         Ok(report) => {
             if let Some(hot) = &config.hot {
@@ -522,6 +504,16 @@ pub fn work(dir: &Path, config: impl std::io::Read) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Ends this process when the one that it serves has ended: an export may be waited for as long as it takes, and then nobody needs it any more.
+fn end_with(instance: InstanceRecord) {
+    std::thread::spawn(move || {
+        while instance.is_alive() {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        std::process::exit(1);
+    });
 }
 
 /// Whether another worker can go on where this one stopped: the destination is there, and it was not the image
@@ -569,14 +561,14 @@ mod tests {
         assert!(matches!(post.progress(), Err(Error::Damaged { .. })), "missing beside pages.json");
         std::fs::write(post.status(), "{\"superv").unwrap();
         assert!(matches!(post.progress(), Err(Error::Damaged { .. })), "torn");
-        Post::write(&post.status(), &ours()).unwrap();
+        scratch::write(&post.status(), &ours()).unwrap();
         assert_eq!(post.progress().unwrap(), Some(ours()));
     }
 
     #[test]
     fn a_progress_that_cannot_be_written_is_no_reason_to_end() {
         let (_dir, post) = post();
-        Post::write(&post.status(), &ours()).unwrap();
+        scratch::write(&post.status(), &ours()).unwrap();
         // The temporary file cannot be made: a directory has its name.
         let blocked = post.status().with_extension(format!("{}.tmp", std::process::id()));
         std::fs::create_dir(&blocked).unwrap();

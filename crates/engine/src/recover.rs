@@ -12,7 +12,7 @@ use crate::machine::{Machine, kill_strays};
 use crate::merge::step::Step;
 use crate::state::journal::Journal;
 use crate::state::lock::{Lock, TIDYING_UP};
-use crate::{delete, drill, fork, revert, settle, snapshot};
+use crate::{boot, delete, drill, fork, revert, settle, snapshot};
 
 /// How long tidying up may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +50,8 @@ fn recover_within(ctx: &Context<'_>, name: &VmName, patience: Patience) -> Resul
     ctx.progress.note("an earlier command was interrupted; tidying up behind it");
     let mut machine = Machine::open(ctx.home, name)?;
     match journal {
+        Journal::Boot { .. } if machine.head.process.is_none() => return boot::undo(&dir).map(|()| Recovered::Done),
+        Journal::Boot { runs } => boot::finish(&machine, runs)?,
         Journal::Fork if machine.head.process.is_none() => return fork::undo(&dir).map(|()| Recovered::Done),
         // Layers are merged, a guest is asked for things: nobody who only looks waits for that.
         Journal::Fork | Journal::Snapshot(_) if patience == Patience::Moment => return Ok(Recovered::Later),
@@ -77,7 +79,9 @@ fn recover_within(ctx: &Context<'_>, name: &VmName, patience: Patience) -> Resul
 /// takes long is left to a process of its own; what fails here is told by the next command that changes something.
 pub(crate) fn recover_if_idle(ctx: &Context<'_>, name: &VmName) {
     let dir = ctx.home.vm(name);
-    let orphaned = || Machine::open(ctx.home, name).is_ok_and(|machine| machine.memory_is_orphaned());
+    let orphaned = || {
+        Machine::open(ctx.home, name).is_ok_and(|machine| machine.memory_is_orphaned() || boot::is_orphaned(&machine))
+    };
     if !snapshot::undo::has_journal(&dir) && !drill::has_leftovers(&dir) && !orphaned() {
         return;
     }
@@ -85,6 +89,7 @@ pub(crate) fn recover_if_idle(ctx: &Context<'_>, name: &VmName) {
         let recovered = recover_within(ctx, name, Patience::Moment);
         if let Ok(machine) = Machine::open(ctx.home, name) {
             machine.see_to_memory(ctx);
+            boot::see_to(ctx, &machine);
         }
         drop(lock);
         if matches!(recovered, Ok(Recovered::Later)) {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use keyframe_types::{ByteLen, VmName};
 use serde::Serialize;
 
+use crate::boot;
 use crate::context::Context;
 use crate::drill;
 use crate::error::Error;
@@ -60,6 +61,7 @@ pub fn remove(ctx: &Context<'_>, name: &VmName, pinned: Pinned, execution: Execu
     if execution == Execution::CarryOut {
         // A process that no document knows would go on writing to removed files.
         kill_strays(&machine.dir, &[])?;
+        boot::stop_serving(&machine.dir)?;
         // Without its definition it is no machine: from here on it is gone, whatever happens.
         durable::remove_file(&machine.dir.definition())?;
         durable::remove_dir(machine.dir.root())?;

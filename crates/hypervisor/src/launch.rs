@@ -92,6 +92,41 @@ pub struct DiskChain {
     pub disk: DiskId,
     /// Its layers, the active one first.
     pub layers: Vec<LayerFile>,
+    /// What the lowest of them stands on, where that is no file of this host's.
+    pub base: Option<RemoteBase>,
+}
+
+/// Bytes that a server shows over NBD, below the lowest layer of a chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteBase {
+    /// QEMU's name for it.
+    pub node: String,
+    /// The server's unix socket; relative to QEMU's own directory it is short wherever the home lies.
+    pub socket: PathBuf,
+    /// The export's name.
+    pub export: String,
+}
+
+/// How long requests wait for a server that is gone until they fail: ten years. A guest waits, and is not told that its disk
+/// is broken.
+const RECONNECT_S: u32 = 10 * 365 * 24 * 3600;
+/// How long a start waits for a server.
+const OPEN_S: u32 = 30;
+
+impl RemoteBase {
+    /// It as `-blockdev` takes it. Source: `BlockdevOptionsNbd` in qapi/block-core.json.
+    #[must_use]
+    pub fn node(&self) -> Value {
+        json!({
+            "driver": "nbd",
+            "node-name": self.node,
+            "read-only": true,
+            "server": {"type": "unix", "path": self.socket.to_string_lossy()},
+            "export": self.export,
+            "reconnect-delay": RECONNECT_S,
+            "open-timeout": OPEN_S,
+        })
+    }
 }
 
 impl DiskChain {
@@ -342,6 +377,10 @@ fn disk(args: &mut Arguments, slot: usize, chain: &DiskChain) {
 /// Adds the nodes of a chain, the base first, all but the active layer read-only.
 fn blockdev_chain(args: &mut Arguments, chain: &DiskChain) {
     let mut below: Option<String> = None;
+    if let Some(base) = &chain.base {
+        args.json("blockdev", &base.node());
+        below = Some(base.node.clone());
+    }
     for (height, layer) in chain.layers.iter().enumerate().rev() {
         let access = if height == 0 { LayerAccess::Active } else { LayerAccess::Frozen };
         args.json("blockdev", &layer_node(layer, access, below.as_deref()));
@@ -435,6 +474,7 @@ mod tests {
         DiskChain {
             disk: DiskId::new("disk0").unwrap(),
             layers: vec![layer("/l/top.qcow2", LayerFormat::Qcow2), layer("/base,1.img", LayerFormat::Raw)],
+            base: None,
         }
     }
 
@@ -469,6 +509,21 @@ mod tests {
         assert!(args.iter().any(|arg| arg.ends_with("logfile=/run/a,,b/serial.log")), "{args:?}");
         assert!(args.contains(&"tap,id=net0,fd=8".to_owned()));
         assert_eq!(args.last().unwrap(), "-usb");
+    }
+
+    #[test]
+    fn a_chain_may_stand_on_what_a_server_shows() {
+        let mut chain = chain();
+        chain.layers.truncate(1);
+        let base = RemoteBase { node: "r-disk0".into(), socket: "../boot/disk0.sock".into(), export: "disk0".into() };
+        chain.base = Some(base);
+        let (mut args, top) = (Arguments(Vec::new()), node_name(&chain.layers[0].id));
+        blockdev_chain(&mut args, &chain);
+        let nodes: Vec<Value> =
+            args.0.chunks(2).map(|pair| serde_json::from_str(pair[1].to_str().unwrap()).unwrap()).collect();
+        let said = [&nodes[0]["node-name"], &nodes[0]["read-only"], &nodes[1]["node-name"], &nodes[1]["backing"]];
+        assert_eq!(said, [&json!("r-disk0"), &json!(true), &json!(top), &json!("r-disk0")]);
+        assert!(nodes[0]["reconnect-delay"].as_u64() > Some(1_000_000), "a guest waits and is told no error");
     }
 
     #[test]

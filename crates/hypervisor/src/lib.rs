@@ -44,5 +44,5 @@ pub use definition::{
 pub use error::Error;
 pub use host::{HostError, KvmState, Qemu, QemuVersion};
 pub use instance::{InstanceRecord, Monitor};
-pub use launch::{DiskChain, LayerFile, LayerFormat};
+pub use launch::{DiskChain, LayerFile, LayerFormat, RemoteBase};
 pub use probe::ProbeDefinition;

@@ -23,6 +23,9 @@ use crate::Error;
 use crate::elsewhere::Elsewhere;
 use crate::source::Source;
 
+/// Most bytes of sums that are taken into memory at once: those of 8 TiB of RAM.
+const SUMS_MOST: u64 = 5 << 30;
+
 /// Room for one extent, aligned to pages.
 #[derive(Debug)]
 #[repr(C, align(4096))]
@@ -72,6 +75,16 @@ impl MemoryImage {
     /// [`Error::DamagedRest`] when structure, bitmaps or device state were changed.
     pub fn open(path: &Path, sums_path: &Path) -> Result<Self, Error> {
         Self::assemble(Source::open(path)?, Source::open(sums_path)?, None)
+    }
+
+    /// The same of an image that a server shows at these two sockets, under these names: what is damaged there, and what cannot
+    /// be had, is an error here.
+    ///
+    /// # Errors
+    /// As [`MemoryImage::open`].
+    pub fn open_exports(image: (&Path, &str), sums: (&Path, &str)) -> Result<Self, Error> {
+        let sums = Source::whole_export(sums.0, sums.1, SUMS_MOST)?;
+        Self::assemble(Source::export(image.0, image.1)?, sums, None)
     }
 
     /// The same of an image whose pages lie partly in other files.
@@ -173,7 +186,9 @@ impl MemoryImage {
         let (_, file_offset, bytes) = self.place(block, extent)?;
         self.for_files(file_offset, bytes as u64, |file, offset, bytes| {
             let (length, drop) = (NonZeroU64::new(bytes), Advice::DontNeed);
-            fadvise(&file.file, offset, length, drop)
+            // What comes out of an export is not in a cache of this host's.
+            let Ok(cached) = file.file() else { return Ok(()) };
+            fadvise(cached, offset, length, drop)
                 .map_err(|errno| Error::io("drop cached pages of", &file.path)(errno.into()))
         })?;
         self.read_extent(block, extent, buf)
@@ -185,7 +200,9 @@ impl MemoryImage {
         if let Ok((_, file_offset, _)) = self.place(block, first) {
             let bytes = extents.saturating_mul(EXTENT_SIZE as u64);
             let _only_a_hint = self.for_files(file_offset, bytes, |file, offset, bytes| {
-                let _only_a_hint = fadvise(&file.file, offset, NonZeroU64::new(bytes), Advice::WillNeed);
+                if let Ok(cached) = file.file() {
+                    let _only_a_hint = fadvise(cached, offset, NonZeroU64::new(bytes), Advice::WillNeed);
+                }
                 Ok(())
             });
         }

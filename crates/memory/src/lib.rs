@@ -19,6 +19,7 @@ pub mod collapse;
 mod content;
 mod elsewhere;
 pub mod error;
+mod export;
 pub mod image;
 pub mod pageserver;
 pub mod seal;

@@ -56,9 +56,9 @@ pub fn repair_bitmaps(path: &Path) -> Result<Repair, Error> {
     let mut pages = 0;
     for (block, _) in order {
         let bitmap = PageBitmap::from_data_extents(block, &data_extents(&image, block)?);
-        let written = image.file.write_all_at(&bitmap.to_bytes(), block.bitmap_offset());
+        let written = image.file()?.write_all_at(&bitmap.to_bytes(), block.bitmap_offset());
         written.map_err(Error::io("write", path))?;
-        image.file.sync_data().map_err(Error::io("sync", path))?;
+        image.file()?.sync_data().map_err(Error::io("sync", path))?;
         pages += bitmap.count();
     }
     Ok(if pages == 0 { Repair::NotNeeded } else { Repair::Done { pages } })
@@ -66,7 +66,8 @@ pub fn repair_bitmaps(path: &Path) -> Result<Repair, Error> {
 
 /// Where the file has data within a block's pages.
 fn data_extents(image: &Source, block: &MappedBlock) -> Result<Vec<DataExtent>, Error> {
-    let find = |from| match seek(&image.file, from) {
+    let file = image.file()?;
+    let find = |from| match seek(file, from) {
         Ok(offset) => Ok(Some(offset)),
         Err(Errno::NXIO) => Ok(None),
         Err(errno) => Err(Error::io("find holes of", &image.path)(errno.into())),

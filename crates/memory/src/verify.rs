@@ -215,7 +215,7 @@ impl Work<'_> {
         let Some((offset, bytes)) = placed.extent(extent) else {
             return Ok(false);
         };
-        match seek(&self.image.image().file, SeekFrom::Data(offset)) {
+        match seek(self.image.image().file()?, SeekFrom::Data(offset)) {
             Ok(data) => Ok(data < offset + bytes as u64),
             Err(Errno::NXIO) => Ok(false),
             Err(errno) => Err(Error::io("find holes of", self.image.path())(errno.into())),

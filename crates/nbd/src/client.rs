@@ -80,6 +80,15 @@ impl Client {
         if told { Ok(client) } else { protocol("an export without a length") }
     }
 
+    /// Waits for an answer however long it takes: a server may itself be waiting for a store that is away. The connection's end
+    /// is still noticed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn wait_for_ever(&self) -> Result<()> {
+        Ok(self.stream.set_read_timeout(None)?)
+    }
+
     /// Length of the export in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {

@@ -10,6 +10,9 @@ pub enum Allocation {
     Data,
     /// It is zeros.
     Zero,
+    /// It was never there: it is read as zeros, and whoever copies the export into an image that stands on nothing leaves it out.
+    /// QEMU's `block-stream` does; it would read and note every zero otherwise.
+    Absent,
 }
 
 /// A part of an export.

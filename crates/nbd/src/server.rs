@@ -1,9 +1,10 @@
 //! The server: one connection after the other's bytes, and a socket with many.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use crate::error::{Error, Result, protocol};
@@ -18,10 +19,12 @@ const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 const OPTIONS_MOST: usize = 64;
 /// The most extents that one block status tells.
 const EXTENTS_MOST: usize = 1 << 16;
+/// Requests of one connection that are worked at side by side: one that waits for a distant store does not hold up those behind it.
+const READERS_MOST: usize = 4;
 /// How often a socket looks whether it is to end.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Serves one connection to its end.
+/// Serves one connection to its end. Requests are answered as they are done, not as they came.
 ///
 /// # Errors
 /// [`Error::Io`] and [`Error::Protocol`] of this connection; a client that says good bye, or just goes, is no error.
@@ -29,9 +32,28 @@ pub fn serve_connection(stream: &UnixStream, name: &str, export: &dyn Export) ->
     stream.set_read_timeout(Some(HANDSHAKE_PATIENCE))?;
     let Some(agreed) = negotiate(stream, Offer { name, bytes: export.bytes() })? else { return Ok(()) };
     stream.set_read_timeout(None)?;
-    let mut connection = Connection { stream, export, agreed, buffer: Vec::new() };
-    while connection.serve_one()? {}
-    Ok(())
+    let connection = Connection { stream, answering: Mutex::new(()), export, agreed, failure: Mutex::new(None) };
+    let (queue, requests) = mpsc::sync_channel(READERS_MOST);
+    let (requests, pending) = (Mutex::new(requests), AtomicUsize::new(0));
+    let taken_in = std::thread::scope(|scope| {
+        // It goes with this closure: then readers end.
+        let queue = queue;
+        let mut readers = 0;
+        while let Some(request) = connection.next()? {
+            if pending.fetch_add(1, Ordering::Relaxed) >= readers && readers < READERS_MOST {
+                readers += 1;
+                scope.spawn(|| connection.read_queue(&requests, &pending));
+            }
+            if queue.send(request).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    });
+    match lock(&connection.failure).take() {
+        Some(failure) => Err(failure),
+        None => taken_in,
+    }
 }
 
 /// Serves every connection of a socket, each in a thread of its own, until it is told to end and all have gone.
@@ -84,43 +106,78 @@ fn negotiate(mut stream: &UnixStream, offer: Offer<'_>) -> Result<Option<Agreeme
 
 struct Connection<'a> {
     stream: &'a UnixStream,
+    /// Held while a reply is written, so that replies do not mix.
+    answering: Mutex<()>,
     export: &'a dyn Export,
     agreed: Agreement,
-    buffer: Vec<u8>,
+    /// What ended a reader.
+    failure: Mutex<Option<Error>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind these locks is whole after every statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Connection<'_> {
-    /// Serves one request; false when there are no more.
-    fn serve_one(&mut self) -> Result<bool> {
-        let mut bytes = [0; Request::BYTES];
-        match (&mut &*self.stream).read_exact(&mut bytes) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-            other => other?,
-        }
-        let request = Request::decode(&bytes)?;
-        match request.command {
-            command::DISCONNECT => return Ok(false),
-            command::READ => self.read(request)?,
-            command::FLUSH => self.done(request)?,
-            command::CACHE => match self.range(request) {
-                Some(range) => {
-                    self.export.will_need(range);
-                    self.done(request)?;
-                }
-                None => self.fail(request, errno::EINVAL, "behind the export's end")?,
-            },
-            command::BLOCK_STATUS => self.block_status(request)?,
-            command::WRITE => {
-                // Its data are on their way and have to be taken in.
-                if request.len > PAYLOAD_MOST {
-                    return protocol("a write that is longer than one may be");
-                }
-                io::copy(&mut self.stream.take(u64::from(request.len)), &mut io::sink())?;
-                self.fail(request, errno::EPERM, "read-only")?;
+    /// Takes in requests up to one that takes time; `None` when there are no more.
+    fn next(&self) -> Result<Option<Request>> {
+        loop {
+            let mut bytes = [0; Request::BYTES];
+            match (&mut &*self.stream).read_exact(&mut bytes) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+                other => other?,
             }
-            _ => self.fail(request, errno::EPERM, "read-only, or not known here")?,
+            let request = Request::decode(&bytes)?;
+            match request.command {
+                command::DISCONNECT => return Ok(None),
+                command::READ | command::BLOCK_STATUS => return Ok(Some(request)),
+                command::FLUSH => self.done(request)?,
+                command::CACHE => match self.range(request) {
+                    Some(range) => {
+                        self.export.will_need(range);
+                        self.done(request)?;
+                    }
+                    None => self.fail(request, errno::EINVAL, "behind the export's end")?,
+                },
+                command::WRITE => {
+                    // Its data are on their way and have to be taken in.
+                    if request.len > PAYLOAD_MOST {
+                        return protocol("a write that is longer than one may be");
+                    }
+                    io::copy(&mut self.stream.take(u64::from(request.len)), &mut io::sink())?;
+                    self.fail(request, errno::EPERM, "read-only")?;
+                }
+                _ => self.fail(request, errno::EPERM, "read-only, or not known here")?,
+            }
         }
-        Ok(true)
+    }
+
+    /// Answers what takes time, one after the other, until there is no more.
+    fn read_queue(&self, requests: &Mutex<mpsc::Receiver<Request>>, pending: &AtomicUsize) {
+        let mut buffer = Vec::new();
+        loop {
+            let Ok(request) = lock(requests).recv() else { return };
+            if lock(&self.failure).is_some() {
+                // Nobody is there any more; whoever takes requests in must not wait for us.
+                continue;
+            }
+            let answered = match request.command {
+                command::READ => self.read(request, &mut buffer),
+                _ => self.block_status(request),
+            };
+            pending.fetch_sub(1, Ordering::Relaxed);
+            if let Err(error) = answered {
+                lock(&self.failure).get_or_insert(error);
+                // Whoever takes requests in has nothing more to wait for.
+                let _ = self.stream.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    fn answer(&self, bytes: &[u8]) -> Result<()> {
+        let _alone = lock(&self.answering);
+        Ok((&mut &*self.stream).write_all(bytes)?)
     }
 
     /// The range of a request; `None` where it is empty or not within the export.
@@ -129,15 +186,15 @@ impl Connection<'_> {
         (request.len > 0 && end <= self.export.bytes()).then_some(request.offset..end)
     }
 
-    fn read(&mut self, request: Request) -> Result<()> {
+    fn read(&self, request: Request, buffer: &mut Vec<u8>) -> Result<()> {
         if self.range(request).is_none() || request.len > PAYLOAD_MOST {
             return self.fail(request, errno::EINVAL, "behind the export's end, or too much at once");
         }
         let len = request.len as usize;
         let head = if self.agreed.structured { 28 } else { 16 };
-        self.buffer.clear();
-        self.buffer.resize(head + len, 0);
-        let Some((reply, data)) = self.buffer.split_at_mut_checked(head) else {
+        buffer.clear();
+        buffer.resize(head + len, 0);
+        let Some((reply, data)) = buffer.split_at_mut_checked(head) else {
             return protocol("a reply without room");
         };
         if let Err(error) = self.export.read(request.offset, data) {
@@ -150,10 +207,10 @@ impl Connection<'_> {
         } else {
             reply.copy_from_slice(&simple(request.cookie, 0));
         }
-        Ok((&mut &*self.stream).write_all(&self.buffer)?)
+        self.answer(buffer)
     }
 
-    fn block_status(&mut self, request: Request) -> Result<()> {
+    fn block_status(&self, request: Request) -> Result<()> {
         let range = self.range(request).filter(|_| self.agreed.allocation);
         let Some(range) = range else {
             return self.fail(request, errno::EINVAL, "no meta context, or behind the export's end");
@@ -173,6 +230,7 @@ impl Connection<'_> {
             let status = match extent.allocation {
                 Allocation::Data => 0,
                 Allocation::Zero => state::HOLE | state::ZERO,
+                Allocation::Absent => state::HOLE,
             };
             data.extend_from_slice(&len.to_be_bytes());
             data.extend_from_slice(&status.to_be_bytes());
@@ -183,24 +241,24 @@ impl Connection<'_> {
         }
         let mut bytes = chunk_head(true, chunk::BLOCK_STATUS, request.cookie, data.len() as u32).to_vec();
         bytes.append(&mut data);
-        Ok((&mut &*self.stream).write_all(&bytes)?)
+        self.answer(&bytes)
     }
 
-    fn done(&mut self, request: Request) -> Result<()> {
+    fn done(&self, request: Request) -> Result<()> {
         let bytes = if self.agreed.structured {
             chunk_head(true, chunk::NONE, request.cookie, 0).to_vec()
         } else {
             simple(request.cookie, 0).to_vec()
         };
-        Ok((&mut &*self.stream).write_all(&bytes)?)
+        self.answer(&bytes)
     }
 
-    fn fail(&mut self, request: Request, errno: u32, why: &str) -> Result<()> {
+    fn fail(&self, request: Request, errno: u32, why: &str) -> Result<()> {
         let bytes = if self.agreed.structured {
             error_chunk(request.cookie, errno, why)
         } else {
             simple(request.cookie, errno).to_vec()
         };
-        (&mut &*self.stream).write_all(&bytes).map_err(Error::Io)
+        self.answer(&bytes)
     }
 }

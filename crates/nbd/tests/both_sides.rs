@@ -110,11 +110,14 @@ struct Serving {
 
 impl Serving {
     fn start(broken: bool) -> Self {
+        Self::show(Arc::new(Pattern { broken }))
+    }
+
+    fn show(export: Arc<dyn Export>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("nbd")).unwrap();
         let end = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&end);
-        let export: Arc<dyn Export> = Arc::new(Pattern { broken });
         let thread = std::thread::spawn(move || serve_socket(&listener, "disk0", &export, &stop).unwrap());
         Self { dir, end, thread: Some(thread) }
     }
@@ -159,6 +162,61 @@ fn qemu_is_told_of_what_cannot_be_read() {
     let serving = Serving::start(true);
     let (_, said) = run("qemu-io", &["-r", "-f", "raw", "-c", &format!("read {BROKEN} 4096"), &serving.uri()]);
     assert!(said.contains("Input/output error"), "{said}");
+}
+
+/// Its first page can be read only after its last one was.
+#[derive(Debug, Default)]
+struct Backwards {
+    last_was_read: AtomicBool,
+}
+
+impl Export for Backwards {
+    fn bytes(&self) -> u64 {
+        LEN
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        into.fill(7);
+        if offset > 0 {
+            self.last_was_read.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.last_was_read.load(Ordering::Relaxed) {
+            if Instant::now() > deadline {
+                return Err(io::Error::other("nobody came by"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn extents(&self, range: Range<u64>) -> io::Result<Vec<Extent>> {
+        Ok(vec![Extent { len: range.end - range.start, allocation: Allocation::Absent }])
+    }
+
+    fn will_need(&self, _: Range<u64>) {}
+}
+
+#[test]
+fn a_read_that_takes_long_does_not_hold_up_another() {
+    let serving = Serving::show(Arc::new(Backwards::default()));
+    let last = format!("read -P 7 {} 4096", LEN - 4096);
+    let words = ["-r", "-f", "raw", "-c", "aio_read -P 7 0 4096", "-c", &last, "-c", "aio_flush", &serving.uri()];
+    let (good, said) = run("qemu-io", &words);
+    assert!(good && !said.contains("rror"), "{said}");
+}
+
+#[test]
+fn what_was_never_there_is_left_out_of_a_copy() {
+    let serving = Serving::show(Arc::new(Backwards::default()));
+    let top = serving.dir.path().join("top.qcow2");
+    let top = top.to_str().unwrap();
+    let (good, said) = run("qemu-img", &["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &serving.uri(), top]);
+    assert!(good, "{said}");
+    // As `block-stream` does: it copies what is allocated below, and then stands on nothing.
+    let (good, map) = run("qemu-img", &["map", "--output=json", top]);
+    assert!(good && map.contains("\"present\": false") && !map.contains("\"present\": true"), "{map}");
 }
 
 /// A qemu-nbd that ends with this.

@@ -57,6 +57,29 @@ impl BackingName {
         name.check_file().map(|()| name)
     }
 
+    /// What a server shows at a unix socket, as QEMU writes it: `nbd+unix:///EXPORT?socket=PATH`. It names no file, and whoever
+    /// wants to follow it as one is told so.
+    ///
+    /// # Errors
+    /// [`Error::BackingName`] where it becomes too long.
+    pub fn export(socket: &Path, export: &str) -> Result<Self> {
+        let mut name = b"nbd+unix:///".to_vec();
+        percent_encode(export.as_bytes(), &mut name);
+        name.extend_from_slice(b"?socket=");
+        percent_encode(socket.as_os_str().as_bytes(), &mut name);
+        if name.len() > NAME_MAX {
+            let name = String::from_utf8_lossy(&name).into_owned();
+            return Err(Error::BackingName { name, rule: "must not be longer than 1023 bytes" });
+        }
+        Ok(Self(name))
+    }
+
+    /// Whether it names what a server shows ([`BackingName::export`]).
+    #[must_use]
+    pub fn is_export(&self) -> bool {
+        self.0.starts_with(b"nbd+unix://")
+    }
+
     /// A name found in a header; its rules are checked when it is followed.
     pub(crate) fn from_header(bytes: &[u8]) -> Self {
         Self(bytes.to_vec())
@@ -100,6 +123,18 @@ impl BackingName {
     }
 }
 
+/// Everything but letters, digits and `-._~/` as `%XX`. Source: RFC 3986, unreserved characters.
+fn percent_encode(bytes: &[u8], into: &mut Vec<u8>) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    for &byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            into.push(byte);
+        } else {
+            into.extend([b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        }
+    }
+}
+
 impl fmt::Display for BackingName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         String::from_utf8_lossy(&self.0).fmt(f)
@@ -129,6 +164,14 @@ impl Backing {
         Ok(Self { name: BackingName::new(path)?, format })
     }
 
+    /// What a server shows at a unix socket: the bytes of the disk.
+    ///
+    /// # Errors
+    /// As [`BackingName::export`].
+    pub fn export(socket: &Path, export: &str) -> Result<Self> {
+        Ok(Self { name: BackingName::export(socket, export)?, format: Format::Raw })
+    }
+
     /// The name as it is stored.
     #[must_use]
     pub fn name(&self) -> &BackingName {
@@ -154,6 +197,15 @@ mod tests {
         for bad in ["", "json:{}", "nbd://h/e", "file:/x", "a:b", "a\0b", &"x".repeat(1024)] {
             assert!(BackingName::new(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_export_is_named_and_not_followed() {
+        let name = BackingName::export(Path::new("/h o/boot/disk0.sock"), "disk0").unwrap();
+        assert_eq!(name.to_string(), "nbd+unix:///disk0?socket=/h%20o/boot/disk0.sock");
+        assert!(name.is_export() && name.resolve(Path::new("/vm/o")).is_err());
+        assert!(!BackingName::new("/nbd+unix://x").unwrap().is_export());
+        assert!(BackingName::export(Path::new(&"x".repeat(1024)), "e").is_err());
     }
 
     #[test]

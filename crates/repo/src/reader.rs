@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
@@ -19,6 +20,8 @@ use crate::tree::{self, FANOUT, LEAF_PAGES, NodeRef, Run};
 const LEAF_BYTES_KEPT: usize = 16 << 20;
 /// Bytes of frames with nodes that are kept.
 const NODE_BYTES_KEPT: usize = 8 << 20;
+/// Most parts of a range that are told at once.
+const PARTS_MOST: usize = 4096;
 /// Decompressors that wait for work.
 const DECOMPRESSORS: usize = 16;
 
@@ -84,6 +87,29 @@ impl ImageReader {
             done += self.read_run(here, rest).map_err(|error| self.unreadable(here, len, error))?;
         }
         Ok(())
+    }
+
+    /// What a range, within the image and not empty, is made of, from its beginning: lengths in bytes, and whether there are pages
+    /// or zeros. What is told ends at the range's end, or where more would be too much at once.
+    ///
+    /// # Errors
+    /// As [`ImageReader::read_at`].
+    pub fn parts(&self, range: Range<u64>) -> Result<Vec<(u64, bool)>> {
+        if range.is_empty() || range.end > self.image.bytes {
+            return Err(Error::ImageShort);
+        }
+        let (mut parts, mut at): (Vec<(u64, bool)>, u64) = (Vec::new(), range.start);
+        while at < range.end && parts.len() < PARTS_MOST {
+            let (run, ahead) = self.run_at(at / PAGE_BYTES as u64).map_err(|error| self.unreadable(at, 1, error))?;
+            let behind = (at / PAGE_BYTES as u64 + u64::from(run.count - ahead)) * PAGE_BYTES as u64;
+            let len = behind.min(range.end) - at;
+            match parts.last_mut().filter(|(_, there)| *there == run.at.is_some()) {
+                Some((known, _)) => *known += len,
+                None => parts.push((len, run.at.is_some())),
+            }
+            at += len;
+        }
+        Ok(parts)
     }
 
     /// Fills as much of a buffer as lies in one run; gives how much.

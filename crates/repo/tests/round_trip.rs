@@ -209,3 +209,29 @@ fn threads_read_at_random_and_damage_is_named() {
     }
     assert!(lost > 100, "{lost}");
 }
+
+#[test]
+fn a_reader_tells_pages_from_zeros() {
+    let (_, repository) = common::repository();
+    // Across the ends of leaves (16 MiB), and not ending with a page.
+    let mut bytes = vec![0; (40 << 20) + 100];
+    for page in [1, 2, 3, 4094, 4095, 4096, 4097, 9000, 10_240] {
+        let end = bytes.len().min((page + 1) * 4096);
+        bytes[page * 4096..end].fill(page as u8 | 1);
+    }
+    let point = put(&repository, "disk", &bytes, None);
+    let index = Arc::new(repository.index(Hooks::Skip).unwrap());
+    let reader = ImageReader::new(Arc::new(repository), index, point.images[0].clone(), 0).unwrap();
+    let len = bytes.len() as u64;
+    let mut at = 0;
+    let mut told = Vec::new();
+    for (len, there) in reader.parts(0..len).unwrap() {
+        told.push((at, len, there));
+        at += len;
+    }
+    assert_eq!(at, len, "{told:?}");
+    let there: Vec<_> = told.iter().filter(|(.., there)| *there).map(|(at, len, _)| (at / 4096, *len)).collect();
+    assert_eq!(there, [(1, 3 * 4096), (4094, 4 * 4096), (9000, 4096), (10_240, 100)]);
+    assert_eq!(reader.parts(5000..6000).unwrap(), [(1000, true)], "within a page");
+    assert!(reader.parts(10..10).is_err() && reader.parts(0..len + 1).is_err());
+}

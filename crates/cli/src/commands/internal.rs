@@ -1,7 +1,11 @@
 //! Processes that Keyframe starts for itself.
 
+use std::sync::Arc;
+
+use keyframe_engine::boot::server;
 use keyframe_engine::{Error, Home, guard, pages, release};
 
+use super::{boot, repository};
 use crate::args::Internal;
 
 /// Runs one.
@@ -12,6 +16,11 @@ pub fn run(internal: Internal) -> Result<u8, Error> {
         // Its directory is only for whoever looks at the list of processes.
         Internal::PageWorker { dir } => pages::work(&dir, std::io::stdin())?,
         Internal::Release => release::hold()?,
+        Internal::BootServer { server_home, vm } => server::supervise(&Home::open(&server_home)?, &vm)?,
+        Internal::BootWorker { server_home, vm, restarts } => {
+            repository::keep_memory();
+            server::work(&Home::open(&server_home)?, &vm, Arc::new(boot::Stores), restarts)?;
+        }
     }
     Ok(0)
 }

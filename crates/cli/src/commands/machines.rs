@@ -137,10 +137,11 @@ fn list(ctx: &Context<'_>, output: &Output) -> Result<u8, Error> {
 fn row(machine: &MachineSummary) -> Vec<String> {
     vec![
         machine.name.to_string(),
-        match (&machine.hydration, &machine.busy) {
-            (Some(hydration), _) => format!("{} ({})", machine.state.as_str(), hydration.brief()),
-            (None, Some(_)) => format!("{} (busy)", machine.state.as_str()),
-            (None, None) => machine.state.as_str().to_owned(),
+        match (&machine.boot, &machine.hydration, &machine.busy) {
+            (Some(boot), ..) => format!("{} ({})", machine.state.as_str(), boot.brief()),
+            (None, Some(hydration), _) => format!("{} ({})", machine.state.as_str(), hydration.brief()),
+            (None, None, Some(_)) => format!("{} (busy)", machine.state.as_str()),
+            (None, None, None) => machine.state.as_str().to_owned(),
         },
         machine.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
         ByteLen::from_bytes(machine.memory_bytes).to_string(),
@@ -163,6 +164,9 @@ fn described(report: &MachineReport) -> String {
     }
     if let Some(holder) = &report.busy {
         add("busy", format!("{holder} is at work on it"));
+    }
+    if let Some(boot) = &report.boot {
+        add("stands on", boot.sentence());
     }
     if let Some(hydration) = &report.hydration {
         add("memory", hydration.sentence());

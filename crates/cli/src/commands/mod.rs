@@ -1,6 +1,7 @@
 //! One module for each group of commands: calls the engine, says what came of it.
 
 mod backup;
+mod boot;
 mod check;
 mod console;
 mod cost;
@@ -52,5 +53,6 @@ pub fn run(ctx: &Context<'_>, command: MachineCommand, output: &Output) -> Resul
         MachineCommand::Restore(args) => backup::restore(ctx, &args, output),
         MachineCommand::Drill(args) => drill::drill(ctx, args, output),
         MachineCommand::Drills(args) => drill::list(ctx, &args, output),
+        MachineCommand::Boot(args) => boot::run(ctx, args, output),
     }
 }

@@ -134,14 +134,24 @@ pub fn open(place: &Where) -> Result<Repository, Error> {
 
 /// The same, saying where objects come from.
 pub fn open_reading(place: &Where, reading: Reading) -> Result<Repository, Error> {
+    opened(place, reading).map(|(repository, _)| repository)
+}
+
+/// The same, with the passphrase that opened it, for processes that open it again.
+pub fn opened(place: &Where, reading: Reading) -> Result<(Repository, Option<Zeroizing<String>>), Error> {
     let store = store(place, false, reading)?;
     let config = Repository::config_of(&*store)?;
+    let mut typed = None;
     let unlock = match &place.key_file {
         Some(path) => Unlock::from_file(path)?,
         None if !config.encrypted => Unlock::Nothing,
-        None => Unlock::Passphrase(passphrase("Passphrase: ")?),
+        None => {
+            let text = passphrase("Passphrase: ")?;
+            typed = Some(text.clone());
+            Unlock::Passphrase(text)
+        }
     };
-    Repository::open(store, &unlock)
+    Ok((Repository::open(store, &unlock)?, typed))
 }
 
 /// The passphrase from the environment, or from a person at a terminal.

@@ -2,6 +2,7 @@
 
 use keyframe_types::VmName;
 
+use crate::boot::Standing;
 use crate::drill::record;
 use crate::error::Error;
 use crate::fsck::finding::{Finding, Repair, What};
@@ -20,6 +21,7 @@ pub(super) fn look(survey: &Survey, machine: &Surveyed) -> Vec<Finding> {
     let mut found: Vec<Finding> = machine.unreadable.iter().map(|one| unreadable(vm, machine, one)).collect();
     found.extend(journal(machine));
     found.extend(mending(machine));
+    found.extend(standing(machine));
     let manifests = machine.manifests.iter();
     found.extend(manifests.flat_map(|manifest| beside(machine, manifest)));
     found.extend(origin(survey, machine));
@@ -50,6 +52,15 @@ fn journal(machine: &Surveyed) -> Option<Finding> {
     let text = || "an operation was interrupted, and nobody is at work on it".to_owned();
     (machine.has_journal && readable)
         .then(|| Finding::repairable(machine.dir.name(), What::UnfinishedOperation, &path, text(), Repair::Recover))
+}
+
+/// What tells of the repository that a machine stands on.
+fn standing(machine: &Surveyed) -> Option<Finding> {
+    let error = Standing::read(&machine.dir).err()?;
+    let text = format!("it cannot be used: {}", error.told());
+    let advice = "restore it from a backup of the home; without it no layer is opened that stands on a repository, and nothing reads \
+                  wrong. What the guest wrote is in its layers";
+    Some(Finding::serious(machine.dir.name(), What::DamagedDocument, &machine.dir.boot(), text, advice))
 }
 
 fn mending(machine: &Surveyed) -> Option<Finding> {

@@ -8,6 +8,7 @@ use keyframe_hypervisor::LayerFormat;
 use keyframe_qcow2::Header;
 use keyframe_types::VmName;
 
+use crate::boot;
 use crate::error::{Error, IoContext as _};
 use crate::fsck::finding::{Finding, Repair, What};
 use crate::fsck::survey::{Needed, Survey};
@@ -79,6 +80,8 @@ impl One<'_> {
             return vec![self.missing(&path)];
         }
         if self.layer.format == LayerFormat::Qcow2
+            // One that may stand on a repository is right either way; `boot.json` and the header tell the rest.
+            && !boot::may_stand_on(&self.home.vm(self.vm), &self.layer.id)
             && let Some(below) = below_known(below)
             // A header in use may be half on its way; QEMU was told the chain when it was started.
             && (self.layer.frozen.is_some() || !self.open.contains(&path))
@@ -119,6 +122,13 @@ impl One<'_> {
                 return Some(Finding::serious(self.vm, What::CorruptImage, path, text, PUT_BACK));
             }
         };
+        if header.backing().is_some_and(keyframe_qcow2::BackingName::is_export) {
+            // Without it, what was not copied yet would read as zeros.
+            let text = "it stands on an export of a repository, and boot.json does not tell which".to_owned();
+            let advice =
+                "restore the machine's boot.json from a backup of the home; until then the machine does not start";
+            return Some(Finding::serious(self.vm, What::WrongBacking, path, text, advice));
+        }
         let named = header.backing().map(|name| (name.resolve(path).ok(), name.to_string()));
         let expected = below.map(|below| self.home.absolute(&below.path));
         let same = match (&named, &expected) {

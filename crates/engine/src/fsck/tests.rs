@@ -239,6 +239,19 @@ fn documents_that_cannot_be_read_are_named() {
 }
 
 #[test]
+fn a_layer_that_stands_on_a_repository_is_never_made_to_stand_on_nothing() {
+    let rig = Rig::new();
+    let path = rig.active();
+    let export = keyframe_qcow2::Backing::export(Path::new("/h/run/boot/disk0.sock"), "disk0").unwrap();
+    keyframe_qcow2::set_backing(&path, Some(&export)).unwrap();
+    rig.explains(What::WrongBacking, Severity::Serious, &path);
+    let header = keyframe_qcow2::Header::read(&std::fs::File::open(&path).unwrap()).unwrap();
+    assert_eq!(header.backing(), Some(export.name()), "a repair left it alone");
+    std::fs::write(rig.dir.boot(), "{").unwrap();
+    assert!(rig.fsck(true).findings.iter().any(|one| one.what == What::DamagedDocument && one.path == rig.dir.boot()));
+}
+
+#[test]
 fn a_definition_that_a_person_mistyped_is_named() {
     let rig = Rig::new();
     std::fs::write(rig.dir.definition(), "naem = 1").unwrap();

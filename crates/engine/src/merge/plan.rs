@@ -188,6 +188,11 @@ impl Held {
             let decided = Ranges::joined(std::iter::once(0..layer.virtual_bytes.bytes()).collect());
             return Some(Self { decided, data: Ranges::of_file(path)? });
         }
+        Self::by_qcow2(path)
+    }
+
+    /// What a qcow2 layer holds.
+    pub(crate) fn by_qcow2(path: &Path) -> Option<Self> {
         let image = Image::open(path).ok()?;
         let (mut decided, mut data) = (Vec::new(), Vec::new());
         for extent in image.extents().ok()? {
@@ -199,6 +204,11 @@ impl Held {
             decided.push(range);
         }
         Some(Self { decided: Ranges::joined(decided), data: Ranges::joined(data) })
+    }
+
+    /// How many bytes of these ranges this layer leaves to what it stands on.
+    pub(crate) fn leaves_of(&self, ranges: Vec<Range<u64>>) -> u64 {
+        Ranges::joined(ranges).without(&self.decided).total()
     }
 
     /// Whether this layer says itself what the disk reads wherever `other` has data.

@@ -72,7 +72,7 @@ pub fn restore(
     kill_strays(&dir, &[])?;
     durable::remove_dir(dir.root())?;
     durable::create_private_dir(dir.root())?;
-    let restoring = Restoring { ctx, repository, point, dir: &dir, written: ByteLen::ZERO, notes: Vec::new() };
+    let restoring = Restoring::new(ctx, repository, point, &dir);
     restoring.carry_out(machine, &operation).inspect_err(|_| {
         // The first error is the one to tell; what stays is no machine, and goes with the next attempt.
         let _ = fork::undo(&dir);
@@ -80,7 +80,7 @@ pub fn restore(
 }
 
 /// What the point needs of a host, found out before anything is written.
-fn check_host(snapshot: &Manifest<FrozenTop>) -> Result<(), Error> {
+pub(crate) fn check_host(snapshot: &Manifest<FrozenTop>) -> Result<(), Error> {
     if snapshot.definition.firmware == Firmware::Uefi {
         find_ovmf()?;
     }
@@ -90,16 +90,21 @@ fn check_host(snapshot: &Manifest<FrozenTop>) -> Result<(), Error> {
     }
 }
 
-struct Restoring<'a> {
+/// What is made of a point's machine in a directory of its own.
+pub(crate) struct Restoring<'a> {
     ctx: &'a Context<'a>,
     repository: &'a Repository,
     point: &'a Point,
     dir: &'a VmDir,
     written: ByteLen,
-    notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
 }
 
-impl Restoring<'_> {
+impl<'a> Restoring<'a> {
+    pub(crate) fn new(ctx: &'a Context<'a>, repository: &'a Repository, point: &'a Point, dir: &'a VmDir) -> Self {
+        Self { ctx, repository, point, dir, written: ByteLen::ZERO, notes: Vec::new() }
+    }
+
     fn carry_out(mut self, machine: MachinePoint, operation: &str) -> Result<RestoredMachine, Error> {
         let _lock = Lock::take(&self.dir.lock(), operation)?;
         sealed::write(&self.dir.journal(), &Journal::Fork)?;
@@ -143,14 +148,14 @@ impl Restoring<'_> {
         })
     }
 
-    fn image(&mut self, label: &str, path: &std::path::Path) -> Result<(), Error> {
+    pub(crate) fn image(&mut self, label: &str, path: &std::path::Path) -> Result<(), Error> {
         let report = write_image(self.ctx, self.repository, self.point, label, path, DiskFormat::Raw)?;
         self.written = self.written + ByteLen::from_bytes(report.written_bytes);
         Ok(())
     }
 
     /// A disk as a raw file, the only layer of its chain.
-    fn disk(&mut self, disk: &DiskId) -> Result<Chain, Error> {
+    pub(crate) fn disk(&mut self, disk: &DiskId) -> Result<Chain, Error> {
         self.ctx.progress.step(&format!("restoring {disk}"));
         let id = LayerId::random();
         let layers = self.dir.layers(disk);
@@ -215,7 +220,7 @@ impl Restoring<'_> {
     }
 
     /// The definition with its name, its files, and an identity of its own where another machine here has that.
-    fn definition(
+    pub(crate) fn definition(
         &mut self,
         original: &MachineDefinition,
         disks: &[Chain],
@@ -253,7 +258,7 @@ impl Restoring<'_> {
 
     /// The kernel that QEMU loads itself, and its initial RAM disk, from the point.
     fn kernel(&mut self, original: &DirectKernel) -> Result<DirectKernel, Error> {
-        let boot = self.dir.root().join("boot");
+        let boot = self.dir.boot_files();
         durable::create_private_dir(&boot)?;
         let kernel = boot.join("kernel");
         self.image(KERNEL, &kernel)?;

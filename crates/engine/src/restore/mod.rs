@@ -18,7 +18,7 @@ use keyframe_repo::{Point, StoredImage};
 use crate::error::Error;
 
 /// An image of a point.
-fn image<'p>(point: &'p Point, label: &str) -> Result<&'p StoredImage, Error> {
+pub(crate) fn image<'p>(point: &'p Point, label: &str) -> Result<&'p StoredImage, Error> {
     point.images.iter().find(|image| image.label == label).ok_or_else(|| Error::NoMachineInPoint {
         point: format!("{}@{}", point.name, point.id.short()),
         reason: format!("its image {label} is missing"),

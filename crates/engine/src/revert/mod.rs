@@ -384,21 +384,7 @@ impl<'a> Reverting<'a> {
         if self.source.strategy == Strategy::Cold {
             return None;
         }
-        if self.source.manifest.frozen
-            && let Err(error) = guest::thaw(&started.record)
-        {
-            notes.push(format!("the guest's file systems may be frozen, as they were in the snapshot: {error}"));
-        }
-        if !guest::has_agent(&mut started.monitor) {
-            return None;
-        }
-        match guest::set_clock(&started.record) {
-            Ok(behind_ms) => Some(behind_ms),
-            Err(error) => {
-                notes.push(format!("the guest's clock was not set: {error}"));
-                None
-            }
-        }
+        guest::greet(started, self.source.manifest.frozen, notes)
     }
 
     /// Waits until all memory is there.

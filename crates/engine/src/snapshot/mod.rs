@@ -18,6 +18,7 @@ use keyframe_hypervisor::{Accelerator, MachineDefinition, QemuVersion};
 use keyframe_types::{ByteLen, SnapshotId, SnapshotName, TimeToLive, Timestamp, VmName};
 use serde::Serialize;
 
+use crate::boot;
 use crate::context::Context;
 use crate::error::Error;
 use crate::label;
@@ -161,6 +162,7 @@ pub(crate) fn take_locked(
     afterwards: Afterwards,
     begun: Instant,
 ) -> Result<SnapshotReport, Error> {
+    boot::must_be_local(machine)?;
     let plan = Plan::new(machine, request, begun)?;
     match machine.state() {
         State::Running => live::take(ctx, machine, request, plan, StateAtCut::Running, afterwards),

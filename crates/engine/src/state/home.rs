@@ -48,6 +48,12 @@ impl Home {
         VmDir { home: self.clone(), name: name.clone(), root: self.root.join("vms").join(name.as_str()) }
     }
 
+    /// What guests from points of the machine `name` wanted of their memory first, when they were booted here.
+    #[must_use]
+    pub fn wanted_first(&self, name: &VmName) -> PathBuf {
+        self.root.join("prefetch").join(format!("{name}.hot"))
+    }
+
     /// The names of all machines, in order. A directory without a definition is no machine.
     ///
     /// # Errors
@@ -145,6 +151,24 @@ impl VmDir {
     #[must_use]
     pub fn journal(&self) -> PathBuf {
         self.root.join("journal.json")
+    }
+
+    /// What it still stands on in a repository, while it is not wholly local.
+    #[must_use]
+    pub fn boot(&self) -> PathBuf {
+        self.root.join("boot.json")
+    }
+
+    /// Sockets and state of the process that shows it a repository's images.
+    #[must_use]
+    pub fn boot_run(&self) -> PathBuf {
+        self.run().join("boot")
+    }
+
+    /// What came from a point and is no layer: the kernel that QEMU loads itself.
+    #[must_use]
+    pub fn boot_files(&self) -> PathBuf {
+        self.root.join("boot")
     }
 
     /// The file that is locked while a command works on the machine.

@@ -26,6 +26,11 @@ pub enum Journal {
     /// A fork. Committed by the head that names its process; undone by removing the machine. Kept until the guest has
     /// a network card of its own, runs and is thawed.
     Fork,
+    /// A machine that boots from a point. Committed by the head that names its process; undone by removing the machine.
+    Boot {
+        /// Whether it is let run.
+        runs: bool,
+    },
     /// Layers of one disk that become one. Committed by `tree.json`, or by the head for an active layer; every chain
     /// reads the same before and after.
     Merge(Box<MergeJournal>),

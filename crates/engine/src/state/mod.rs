@@ -8,5 +8,6 @@ pub mod journal;
 pub mod label;
 pub mod lock;
 pub mod manifest;
+pub mod scratch;
 pub mod sealed;
 pub mod tree;

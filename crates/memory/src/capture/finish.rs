@@ -46,7 +46,7 @@ pub(super) fn finish(
     let leftover = sums.finish();
     let extents_reread = leftover.reread.count();
     let image_bytes = layout.devices_offset() + summary.devices.total_bytes();
-    let image = Source { file: reopen(&files)?, path: files.path.clone(), bytes: image_bytes };
+    let image = Source::of_length(reopen(&files)?, &files.path, image_bytes);
     complete_table(&image, &files, &layout, leftover)?;
     let header = SumsHeader {
         ram: layout.ram().clone(),

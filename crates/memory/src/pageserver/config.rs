@@ -36,6 +36,23 @@ pub enum ImageAt {
         /// The snapshot's id: 16 hexadecimal digits.
         snapshot: String,
     },
+    /// A whole one that somebody serves over NBD.
+    Exports {
+        /// The socket that shows `memory.mapped`.
+        mapped: ExportAt,
+        /// The socket that shows `memory.b3`.
+        sums: ExportAt,
+    },
+}
+
+/// An export of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ExportAt {
+    /// The server's socket.
+    pub socket: PathBuf,
+    /// The export's name.
+    pub name: String,
 }
 
 impl ImageAt {
@@ -46,6 +63,9 @@ impl ImageAt {
                 let source = std::io::Error::from(std::io::ErrorKind::InvalidInput);
                 let id = snapshot.parse().map_err(|_| Error::io("find the snapshot", snapshot)(source))?;
                 store.open(id)
+            }
+            Self::Exports { mapped, sums } => {
+                MemoryImage::open_exports((&mapped.socket, &mapped.name), (&sums.socket, &sums.name))
             }
         }
     }

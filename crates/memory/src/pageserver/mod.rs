@@ -42,7 +42,7 @@ use keyframe_vmstate::hot::HotList;
 use keyframe_vmstate::postcopy::{Source, extent_run, pages_of};
 use keyframe_vmstate::ram::RamLayout;
 
-pub use config::{Errand, ImageAt, ServerConfig, run};
+pub use config::{Errand, ExportAt, ImageAt, ServerConfig, run};
 pub use error::{PageServerError, Stage};
 use extent_set::ExtentSet;
 pub use page_source::{ExtentAt, Held, ImagePages, PageSource};

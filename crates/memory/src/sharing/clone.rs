@@ -106,7 +106,7 @@ const _: () = assert!(FICLONERANGE == 0x4020_940d);
 fn clone_run(old: &Source, new: &File, run: SharedRun) -> Result<(), Errno> {
     let offset = run.first * PAGE_SIZE as u64;
     let request = CloneRange {
-        src_fd: i64::from(old.file.as_raw_fd()),
+        src_fd: i64::from(old.file().map_err(|_| Errno::OPNOTSUPP)?.as_raw_fd()),
         src_offset: offset,
         src_length: u64::from(run.count) * PAGE_SIZE as u64,
         dest_offset: offset,
