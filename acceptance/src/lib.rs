@@ -5,7 +5,6 @@
 //! | [`guests`] | kernels and disks that `cargo xtask guests` builds |
 //! | [`home`] | a `KEYFRAME_HOME` of one's own, and the runner of the command line |
 //! | [`running`] | a program at work, and how it went |
-//! | [`repository`] | a repository of one test |
 //! | [`machine`] | one machine: create, look, type at its console, destroy |
 //! | [`serial`] | its serial log: reading, waiting, and how long it was silent |
 //! | [`checker`] | the lines of the program in the small guest |

@@ -66,6 +66,28 @@ fn boot(home: &Home, repository: &Repository, further: &[&str]) -> Result<Outcom
     repository.run(home, &words)?.succeeded()
 }
 
+/// Where the repository is moved to.
+fn elsewhere(repository: &Repository) -> PathBuf {
+    repository.path().with_file_name("elsewhere")
+}
+
+/// The repository's packs, the largest first.
+fn packs(repository: &Repository) -> Vec<PathBuf> {
+    let (mut found, mut waiting) = (Vec::new(), vec![repository.path().join("packs")]);
+    while let Some(dir) = waiting.pop() {
+        for entry in std::fs::read_dir(dir).expect("there are packs").flatten() {
+            let metadata = entry.metadata().expect("it can be looked at");
+            if metadata.is_dir() {
+                waiting.push(entry.path());
+            } else {
+                found.push((metadata.len(), entry.path()));
+            }
+        }
+    }
+    found.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
 fn status(home: &Home) -> Result<serde_json::Value> {
     Ok(home.run(["boot", "--status", "again", "--json"])?.succeeded()?.json)
 }
@@ -129,7 +151,7 @@ fn a_point_runs_at_once_and_becomes_a_machine_like_any_other() -> Result<()> {
     assert!(shown.json["boot"].is_null() && shown.json["hydration"].is_null(), "{:#}", shown.json);
     until("whoever served it is gone", 5 * SECOND, || Ok(running(&home, "internal-boot").is_empty()))?;
     // Nothing of the repository is needed any more.
-    std::fs::rename(repository.place(), repository.elsewhere()).expect("moved");
+    std::fs::rename(repository.path(), elsewhere(&repository)).expect("moved");
     again.assert_intact(Mark::START)?;
     again.snapshot("kept")?;
     again.revert("kept", &[])?;
@@ -190,14 +212,14 @@ fn whoever_serves_may_die_and_the_repository_be_away() -> Result<()> {
     assert_eq!(running(&home, "internal-boot").len(), 1, "{:#}", shown.json);
     assert_eq!(again.serial()?.next_heartbeat(Mark::START, 20 * SECOND)?.token, token);
 
-    std::fs::rename(repository.place(), repository.elsewhere()).expect("moved");
+    std::fs::rename(repository.path(), elsewhere(&repository)).expect("moved");
     let waited = home.run(["boot", "--wait", "again", "--patience", "2s"])?;
     assert_eq!(waited.status, Some(3), "{}", waited.stderr);
     assert!(waited.stderr.contains("away since"), "{}", waited.stderr);
     let listed = home.run(["vm", "list"])?.succeeded()?;
     assert!(listed.stdout.contains("waits for its repository"), "{}", listed.stdout);
     std::thread::sleep(3 * SECOND);
-    std::fs::rename(repository.elsewhere(), repository.place()).expect("moved back");
+    std::fs::rename(elsewhere(&repository), repository.path()).expect("moved back");
     home.run(["boot", "--wait", "again"])?.succeeded()?;
     again.assert_intact(Mark::START)?;
     assert_eq!(again.serial()?.next_heartbeat(again.serial()?.end(), 20 * SECOND)?.token, token);
@@ -214,7 +236,7 @@ fn a_guest_whose_memory_is_away_waits_and_goes_on() -> Result<()> {
     let repository = Repository::init(&home)?;
     let token = backed_up(&home, &repository, Size::Memory, &["--memory"])?.token;
     boot(&home, &repository, &[])?;
-    std::fs::rename(repository.place(), repository.elsewhere()).expect("moved");
+    std::fs::rename(repository.path(), elsewhere(&repository)).expect("moved");
     running(&home, "internal-boot-worker").iter().try_for_each(|worker| worker.kill(home.path()))?;
     until("it is seen to be away", 10 * SECOND, || Ok(status(&home)?["stands_on"]["reach"]["state"] == "away"))?;
     let told = status(&home)?;
@@ -222,7 +244,7 @@ fn a_guest_whose_memory_is_away_waits_and_goes_on() -> Result<()> {
     std::thread::sleep(3 * SECOND);
     let shown = home.run(["vm", "show", "again"])?.succeeded()?;
     assert!(shown.stdout.contains("away since"), "{}", shown.stdout);
-    std::fs::rename(repository.elsewhere(), repository.place()).expect("moved back");
+    std::fs::rename(elsewhere(&repository), repository.path()).expect("moved back");
     let again = Machine::existing(&home, "again");
     let serial = again.serial()?;
     assert_eq!(serial.next_heartbeat(serial.end(), 30 * SECOND)?.token, token);
@@ -297,7 +319,7 @@ fn a_damaged_chunk_is_an_error_and_never_wrong_data() -> Result<()> {
     let repository = Repository::init(&home)?;
     let original = backed_up(&home, &repository, Size::Large, &[])?.original;
     // Of the large disk's packs, the second largest: kernel and small disks are elsewhere.
-    let pack = repository.packs()?.swap_remove(1);
+    let pack = packs(&repository).swap_remove(1);
     let whole = std::fs::read(&pack).expect("read");
     let mut spoilt = whole.clone();
     let middle = spoilt.len() / 2;

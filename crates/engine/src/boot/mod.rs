@@ -122,6 +122,7 @@ pub fn boot(
 ) -> Result<BootReport, Error> {
     let name = &request.name;
     let machine = MachinePoint::of(point)?;
+    let unreadable = machine.unreadable_bytes();
     let snapshot = if request.cold { Manifest { memory: None, ..machine.snapshot } } else { machine.snapshot };
     check_host(&snapshot)?;
     let operation = format!("boot --as {name}");
@@ -135,7 +136,7 @@ pub fn boot(
     server::stop(&dir)?;
     durable::remove_dir(dir.root())?;
     durable::create_private_dir(dir.root())?;
-    let booting = Booting { ctx, repository, point, request, snapshot, dir: &dir, begun };
+    let booting = Booting { ctx, repository, point, request, snapshot, unreadable, dir: &dir, begun };
     booting.carry_out(&operation).inspect_err(|_| {
         // The first error is the one to tell; what stays is no machine, and goes with the next attempt.
         let _ = undo(&dir);
@@ -148,6 +149,8 @@ struct Booting<'a> {
     point: &'a Point,
     request: &'a BootRequest,
     snapshot: Manifest<FrozenTop>,
+    /// Bytes of disks that could not be read when the point was made.
+    unreadable: ByteLen,
     dir: &'a VmDir,
     begun: Instant,
 }
@@ -157,6 +160,10 @@ impl Booting<'_> {
         let _lock = Lock::take(&self.dir.lock(), operation)?;
         sealed::write(&self.dir.journal(), &Journal::Boot { runs: self.runs() })?;
         let (mut machine, mut notes) = self.prepare()?;
+        if self.unreadable > ByteLen::ZERO {
+            let bytes = self.unreadable;
+            notes.push(format!("{bytes} of its disks could not be read when the point was made, and are zeros"));
+        }
         let guard = Guard::post(self.ctx.home, self.dir.name())?;
         let report = self.start(&mut machine, &mut notes);
         // Without a journal, or with one that `boot` undoes, there is nothing to watch over.
