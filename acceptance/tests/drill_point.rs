@@ -66,6 +66,14 @@ fn a_point_comes_back_both_ways_and_the_evidence_can_be_checked() -> Result<()> 
 
     let verified = home.run(["drills", "worker", "--verify", "--json"])?.succeeded()?;
     assert_eq!(verified.list("drills")?.len(), 3);
+    let head = verified.text("head")?.to_owned();
+    home.run(["drills", "--verify", "--head", &head])?.succeeded()?;
+    let page = evidence.join("drill.html");
+    let html = std::fs::read_to_string(&page).unwrap();
+    std::fs::write(&page, html.replace("passed", "failed")).unwrap();
+    assert_eq!(home.run(["drills", "--verify"])?.status, Some(1), "the page was changed");
+    std::fs::write(&page, html).unwrap();
+    home.run(["drills", "--verify"])?.succeeded()?;
     let log = home.path().join("evidence/log.jsonl");
     let text = std::fs::read_to_string(&log).unwrap();
     std::fs::write(&log, text.replacen("\"failed\"", "\"passed\"", 1)).unwrap();

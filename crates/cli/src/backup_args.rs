@@ -236,4 +236,7 @@ pub struct DrillsArgs {
     /// A copy of the public key that was kept elsewhere, in hexadecimal; the home's own otherwise
     #[arg(long, value_name = "HEX", requires = "verify")]
     pub public_key: Option<String>,
+    /// The hash of an entry, as --json tells it in `head`, that must be there: a copy kept elsewhere tells whether the log was cut short
+    #[arg(long, value_name = "HASH", requires = "verify")]
+    pub head: Option<String>,
 }

@@ -141,7 +141,8 @@ impl Error {
     }
 
     /// Whether something is not as it was written, or not there: what others hold is not in question.
-    pub(crate) fn is_damage(&self) -> bool {
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } | Self::Version { .. } | Self::MissingFrame { .. } | Self::Unreadable { .. } => true,
             Self::Store(error) => {

@@ -5,6 +5,7 @@
 //! have locks of their own.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use keyframe_store::Put;
 use keyframe_types::Timestamp;
@@ -19,6 +20,8 @@ use crate::repository::Repository;
 const SCHEMA: &str = "keyframe.mark/1";
 /// Most bytes of a mark.
 const MARK_MOST: u64 = 64 << 10;
+/// How long somebody may be about to forget a point; who takes longer was killed.
+const FORGETTING_TAKES: Duration = Duration::from_secs(3600);
 /// Most characters of what a person says in it.
 const TEXT_MOST: usize = 1000;
 
@@ -31,8 +34,13 @@ pub enum Statement {
         /// Why.
         reason: Option<String>,
     },
-    /// Holds that were there before are taken back.
-    Release,
+    /// Holds are taken back: these, whatever clocks say. One that is put beside stands.
+    Release {
+        /// The marks.
+        holds: Vec<ObjectId>,
+    },
+    /// It is being forgotten: who says something at the same moment is told.
+    Forgetting,
     /// It is kept until a time. Locks are only ever made longer.
     Lock {
         /// Until when.
@@ -72,6 +80,11 @@ pub struct Standing {
     pub locked_until: Option<Timestamp>,
     /// The latest drill: when, and whether it passed.
     pub drilled: Option<(Timestamp, bool)>,
+    /// Marks that hold it.
+    pub holds: Vec<ObjectId>,
+    /// Since when somebody forgets it.
+    #[serde(skip)]
+    forgetting: Option<Timestamp>,
 }
 
 impl Standing {
@@ -89,10 +102,23 @@ impl Standing {
     fn of(mut marks: Vec<Mark>) -> Self {
         marks.sort_by_key(|mark| (mark.at, mark.id));
         let mut standing = Self::default();
+        let released: Vec<ObjectId> = marks
+            .iter()
+            .filter_map(|mark| match &mark.statement {
+                Statement::Release { holds } => Some(holds),
+                _ => None,
+            })
+            .flatten()
+            .copied()
+            .collect();
         for mark in marks {
             match mark.statement {
-                Statement::Hold { reason } => standing.held = Some(reason.unwrap_or_default()),
-                Statement::Release => standing.held = None,
+                Statement::Hold { reason } if !released.contains(&mark.id) => {
+                    standing.held = Some(reason.unwrap_or_default());
+                    standing.holds.push(mark.id);
+                }
+                Statement::Hold { .. } | Statement::Release { .. } => {}
+                Statement::Forgetting => standing.forgetting = Some(mark.at),
                 Statement::Lock { until } => standing.locked_until = standing.locked_until.max(Some(until)),
                 Statement::Drilled { passed, .. } => standing.drilled = Some((mark.at, passed)),
             }
@@ -130,7 +156,8 @@ impl Mark {
 /// [`Error::NoPoint`] when it was forgotten meanwhile; [`Error::NotAllowed`]: taking a hold back needs all rights;
 /// [`Error::Usage`], [`Error::Store`].
 pub fn mark(repository: &Repository, point: ObjectId, statement: Statement) -> Result<Mark> {
-    let rights = if statement == Statement::Release { Rights::Full } else { Rights::Write };
+    let lifts = matches!(statement, Statement::Release { .. } | Statement::Forgetting);
+    let rights = if lifts { Rights::Full } else { Rights::Write };
     repository.keys().require(rights, "say this about points")?;
     if let Statement::Hold { reason: Some(reason) } = &statement
         && reason.chars().count() > TEXT_MOST
@@ -143,9 +170,30 @@ pub fn mark(repository: &Repository, point: ObjectId, statement: Statement) -> R
     let bytes = mark.encode(repository.keys(), repository.parity_percent())?;
     let name = ObjectKind::Mark.name(mark.id)?;
     repository.store().put(&name, &bytes, Put::Create).map_err(Error::Store)?;
-    // Whoever forgets looks at marks first: a point that is still there now was not being forgotten before this was written.
+    // Whoever forgets says so first and looks at marks then; whoever marks does it the other way round. One of the two sees the
+    // other.
+    if mark.statement != Statement::Forgetting {
+        let (standings, _) = standings(repository)?;
+        let begun = standings.get(&point).and_then(|standing| standing.forgetting);
+        if begun.is_some_and(|begun| begun.until(mark.at) < FORGETTING_TAKES) {
+            let what = format!(
+                "point {point} is being forgotten at this moment: look whether it is still there, and try again"
+            );
+            return Err(Error::Usage { what });
+        }
+    }
     repository.point(point)?;
     Ok(mark)
+}
+
+/// Takes all holds of a point back that are there now.
+///
+/// # Errors
+/// As [`mark`].
+pub fn release(repository: &Repository, point: ObjectId) -> Result<Mark> {
+    let (standings, _) = standings(repository)?;
+    let holds = standings.get(&point).map(|standing| standing.holds.clone()).unwrap_or_default();
+    mark(repository, point, Statement::Release { holds })
 }
 
 /// How points stand, by their ids.
@@ -201,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn locks_are_never_made_shorter_and_the_last_word_on_a_hold_counts() {
+    fn locks_are_never_made_shorter_and_a_release_takes_back_what_it_names() {
         let lock = |until| Statement::Lock { until: at(until) };
         let hold = Statement::Hold { reason: Some("trial".to_owned()) };
         let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
@@ -210,9 +258,12 @@ mod tests {
         assert_eq!(standing.locked_until, Some(at("2028-01-01T00:00:00Z")));
         assert_eq!(standing.kept_as(at("2027-06-01T00:00:00Z")), Some("locked"));
         assert_eq!(standing.kept_as(at("2028-06-01T00:00:00Z")), None);
-        let standing = Standing::of(vec![said(late, Statement::Release), said(early, hold.clone())]);
+        // Whatever clocks say: a release takes back what it names.
+        let held = said(late, hold.clone());
+        let release = Statement::Release { holds: vec![held.id] };
+        let standing = Standing::of(vec![said(early, release.clone()), held.clone()]);
         assert_eq!(standing.kept_as(at(late)), None);
-        let standing = Standing::of(vec![said(early, Statement::Release), said(late, hold)]);
+        let standing = Standing::of(vec![said(late, release), held, said(early, hold)]);
         assert_eq!((standing.kept_as(at(late)), standing.held.as_deref()), (Some("held"), Some("trial")));
     }
 }

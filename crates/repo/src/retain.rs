@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::crypto::Rights;
 use crate::error::{Error, Result};
 use crate::ids::{ObjectId, ObjectKind};
-use crate::mark::{Standings, standings};
+use crate::mark::{Standings, Statement, mark, standings};
 use crate::point::Point;
 use crate::repository::Repository;
 
@@ -122,19 +122,30 @@ pub fn keep_marked(decisions: &mut [Decision], standings: &Standings, now: Times
 /// lock. [`Error::NotAllowed`] without all rights; [`Error::Store`].
 pub fn forget(repository: &Repository, points: &[ObjectId]) -> Result<()> {
     repository.keys().require(Rights::Full, "forget points")?;
+    refuse_kept(repository, points)?;
+    let said = points.iter().map(|id| mark(repository, *id, Statement::Forgetting)).collect::<Result<Vec<_>>>()?;
+    // Once more: a mark that was put meanwhile is seen here, or sees ours.
+    let forgotten = refuse_kept(repository, points).and_then(|()| {
+        points.iter().try_for_each(|id| Ok(repository.store().delete(&ObjectKind::Point.name(*id)?)?))
+    });
+    for mark in said {
+        // One that stays goes with a prune, and counts for an hour at most.
+        let _ = repository.store().delete(&ObjectKind::Mark.name(mark.id)?);
+    }
+    forgotten
+}
+
+fn refuse_kept(repository: &Repository, points: &[ObjectId]) -> Result<()> {
     let (standings, damaged) = standings(repository)?;
     if let Some((_, error)) = damaged.into_iter().next() {
         return Err(error);
     }
     let now = Timestamp::now();
     let kept = |id: &&ObjectId| standings.get(id).and_then(|standing| standing.kept_as(now)).is_some();
-    if let Some(id) = points.iter().find(kept) {
-        return Err(Error::Usage { what: format!("point {id} is held or locked") });
+    match points.iter().find(kept) {
+        Some(id) => Err(Error::Usage { what: format!("point {id} is held or locked") }),
+        None => Ok(()),
     }
-    for id in points {
-        repository.store().delete(&ObjectKind::Point.name(*id)?).map_err(Error::Store)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

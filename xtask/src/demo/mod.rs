@@ -17,7 +17,7 @@ use keyframe_acceptance::serial::Mark;
 
 use self::figures::{Figures, milliseconds, seconds};
 use self::guest::{Taken, Watched};
-use self::stage::Stage;
+use self::stage::{HOME, REPOSITORY, Stage};
 use crate::guests::{self, Guest};
 use crate::{paths, run, say, setup};
 
@@ -60,6 +60,9 @@ fn play(stage: &Stage) -> Result<Figures> {
     revert(stage, &guest, &taken, &wrecked, &mut figures)?;
     tidy(stage, &guest, &mut figures)?;
     fork(stage, &guest, &taken, &mut figures)?;
+    let stored = backup(stage, &guest, &mut figures)?;
+    lose_everything(stage)?;
+    boot_from_repository(stage, &stored, &mut figures)?;
     Ok(figures)
 }
 
@@ -202,6 +205,62 @@ fn fork(stage: &Stage, original: &Watched, taken: &Taken, figures: &mut Figures)
             bail!("{name} is not intact: {complaint}");
         }
     }
+    Ok(())
+}
+
+/// The machine goes into a repository, with its running state.
+fn backup(stage: &Stage, guest: &Watched, figures: &mut Figures) -> Result<Taken> {
+    say::step("A snapshot is no backup");
+    for (name, value) in REPOSITORY {
+        say::typed(format_args!("export {name}={value}"));
+    }
+    stage.keyframe(&["repo", "init"])?;
+    let before = guest.beat()?;
+    let (watch, start) = (guest.serial().watch(), Instant::now());
+    stage.keyframe(&["backup", VM, "--memory"])?;
+    let after = guest.beat()?;
+    let silence = watch.finish(start);
+    figures.add_time("longest silence of the guest while it is backed up", silence.longest);
+    say::note("");
+    say::note(format_args!(
+        "The guest worked on, and was never silent for longer than {}.",
+        milliseconds(silence.longest)
+    ));
+    stage.keyframe(&["backup", VM, "--memory"])?;
+    say::note("The second point reads and stores what has changed.");
+    stage.keyframe(&["points"])?;
+    Ok(Taken { before, after })
+}
+
+/// The machine, its home and its disks go.
+fn lose_everything(stage: &Stage) -> Result<()> {
+    say::step("The host burns down");
+    for name in FORKS.iter().chain([&VM]) {
+        stage.type_quietly("keyframe", &["vm", "stop", name, "--force"])?;
+    }
+    stage.type_quietly("rm", &["-r", HOME, "a.qcow2", "b.qcow2"])?;
+    say::bad("No machine, no snapshot and no disk is left. There is the repository, and its key.");
+    Ok(())
+}
+
+/// It runs straight from the repository, and is wholly local soon.
+fn boot_from_repository(stage: &Stage, stored: &Taken, figures: &mut Figures) -> Result<()> {
+    say::step("Booted from the repository");
+    let points = stage.look(&["points"])?;
+    let id = points.pointer("/points/0/id").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let point = format!("{VM}@{}", id.get(..8).unwrap_or(id));
+    let guest = stage.watched(VM);
+    let first_word = guest.wait_for_first_word();
+    stage.keyframe(&["boot", &point, "--as", VM])?;
+    let first = first_word.join()?;
+    stored.check_continued_by(&first.beat)?;
+    figures.add_time("from typing boot to the guest's first word", first.after);
+    say::good(format_args!("the same session goes on: {}", first.beat.token));
+    show_beat(&guest.beat()?);
+    stage.keyframe(&["boot", "--wait", VM])?;
+    guest.wait_for_good_verdict(first.mark)?;
+    say::good("memory and both disks are whole, and the repository is needed no more");
+    stage.keyframe(&["vm", "list"])?;
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! Where the demo plays: a home of its own under cargo's target directory, and commands typed in it.
+//! Where the demo plays: a directory of its own under cargo's target directory, with a home, a repository and disks in it, and
+//! commands typed there.
 //!
 //! Whatever way it ends, nothing is left: [`Stage::close`] kills the processes that belong to the home and removes it. On
 //! Ctrl-C a thread of its own does that, between two commands: the command at work has had the same signal and
@@ -21,6 +22,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::guest::Watched;
 use crate::{paths, run, say};
 
+/// The home, in the stage's directory.
+pub const HOME: &str = "home";
+/// What names the repository and its key, relative to the stage's directory.
+pub const REPOSITORY: [(&str, &str); 2] = [("KEYFRAME_REPO", "repo"), ("KEYFRAME_KEY_FILE", "key")];
 /// QEMU hands a line to the guest a few bytes at a time, and drops the rest when the typist leaves earlier.
 const TYPING: Duration = Duration::from_millis(300);
 const LOOK_FOR_SIGNALS_EVERY: Duration = Duration::from_millis(50);
@@ -98,7 +103,7 @@ impl Stage {
 
     /// The guest of a machine, whether it exists yet or not.
     pub fn watched(&self, vm: &str) -> Watched {
-        Watched::new(SerialLog::at(self.dir().join("vms").join(vm).join("run/serial.log")))
+        Watched::new(SerialLog::at(self.dir().join(HOME).join("vms").join(vm).join("run/serial.log")))
     }
 
     /// Types a `keyframe` command: shows it, runs it, shows what it says.
@@ -164,7 +169,8 @@ impl Stage {
 
     fn command(&self, program: &str, words: &[&str]) -> Command {
         let mut command = if program == "keyframe" { Command::new(&self.keyframe) } else { Command::new(program) };
-        command.args(words).current_dir(self.dir()).env("KEYFRAME_HOME", self.dir());
+        command.args(words).current_dir(self.dir()).env("KEYFRAME_HOME", self.dir().join(HOME));
+        command.envs(REPOSITORY);
         command
     }
 

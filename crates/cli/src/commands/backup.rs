@@ -101,12 +101,12 @@ pub fn hold(args: &HoldArgs, output: &Output) -> Result<u8, Error> {
     let repository = repository::open(&args.place)?;
     let point = repository.find_point(&args.point)?;
     let name = format!("{}@{}", point.name, point.id.short());
-    let (statement, text) = if args.release {
-        (Statement::Release, format!("{name} is held no more\n"))
+    let (mark, text) = if args.release {
+        (mark::release(&repository, point.id)?, format!("{name} is held no more\n"))
     } else {
-        (Statement::Hold { reason: args.reason.clone() }, format!("{name} is held until `keyframe hold --release`\n"))
+        let hold = Statement::Hold { reason: args.reason.clone() };
+        (mark::mark(&repository, point.id, hold)?, format!("{name} is held until `keyframe hold --release`\n"))
     };
-    let mark = mark::mark(&repository, point.id, statement)?;
     output.result("point-marked", &mark, text);
     Ok(0)
 }

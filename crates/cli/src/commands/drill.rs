@@ -91,7 +91,7 @@ pub fn list(ctx: &Context<'_>, args: &DrillsArgs, output: &Output) -> Result<u8,
         vec![entry.at.to_string(), short, entry.verdict.as_str().to_owned(), place.display().to_string()]
     }));
     let mut text = if entries.is_empty() { "no drill is on record here\n".to_owned() } else { table(&rows) };
-    let flaws = if args.verify { Some(ledger.verify(args.public_key.as_deref())?) } else { None };
+    let flaws = if args.verify { Some(ledger.verify(args.public_key.as_deref(), args.head.as_deref())?) } else { None };
     if let Some(flaws) = &flaws {
         for flaw in flaws {
             let _ = writeln!(text, "line {}: {}", flaw.line, flaw.what);

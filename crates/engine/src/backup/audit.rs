@@ -30,6 +30,8 @@ pub struct Audited {
     pub read: ByteLen,
     /// Where it first differs, in bytes from the disk's beginning.
     pub differs_at: Option<u64>,
+    /// Nothing can be told: something could not be read.
+    pub failed: bool,
 }
 
 impl<'a> Auditor<'a> {
@@ -53,7 +55,7 @@ impl<'a> Auditor<'a> {
         changed: &[Range<u64>],
         run: Run<'_>,
     ) -> Result<Audited, Error> {
-        let mut audited = Audited { read: ByteLen::ZERO, differs_at: None };
+        let mut audited = Audited { read: ByteLen::ZERO, differs_at: None, failed: false };
         let Some(image) = self.point.images.iter().find(|image| image.label == label) else { return Ok(audited) };
         let stored =
             ImageReader::new(Arc::clone(self.repository), Arc::clone(&self.index), image.clone(), CACHE_BYTES)?;

@@ -40,12 +40,14 @@ use crate::state::head::Chain;
 use crate::state::manifest::{Consistency, Manifest};
 use crate::state::tree::FrozenTop;
 
-use audit::Auditor;
+use audit::{Audited, Auditor};
 use changes::{Changes, Running};
 pub use point::{ChangedBy, DiskInPoint, INITRD, KERNEL, MEMORY, MEMORY_HOT, MEMORY_SUMS, MachinePoint};
 use unreadable::Tolerant;
 
-/// The note of a snapshot that was taken for a backup.
+/// How the name of a snapshot begins that was taken for a backup.
+const NAME_PREFIX: &str = "backup-";
+/// Its note.
 const TAKEN_FOR: &str = "taken for a backup";
 /// One that is older than this and that nobody holds was left behind by a backup that was killed.
 const LEFT_AFTER: Duration = Duration::from_secs(60);
@@ -126,16 +128,19 @@ pub fn backup(ctx: &Context<'_>, repository: &Arc<Repository>, request: &BackupR
         .and_then(|()| store(ctx, repository, request, &selector, previous))
         .and_then(|stored| pass(Failpoint::BackupPointMade).map(|()| stored));
     let mut notes = taken.as_ref().map(|taken| taken.notes.clone()).unwrap_or_default();
-    let mut stays = false;
-    if taken.is_some()
-        && let Err(error) = let_go(ctx, request, &selector, &mut notes)
-    {
-        stays = true;
-        notes.push(format!(
-            "the snapshot taken for it stays until `keyframe expire {}`, within a day: {}",
-            request.vm,
-            error.told()
-        ));
+    let (mut stays, mut merged) = (false, true);
+    if taken.is_some() {
+        match let_go(ctx, request, &selector, &mut notes) {
+            Ok(all) => merged = all,
+            Err(error) => {
+                stays = true;
+                notes.push(format!(
+                    "the snapshot taken for it stays until `keyframe expire {}`, within a day: {}",
+                    request.vm,
+                    error.told()
+                ));
+            }
+        }
     }
     let Stored { point, machine, audited, found } = match stored {
         Ok(stored) => stored,
@@ -145,7 +150,7 @@ pub fn backup(ctx: &Context<'_>, repository: &Arc<Repository>, request: &BackupR
             return Err(error);
         }
     };
-    let incomplete = stays || !found.is_empty();
+    let incomplete = stays || !merged || !found.is_empty();
     notes.extend(found);
     let unreadable = machine.unreadable_bytes();
     if unreadable > ByteLen::ZERO {
@@ -185,7 +190,7 @@ fn bad_selector(error: keyframe_types::RefError) -> Error {
 fn take_snapshot(ctx: &Context<'_>, request: &BackupRequest) -> Result<snapshot::SnapshotReport, Error> {
     ctx.progress.step("taking a snapshot");
     let ttl: TimeToLive = LEFT_FOR.parse().map_err(|error| Error::BadRequest { what: format!("{error}") })?;
-    let name = SnapshotName::new(format!("backup-{}", &SnapshotId::random().as_str()[..8]));
+    let name = SnapshotName::new(format!("{NAME_PREFIX}{}", &SnapshotId::random().as_str()[..8]));
     let request = SnapshotRequest {
         name: Some(name.map_err(|error| Error::BadRequest { what: error.to_string() })?),
         note: Some(TAKEN_FOR.to_owned()),
@@ -197,24 +202,28 @@ fn take_snapshot(ctx: &Context<'_>, request: &BackupRequest) -> Result<snapshot:
     snapshot::take(ctx, &request)
 }
 
-/// Deletes the snapshot that was taken for a backup; what it froze becomes one with what is above.
+/// Deletes the snapshot that was taken for a backup; what it froze becomes one with what is above. Says whether that was done, too.
 fn let_go(
     ctx: &Context<'_>,
     request: &BackupRequest,
     selector: &SnapshotSelector,
     notes: &mut Vec<String>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     ctx.progress.step("letting the snapshot go");
     // Interrupting a backup interrupts storing; what it put on the machine is taken away again.
     let never = std::sync::atomic::AtomicBool::new(false);
     let ctx = Context { cancel: &never, ..*ctx };
-    let mut gone = vec![selector.clone()];
-    gone.extend(left_behind(&ctx, &request.vm)?);
-    let deletion = delete::delete(&ctx, &request.vm, &gone, DeleteOptions::default())?;
-    if let Some(failure) = deletion.failure {
+    let deletion = delete::delete(&ctx, &request.vm, std::slice::from_ref(selector), DeleteOptions::default())?;
+    if let Some(failure) = &deletion.failure {
         notes.push(format!("its layers are not merged yet, `keyframe consolidate` goes on: {}", failure.told()));
     }
-    Ok(())
+    for left in left_behind(&ctx, &request.vm)? {
+        // One that somebody stands on stays, and keeps no other.
+        if delete::delete(&ctx, &request.vm, std::slice::from_ref(&left), DeleteOptions::default()).is_ok() {
+            notes.push(format!("snapshot {left}, which a backup had left behind that was killed, is gone, too"));
+        }
+    }
+    Ok(deletion.failure.is_none())
 }
 
 /// Snapshots that were taken for backups which were killed.
@@ -224,6 +233,9 @@ fn left_behind(ctx: &Context<'_>, vm: &VmName) -> Result<Vec<SnapshotSelector>, 
     let now = Timestamp::now();
     let of_nobody = |manifest: &Manifest| {
         manifest.note.as_deref() == Some(TAKEN_FOR)
+            && manifest.name.as_str().starts_with(NAME_PREFIX)
+            // What somebody wants to keep has another name, or no end.
+            && manifest.expires.is_some()
             && !manifest.pinned
             && !held.contains(&manifest.id)
             && manifest.created.until(now) > LEFT_AFTER
@@ -270,15 +282,30 @@ fn store(
         let mut changes = changes.remove(&chain.disk);
         let top = chain.top()?;
         let source = open_chain(ctx, chain)?;
+        if source.bytes() != top.virtual_bytes.bytes() {
+            // It was resized behind our back: who notes writes does not note that.
+            changes = None;
+        }
         if let (Some(auditor), Some(known)) = (&auditor, &changes) {
-            let found = auditor.audit(chain.disk.as_str(), &*source, &known.extents, run)?;
+            let by = known.by.as_str();
+            let found = match auditor.audit(chain.disk.as_str(), &*source, &known.extents, run) {
+                Ok(found) => found,
+                Err(Error::Interrupted) => return Err(Error::Interrupted),
+                Err(error) => {
+                    notes.push(format!("{} could not be audited, and was compared: {}", chain.disk, error.told()));
+                    Audited { read: ByteLen::ZERO, differs_at: None, failed: true }
+                }
+            };
+            if found.failed {
+                changes = None;
+            }
             audited = audited.map(|bytes| bytes + found.read);
             if let Some(at) = found.differs_at {
                 notes.push(format!(
                     "the audit found that {} changed at byte {at} of {} and did not say so: all of that disk was compared, and \
                      the point is right. Points since the last comparison of it may not be: make sure that nothing but \
                      Keyframe and its QEMU writes to its layers, and report it",
-                    known.by.as_str(),
+                    by,
                     chain.disk
                 ));
                 changes = None;

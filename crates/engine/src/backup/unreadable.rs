@@ -10,8 +10,10 @@ use keyframe_repo::source::{Source, SourceReader};
 
 /// What is read at once where a larger read failed.
 const SECTOR_BYTES: usize = 4096;
-/// The most ranges that are listed. A disk of which more is broken is not worth a point.
+/// The most ranges that are listed, and the most that they may hold together. Of a disk of which more cannot be read it is
+/// likely that all of it cannot: a server that went away, and no bad sectors.
 const RANGES_MOST: usize = 4096;
+const BYTES_MOST: u64 = 64 << 20;
 
 /// A source that goes on behind what it cannot read.
 pub struct Tolerant<'a> {
@@ -45,7 +47,7 @@ impl<'a> Tolerant<'a> {
             Some(last) => last.end = range.end,
             None => ranges.push(range),
         }
-        ranges.len() <= RANGES_MOST
+        ranges.len() <= RANGES_MOST && ranges.iter().map(|range| range.end - range.start).sum::<u64>() <= BYTES_MOST
     }
 }
 

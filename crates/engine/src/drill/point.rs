@@ -7,6 +7,7 @@
 //! A point that does not come back is no error but a verdict; what keeps the drill from being carried out (no room, a
 //! repository that cannot be reached) is an error and no verdict.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,10 +31,13 @@ use crate::restore::machine as restoring;
 use crate::snapshot::{self, SnapshotRequest};
 use crate::state::durable;
 use crate::state::home::Home;
+use crate::state::lock::Lock;
 use crate::state::manifest::Consistency;
 
 /// The document's form.
 const SCHEMA: &str = "keyframe.drill/1";
+/// How long another drill may take to find its place.
+const MAKING_PATIENCE: Duration = Duration::from_secs(60);
 /// What is compared at once.
 const PIECE_BYTES: usize = 4 << 20;
 /// How much of the end of a console is on the page.
@@ -104,6 +108,10 @@ pub struct DrillRecord {
     pub total_ms: f64,
     /// What a person should know.
     pub notes: Vec<String>,
+    /// Bytes of its disks that could not be read when the point was made, and are zeros.
+    pub unreadable_bytes: ByteLen,
+    /// BLAKE3 of the files beside this document, in hexadecimal, by their names.
+    pub files: BTreeMap<String, String>,
 }
 
 /// A drill and where its evidence lies.
@@ -153,6 +161,8 @@ pub fn drill(
         cold: None,
         total_ms: 0.0,
         notes: Vec::new(),
+        unreadable_bytes: machine.unreadable_bytes(),
+        files: BTreeMap::new(),
     };
     let inner = Context { home: &scratch.home, ..*ctx };
     let mut drilling = Drilling { ctx: &inner, repository, point, request, begun, record, seen: Vec::new() };
@@ -168,11 +178,12 @@ fn machine_version() -> String {
 }
 
 /// Writes document, page and what was seen, and then the entry that names them.
-fn keep(ledger: &Ledger, record: DrillRecord, seen: &[Seen]) -> Result<DrillReport, Error> {
+fn keep(ledger: &Ledger, mut record: DrillRecord, seen: &[Seen]) -> Result<DrillReport, Error> {
     let dir = ledger.place(record.started)?;
     for seen in seen {
         for (name, bytes) in seen.picture.iter().chain(&seen.serial) {
             durable::replace(&dir.join(name), bytes)?;
+            record.files.insert(name.clone(), blake3::hash(bytes).to_hex().to_string());
         }
     }
     let texts: Vec<Option<String>> = seen.iter().map(Seen::end_of_serial).collect();
@@ -184,6 +195,7 @@ fn keep(ledger: &Ledger, record: DrillRecord, seen: &[Seen]) -> Result<DrillRepo
     });
     let page = evidence::page(&record, &shown.collect::<Vec<_>>());
     durable::replace(&dir.join("drill.html"), page.as_bytes())?;
+    record.files.insert("drill.html".to_owned(), blake3::hash(page.as_bytes()).to_hex().to_string());
     let document = dir.join("drill.json");
     let bytes = serde_json::to_vec_pretty(&record).map_err(|source| Error::Encode { source })?;
     durable::replace(&document, &bytes)?;
@@ -358,9 +370,8 @@ impl Drilling<'_> {
 
 /// Whether an error of restoring says nothing about the point.
 fn says_nothing(error: &Error) -> bool {
-    use keyframe_repo::Error as Repo;
     match error {
-        Error::Repository(error) => !matches!(error, Repo::Damaged { .. } | Repo::Unreadable { .. }),
+        Error::Repository(error) => !error.is_damage(),
         other => drill::says_nothing(other) || matches!(other, Error::OtherHost { .. } | Error::Hypervisor(_)),
     }
 }
@@ -378,6 +389,8 @@ impl Scratch {
     fn make(home: &Home) -> Result<Self, Error> {
         let all = home.root().join("drills");
         durable::create_private_dir(&all)?;
+        // One at a time: what another is about to lock is not taken for left behind.
+        let _making = Lock::wait(&home.root().join("drills.lock"), "making room for a drill", MAKING_PATIENCE)?;
         for entry in std::fs::read_dir(&all).or_io("list", &all)? {
             let path = entry.or_io("list", &all)?.path();
             if let Ok(held) = File::open(&path)

@@ -12,6 +12,7 @@
 
 mod page;
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -186,6 +187,12 @@ impl Ledger {
     fn key(&self) -> Result<Ed25519KeyPair, Error> {
         let path = self.dir.join("signing.key");
         if !path.try_exists().or_io("look at", &path)? {
+            if self.log().try_exists().or_io("look at", &self.log())? {
+                return Err(damaged(
+                    &path,
+                    "it is missing, and there is a log: put it back, or move the evidence away",
+                ));
+            }
             let trouble = |_| Error::BadRequest { what: "this host cannot make an Ed25519 key".to_owned() };
             let pair = Ed25519KeyPair::generate().map_err(trouble)?;
             let pkcs8 = pair.to_pkcs8().map_err(trouble)?;
@@ -204,7 +211,10 @@ impl Ledger {
             other => other.or_io("open", &path)?,
         };
         let mut text = Vec::new();
-        file.take(LOG_MOST).read_to_end(&mut text).or_io("read", &path)?;
+        file.take(LOG_MOST + 1).read_to_end(&mut text).or_io("read", &path)?;
+        if text.len() as u64 > LOG_MOST {
+            return Err(damaged(&path, "it is too long to be read: move the evidence away, and begin anew"));
+        }
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
         let lines = text.get(..whole).unwrap_or_default().split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
         let parse = |line: &[u8]| serde_json::from_slice(line).map_err(|error| damaged(&path, error));
@@ -220,14 +230,19 @@ impl Ledger {
     }
 
     /// Checks every entry: its hash, its signature, that it follows the one before, and its document. `public_key` is a copy
-    /// kept elsewhere, in hexadecimal; the home's own if `None`.
+    /// kept elsewhere, in hexadecimal; the home's own if `None`. `head` is the hash of an entry that must be there.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Damaged`] for a log that cannot be taken apart, or no public key.
-    pub fn verify(&self, public_key: Option<&str>) -> Result<Vec<Flaw>, Error> {
+    pub fn verify(&self, public_key: Option<&str>, head: Option<&str>) -> Result<Vec<Flaw>, Error> {
         let (lines, _) = self.read()?;
+        let missing = |what: &str| Ok(vec![Flaw { line: lines.len(), what: what.to_owned() }]);
+        if head.is_some_and(|head| lines.iter().all(|line| line.hash != head)) {
+            return missing("the entry with this hash is not there: the log was cut short, or changed");
+        }
         if lines.is_empty() {
-            return Ok(Vec::new());
+            let has_key = self.public_key_file().try_exists().or_io("look at", &self.public_key_file())?;
+            return if has_key { missing("there is a key, and no entry: the log was removed") } else { Ok(Vec::new()) };
         }
         let path = self.public_key_file();
         let text = match public_key {
@@ -259,7 +274,9 @@ impl Ledger {
             let inside = line.entry.document.components().all(|part| matches!(part, std::path::Component::Normal(_)));
             match std::fs::read(self.dir.join(&line.entry.document)) {
                 _ if !inside => flaw("its document lies elsewhere"),
-                Ok(bytes) if blake3::hash(&bytes).to_hex().as_str() == line.entry.blake3 => {}
+                Ok(bytes) if blake3::hash(&bytes).to_hex().as_str() == line.entry.blake3 => {
+                    self.changed_files(&line.entry.document, &bytes).iter().for_each(|what| flaw(what));
+                }
                 Ok(_) => flaw("its document was changed"),
                 Err(error) => flaw(&format!("its document cannot be read: {error}")),
             }
@@ -267,6 +284,27 @@ impl Ledger {
         }
         Ok(flaws)
     }
+
+    /// What is wrong with the files that a document names.
+    fn changed_files(&self, document: &Path, bytes: &[u8]) -> Vec<String> {
+        let dir = self.dir.join(document.parent().unwrap_or(Path::new("")));
+        let Ok(Files { files }) = serde_json::from_slice(bytes) else { return Vec::new() };
+        let is_as_told =
+            |name: &str, told: &str| !name.contains('/') && hash_of_file(&dir.join(name)).is_ok_and(|now| now == *told);
+        let changed = files.iter().filter(|(name, told)| !is_as_told(name, told));
+        changed.map(|(name, _)| format!("{name} was changed, or cannot be read")).collect()
+    }
+}
+
+/// Files beside a document, by their names, with their BLAKE3 in hexadecimal: a member of every document.
+#[derive(Debug, Deserialize)]
+struct Files {
+    #[serde(default)]
+    files: BTreeMap<String, String>,
+}
+
+fn hash_of_file(path: &Path) -> std::io::Result<String> {
+    std::fs::read(path).map(|bytes| blake3::hash(&bytes).to_hex().to_string())
 }
 
 #[cfg(test)]
@@ -293,7 +331,7 @@ mod tests {
     #[test]
     fn what_is_changed_is_seen() {
         let (_root, ledger) = ledger();
-        assert_eq!(ledger.verify(None).unwrap(), []);
+        assert_eq!(ledger.verify(None, None).unwrap(), []);
         let text = std::fs::read_to_string(ledger.log()).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         let tampered = [
@@ -303,15 +341,15 @@ mod tests {
         ];
         for (what, tampered) in tampered {
             std::fs::write(ledger.log(), tampered).unwrap();
-            assert!(!ledger.verify(None).unwrap().is_empty(), "{what}");
+            assert!(!ledger.verify(None, None).unwrap().is_empty(), "{what}");
         }
         std::fs::write(ledger.log(), &text).unwrap();
-        assert_eq!(ledger.verify(None).unwrap(), []);
+        assert_eq!(ledger.verify(None, None).unwrap(), []);
         let stranger = hex(&[7; 32]);
-        assert_eq!(ledger.verify(Some(&stranger)).unwrap().len(), 3, "another's key");
+        assert_eq!(ledger.verify(Some(&stranger), None).unwrap().len(), 3, "another's key");
         let document = ledger.dir().join(&ledger.lines().unwrap()[1].entry.document);
         std::fs::write(document, "{}").unwrap();
-        assert_eq!(ledger.verify(None).unwrap().len(), 1);
+        assert_eq!(ledger.verify(None, None).unwrap().len(), 1);
     }
 
     #[test]
@@ -322,7 +360,7 @@ mod tests {
         assert_eq!(ledger.lines().unwrap().len(), 2);
         add(&ledger, 3);
         assert_eq!(ledger.lines().unwrap().len(), 3);
-        assert_eq!(ledger.verify(None).unwrap(), []);
+        assert_eq!(ledger.verify(None, None).unwrap(), []);
     }
 
     #[test]

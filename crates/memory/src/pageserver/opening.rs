@@ -20,7 +20,7 @@ use crate::ExtentBuf;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a socket may take to appear: a server may be started together with its destination.
-const CONNECT_WITHIN: Duration = Duration::from_secs(60);
+const CONNECT_WITHIN: Duration = Duration::from_secs(600);
 
 /// Bytes that the kernel may hold on their way to the destination, roughly. QEMU takes some 500 MB/s or more,
 /// so a request waits half a millisecond at most for background data that is already out of our hands.

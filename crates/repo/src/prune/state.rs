@@ -176,7 +176,6 @@ impl<'a> State<'a> {
     }
 
     fn plan_sweep(&self, plan: &mut PrunePlan, presence: &mut Presence<'_>) -> Result<()> {
-        crate::mark::drop_orphans(self.repository)?;
         for record in self.condemned.iter().filter(|record| record.ripe) {
             for id in &record.packs {
                 let needed = match self.index.number_of(*id).and_then(|number| self.index.pack(number)) {
@@ -212,6 +211,7 @@ impl<'a> State<'a> {
             run.check()?;
             self.repository.store().delete(&ObjectKind::Pack.name(*id)?)?;
         }
+        crate::mark::drop_orphans(self.repository)?;
         for id in &plan.abandoned {
             self.repository.store().delete(&ObjectKind::Pending.name(*id)?)?;
         }
