@@ -20,8 +20,8 @@ const QEMU: &str = "qemu-system-x86_64";
 const QEMU_PACKAGES: [&str; 2] = ["qemu-system-x86", "qemu-utils"];
 /// UEFI firmware; a Debian system out of packages; its file system, EFI partition and partition table; a reader of
 /// manifests and one of maps, for restoring without Keyframe; a server that the SFTP store is tested with; file systems
-/// whose files share extents.
-const TOOL_PACKAGES: [&str; 10] = [
+/// whose files share extents; tools that make NTFS and FAT, for reading files out of them.
+const TOOL_PACKAGES: [&str; 12] = [
     "ovmf",
     "mmdebstrap",
     "e2fsprogs",
@@ -32,6 +32,8 @@ const TOOL_PACKAGES: [&str; 10] = [
     "openssh-sftp-server",
     "xfsprogs",
     "btrfs-progs",
+    "ntfs-3g",
+    "dosfstools",
 ];
 const BACKPORTS: &str = "bookworm-backports";
 

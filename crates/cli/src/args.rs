@@ -11,6 +11,7 @@ use keyframe_hypervisor::{AccelChoice, Firmware, Network, ProbeDefinition};
 use keyframe_types::{ByteLen, NameError, RefError, SnapshotName, SnapshotRef, TimeToLive, VmName};
 
 use crate::backup_args::{BackupArgs, BootArgs, DrillArgs, DrillsArgs, HoldArgs, LockArgs, PointsArgs, RestoreArgs};
+use crate::files_args::{DiffArgs, FilesArgs, MountArgs};
 use crate::repo_args::{ImageCommand, RepoCommand};
 
 /// Snapshots of running virtual machines on stock QEMU: memory, devices and disks of one instant, with
@@ -130,6 +131,12 @@ pub enum Command {
     /// Store any disk or memory image in a repository, and get it back
     #[command(subcommand)]
     Image(ImageCommand),
+    /// List, show and copy files out of a point, without mounting anything and without root
+    Files(FilesArgs),
+    /// List the files that differ between two points
+    Diff(DiffArgs),
+    /// Show a point's file systems in a directory, read-only, until it is ended
+    Mount(MountArgs),
     #[command(flatten)]
     Internal(Internal),
 }
@@ -175,6 +182,8 @@ pub enum Internal {
         #[arg(long, default_value_t = 0)]
         restarts: u32,
     },
+    #[command(name = keyframe_engine::files::SUBCOMMAND, hide = true)]
+    Files,
 }
 
 #[derive(Debug, Subcommand)]

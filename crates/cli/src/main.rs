@@ -3,6 +3,7 @@
 mod args;
 mod backup_args;
 mod commands;
+mod files_args;
 mod output;
 mod progress;
 mod repo_args;
@@ -79,6 +80,18 @@ fn run(arguments: Arguments, output: &Output) -> Result<u8, Error> {
         Command::Image(command) => {
             listen_for_signals(&cancel)?;
             Ok(commands::image::run(command, &Terminal::new(telling), &cancel, output))
+        }
+        Command::Files(args) => {
+            listen_for_signals(&cancel)?;
+            commands::files::run(args, &cancel, output)
+        }
+        Command::Diff(args) => {
+            listen_for_signals(&cancel)?;
+            commands::files::diff::run(&args, &cancel, output)
+        }
+        Command::Mount(args) => {
+            listen_for_signals(&cancel)?;
+            commands::files::mount::run(&args, &cancel, output)
         }
         Command::Machine(command) => {
             listen_for_signals(&cancel)?;

@@ -81,6 +81,17 @@ impl Output {
         }
     }
 
+    /// Writes a line of a result that is too long to be kept until its end; for people only.
+    pub fn line(&self, text: &str) {
+        // A reader that went away does not want to know.
+        let _ = writeln!(std::io::stdout(), "{text}");
+    }
+
+    /// Tells a person something beside a result.
+    pub fn note(&self, text: &str) {
+        let _ = writeln!(std::io::stderr(), "note: {text}");
+    }
+
     fn document(&self, schema: &str, value: Value) {
         let mut object = match value {
             Value::Object(object) => object,

@@ -138,6 +138,14 @@ pub enum Error {
     ClockWasSet { reason: String },
     #[error(transparent)]
     Repository(#[from] keyframe_repo::Error),
+    #[error(transparent)]
+    Files(#[from] keyframe_files::Error),
+    #[error("{volume}")]
+    InVolume { volume: String, source: keyframe_files::Error },
+    #[error("{file}")]
+    InFile { file: String, source: keyframe_files::Error },
+    #[error(transparent)]
+    Copy(#[from] keyframe_files::copy::Error),
     #[error("point {point} holds no machine that can be brought back: {reason}")]
     NoMachineInPoint { point: String, reason: String },
     #[error("interrupted")]
@@ -174,6 +182,13 @@ impl Error {
                 keyframe_repo::Kind::Interrupted => Kind::Interrupted,
             },
             Self::Unfinished { .. } | Self::NotLocal { .. } => Kind::Incomplete,
+            Self::Files(error) | Self::InVolume { source: error, .. } | Self::InFile { source: error, .. } => {
+                match error {
+                    keyframe_files::Error::NotFound => Kind::NotFound,
+                    _ => Kind::Failed,
+                }
+            }
+            Self::Copy(keyframe_files::copy::Error::BadRequest { .. }) => Kind::Usage,
             _ => Kind::Failed,
         }
     }
@@ -232,6 +247,19 @@ impl Error {
     pub fn advice(&self) -> Option<String> {
         let text = match self {
             Self::Repository(error) => return error.advice(),
+            Self::InFile { source: keyframe_files::Error::NotFound, .. } => {
+                "`keyframe files POINT ls` shows disks and file systems, and with a path what is there".to_owned()
+            }
+            Self::Files(keyframe_files::Error::Reader { .. })
+            | Self::InVolume { source: keyframe_files::Error::Reader { .. }, .. }
+            | Self::InFile { source: keyframe_files::Error::Reader { .. }, .. } => {
+                "the file system may be damaged, or made to do harm: `keyframe restore POINT --to FILE` gives the whole \
+                 disk, for a throw-away machine to look at"
+                    .to_owned()
+            }
+            Self::InVolume { source: keyframe_files::Error::Unsupported { .. }, .. } => {
+                "`keyframe restore POINT --to FILE` gives the whole disk, for a machine that knows it".to_owned()
+            }
             Self::NoMachineInPoint { .. } => "`keyframe points` shows machines that were backed up".to_owned(),
             Self::NoMachine(_) => "`keyframe vm list` shows the machines".to_owned(),
             Self::NoSnapshot { vm, .. } | Self::AmbiguousSnapshot { vm, .. } => {

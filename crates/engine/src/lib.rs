@@ -12,6 +12,7 @@
 //! | [`merge`], [`consolidate`] | making chains of layers shorter |
 //! | [`backup`], [`restore`] | a machine's state in a repository, and back from it |
 //! | [`boot`] | a machine that runs straight from a repository |
+//! | [`files`] | files out of a point |
 //! | [`cost`] | what snapshots cost, and what to do about it |
 //! | [`drill`] | whether a snapshot really comes back |
 //! | [`evidence`] | what was proved, in a log that cannot be changed unseen |
@@ -41,6 +42,7 @@ mod error;
 pub mod evidence;
 pub mod expire;
 pub mod failpoint;
+pub mod files;
 pub mod fork;
 pub mod fsck;
 pub mod guard;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use keyframe_engine::boot::server;
-use keyframe_engine::{Error, Home, guard, pages, release};
+use keyframe_engine::{Error, Home, files, guard, pages, release};
 
 use super::{boot, repository};
 use crate::args::Internal;
@@ -15,6 +15,7 @@ pub fn run(internal: Internal) -> Result<u8, Error> {
         Internal::Pages { dir } => pages::supervise(&dir)?,
         // Its directory is only for whoever looks at the list of processes.
         Internal::PageWorker { dir } => pages::work(&dir, std::io::stdin())?,
+        Internal::Files => files::read()?,
         Internal::Release => release::hold()?,
         Internal::BootServer { server_home, vm } => server::supervise(&Home::open(&server_home)?, &vm)?,
         Internal::BootWorker { server_home, vm, restarts } => {

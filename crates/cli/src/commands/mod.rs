@@ -7,6 +7,7 @@ mod console;
 mod cost;
 mod doctor;
 mod drill;
+pub mod files;
 mod fsck;
 pub mod image;
 pub mod internal;
