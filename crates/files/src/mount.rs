@@ -235,7 +235,7 @@ impl Served {
         Ok(names)
     }
 
-    fn xattrs(&self, number: INodeNo) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+    fn xattrs(&self, number: INodeNo) -> Result<Vec<crate::fs::Xattr>, Error> {
         if number == INodeNo::ROOT {
             return Ok(Vec::new());
         }

@@ -139,8 +139,11 @@ fn kind(inode: &[u8]) -> Result<Kind> {
     Kind::of_mode(inode.le32(52)?).ok_or_else(|| damaged("a btrfs inode is of no type"))
 }
 
+/// Takes what a name stands for, the name, and data.
+type EachName<'a> = dyn FnMut(Key, &[u8], &[u8]) -> Result<()> + 'a;
+
 /// A name, what it stands for, and data: the form of directories and attributes. Names whose hashes are the same share an item.
-fn each_name(item: &[u8], each: &mut dyn FnMut(Key, &[u8], &[u8]) -> Result<()>) -> Result<()> {
+fn each_name(item: &[u8], each: &mut EachName<'_>) -> Result<()> {
     let mut at = 0;
     while at + 30 <= item.len() {
         let (data, name) = (usize::from(item.le16(at + 25)?), usize::from(item.le16(at + 27)?));
