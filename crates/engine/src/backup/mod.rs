@@ -345,7 +345,7 @@ fn store(
         Consistency::RunningState if memory.is_none() => Consistency::Crash,
         achieved => achieved,
     };
-    let note = request.note.clone().or_else(|| manifest.note.clone());
+    let note = request.note.clone().or_else(|| manifest.note.clone().filter(|note| note != TAKEN_FOR));
     let tops = manifest.with_chains(FrozenTop::of)?;
     let document = MachinePoint::new(Manifest { memory, consistency, note, ..tops }, disks);
     let extra = serde_json::to_value(&document).map_err(|source| Error::Encode { source })?;
