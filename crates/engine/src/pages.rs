@@ -473,8 +473,8 @@ impl Observer for ToSupervisor {
         Self::say(&Line::Notice(notice));
     }
 
-    fn is_coming(&self) -> bool {
-        self.instance.is_alive()
+    fn is_coming(&self) -> Option<bool> {
+        Some(self.instance.is_alive())
     }
 }
 

@@ -19,8 +19,10 @@ use crate::ExtentBuf;
 /// How long the destination may stay silent before the vCPUs run, or while it resumes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long a socket may take to appear: a server may be started together with its destination.
-const CONNECT_WITHIN: Duration = Duration::from_secs(600);
+/// How long a socket may take to appear.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// The same where it is known that the destination is on its way.
+const COMES_WITHIN: Duration = Duration::from_secs(600);
 
 /// Bytes that the kernel may hold on their way to the destination, roughly. QEMU takes some 500 MB/s or more,
 /// so a request waits half a millisecond at most for background data that is already out of our hands.
@@ -34,11 +36,17 @@ const WRITE_BYTES: usize = 1 << 20;
 
 /// Connects to QEMU's socket, waiting for it to appear as long as `observer` knows that it is coming.
 pub(super) fn connect(socket: &Path, stage: Stage, observer: &dyn Observer) -> Result<UnixStream, PageServerError> {
-    let give_up = Instant::now() + CONNECT_WITHIN;
+    // A server may be started together with its destination.
+    let begun = Instant::now();
+    let is_vain = || match observer.is_coming() {
+        Some(true) => begun.elapsed() >= COMES_WITHIN,
+        Some(false) => true,
+        None => begun.elapsed() >= CONNECT_WITHIN,
+    };
     loop {
         match UnixStream::connect(socket) {
             Ok(stream) => return Ok(stream),
-            Err(source) if Instant::now() >= give_up || !observer.is_coming() => {
+            Err(source) if is_vain() => {
                 return Err(PageServerError::Connect { stage, socket: socket.to_owned(), source });
             }
             Err(_) => std::thread::sleep(Duration::from_millis(1)),

@@ -46,9 +46,9 @@ pub trait Observer: Sync {
     /// Something happened.
     fn notice(&self, notice: Notice);
 
-    /// Whether it is worth waiting for a destination that does not listen yet.
-    fn is_coming(&self) -> bool {
-        true
+    /// Whether a destination that does not listen yet is going to; `None` from who does not know.
+    fn is_coming(&self) -> Option<bool> {
+        None
     }
 }
 
