@@ -276,3 +276,18 @@ pub(crate) fn uuid(bytes: &[u8]) -> String {
     let group = |from: usize, to: usize| hex.get(from..to).unwrap_or_default().concat();
     [group(0, 4), group(4, 6), group(6, 8), group(8, 10), group(10, 16)].join("-")
 }
+
+/// What a name stands for in a file system whose names have no case: the exact one goes first.
+pub(crate) fn lookup_without_case(fs: &dyn FileSystem, dir: Node, name: &[u8]) -> Result<Node> {
+    let (mut exact, mut folded) = (None, None);
+    let wanted = String::from_utf8_lossy(name).to_lowercase();
+    fs.read_dir(dir, &mut |entry| {
+        if entry.name == name {
+            exact = Some(entry.node);
+        } else if String::from_utf8_lossy(&entry.name).to_lowercase() == wanted {
+            folded = Some(entry.node);
+        }
+        Ok(())
+    })?;
+    exact.or(folded).ok_or(Error::NotFound)
+}

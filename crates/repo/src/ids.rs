@@ -213,7 +213,8 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// Fills `into` from exactly as many digits; `false` when the text is anything else.
-pub(crate) fn hex_decode(text: &str, into: &mut [u8]) -> bool {
+#[must_use]
+pub fn hex_decode(text: &str, into: &mut [u8]) -> bool {
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'a'..=b'f' => Some(byte - b'a' + 10),

@@ -48,16 +48,16 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::failpoint::{Failpoint, pass};
 use crate::guard::Guard;
-use crate::machine::{Launch, Machine, State, kill_strays, write_definition};
-use crate::restore::machine::{Restoring, check_host};
+use crate::machine::{Launch, Machine, State, write_definition};
+use crate::restore::machine::{Restoring, check_host, make_place};
 use crate::state::head::{Chain, FileOrigin, Head, Layer, Process};
 use crate::state::home::VmDir;
 use crate::state::journal::Journal;
-use crate::state::lock::{CREATION_PATIENCE, Lock};
+use crate::state::lock::Lock;
 use crate::state::manifest::{Manifest, StateAtCut};
 use crate::state::tree::FrozenTop;
 use crate::state::{durable, sealed, tree};
-use crate::{guest, pages, space};
+use crate::{guest, pages};
 
 pub use care::resume;
 pub(crate) use care::{before_start, finish, is_orphaned, must_be_local, see_to, stop_serving, undo};
@@ -126,16 +126,7 @@ pub fn boot(
     let snapshot = if request.cold { Manifest { memory: None, ..machine.snapshot } } else { machine.snapshot };
     check_host(&snapshot)?;
     let operation = format!("boot --as {name}");
-    let _creation = Lock::wait(&ctx.home.root().join("lock"), &operation, CREATION_PATIENCE)?;
-    let dir = ctx.home.vm(name);
-    if dir.exists()? {
-        return Err(Error::MachineExists(name.clone()));
-    }
-    space::check(ctx.home.root(), ByteLen::ZERO)?;
-    kill_strays(&dir, &[])?;
-    server::stop(&dir)?;
-    durable::remove_dir(dir.root())?;
-    durable::create_private_dir(dir.root())?;
+    let (_creation, dir) = make_place(ctx, name, &operation)?;
     let booting = Booting { ctx, repository, point, request, snapshot, unreadable, dir: &dir, begun };
     booting.carry_out(&operation).inspect_err(|_| {
         // The first error is the one to tell; what stays is no machine, and goes with the next attempt.

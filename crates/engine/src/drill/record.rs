@@ -5,12 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-use keyframe_types::{InstanceId, Timestamp};
+use keyframe_types::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::bringup::Strategy;
 use crate::drill::picture::Picture;
 use crate::error::{Error, IoContext as _};
+use crate::evidence;
 use crate::state::home::SnapshotDir;
 use crate::state::sealed::Document;
 use crate::state::{durable, sealed};
@@ -139,9 +140,7 @@ pub(crate) struct Evidence {
 impl Evidence {
     /// For one test that began at `started`.
     pub(crate) fn of(snapshot: &SnapshotDir, started: Timestamp) -> Self {
-        let digits: String = started.to_string().chars().filter(char::is_ascii_digit).take(14).collect();
-        // A clock can be set back: names are told apart by more than the time.
-        Self { dir: snapshot.evidence(), stem: format!("{digits}-{}", InstanceId::random().short()) }
+        Self { dir: snapshot.evidence(), stem: evidence::stem(started) }
     }
 
     /// Keeps a picture; says under which name.

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+use keyframe_repo::ids::{hex, hex_decode};
 use keyframe_types::{InstanceId, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,9 @@ pub(crate) use page::{Seen, page};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest log that is read, in bytes: some 200 000 entries.
 const LOG_MOST: u64 = 256 << 20;
+/// Lengths of what Ed25519 makes.
+const PUBLIC_KEY_BYTES: usize = 32;
+const SIGNATURE_BYTES: usize = 64;
 /// What the first entry follows.
 const NOTHING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -83,28 +87,15 @@ pub struct Ledger {
     dir: PathBuf,
 }
 
+/// A name for what is kept of something that began at some time. A clock can be set back: names are told apart by more than the
+/// time.
+pub(crate) fn stem(at: Timestamp) -> String {
+    let digits: String = at.to_string().chars().filter(char::is_ascii_digit).take(14).collect();
+    format!("{digits}-{}", InstanceId::random().short())
+}
+
 fn damaged(path: &Path, reason: impl ToString) -> Error {
     Error::Damaged { path: path.to_owned(), reason: reason.to_string() }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // A string takes everything.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    if !digits.len().is_multiple_of(2) {
-        return None;
-    }
-    digits
-        .chunks(2)
-        .map(|pair| std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()))
-        .collect()
 }
 
 fn hash_of(entry: &Entry) -> Result<blake3::Hash, Error> {
@@ -137,8 +128,7 @@ impl Ledger {
     /// # Errors
     /// [`Error::Io`].
     pub(crate) fn place(&self, at: Timestamp) -> Result<PathBuf, Error> {
-        let digits: String = at.to_string().chars().filter(char::is_ascii_digit).take(14).collect();
-        let dir = self.dir.join(format!("{digits}-{}", InstanceId::random().short()));
+        let dir = self.dir.join(stem(at));
         durable::create_private_dir(&dir)?;
         Ok(dir)
     }
@@ -249,9 +239,11 @@ impl Ledger {
             Some(text) => text.to_owned(),
             None => std::fs::read_to_string(&path).or_io("read", &path)?,
         };
-        let key = unhex(text.trim()).filter(|key| key.len() == 32);
-        let key =
-            UnparsedPublicKey::new(&ED25519, key.ok_or_else(|| damaged(&path, "it is not 64 hexadecimal digits"))?);
+        let mut key = [0; PUBLIC_KEY_BYTES];
+        if !hex_decode(text.trim(), &mut key) {
+            return Err(damaged(&path, "it is not 64 hexadecimal digits"));
+        }
+        let key = UnparsedPublicKey::new(&ED25519, key);
         let mut flaws = Vec::new();
         let mut previous = NOTHING.to_owned();
         for (at, line) in lines.iter().enumerate() {
@@ -266,8 +258,8 @@ impl Ledger {
             if line.entry.number != at as u64 + 1 {
                 flaw("it is not counted on from the entry before");
             }
-            let signed =
-                unhex(&line.signature).is_some_and(|signature| key.verify(hash.as_bytes(), &signature).is_ok());
+            let mut signature = [0; SIGNATURE_BYTES];
+            let signed = hex_decode(&line.signature, &mut signature) && key.verify(hash.as_bytes(), &signature).is_ok();
             if !signed {
                 flaw("its signature is not by this key");
             }

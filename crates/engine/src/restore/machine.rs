@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use super::file::{DiskFormat, write_image};
 use crate::backup::{INITRD, KERNEL, MEMORY, MEMORY_HOT, MEMORY_SUMS, MachinePoint};
+use crate::boot;
 use crate::bringup::accelerator_for;
 use crate::context::Context;
 use crate::create::random_uuid;
@@ -63,20 +64,30 @@ pub fn restore(
     let machine = MachinePoint::of(point)?;
     check_host(&machine.snapshot)?;
     let operation = format!("restore --as {name}");
-    let _creation = Lock::wait(&ctx.home.root().join("lock"), &operation, CREATION_PATIENCE)?;
+    let (_creation, dir) = make_place(ctx, name, &operation)?;
+    let restoring = Restoring::new(ctx, repository, point, &dir);
+    restoring.carry_out(machine, &operation).inspect_err(|_| {
+        // The first error is the one to tell; what stays is no machine, and goes with the next attempt.
+        let _ = fork::undo(&dir);
+    })
+}
+
+/// A directory for a new machine, without what an earlier attempt left there, and the right to make machines, until it is dropped.
+///
+/// # Errors
+/// [`Error::MachineExists`], [`Error::Busy`], [`Error::NoSpace`], [`Error::Io`].
+pub(crate) fn make_place(ctx: &Context<'_>, name: &VmName, operation: &str) -> Result<(Lock, VmDir), Error> {
+    let creation = Lock::wait(&ctx.home.root().join("lock"), operation, CREATION_PATIENCE)?;
     let dir = ctx.home.vm(name);
     if dir.exists()? {
         return Err(Error::MachineExists(name.clone()));
     }
     space::check(ctx.home.root(), ByteLen::ZERO)?;
     kill_strays(&dir, &[])?;
+    boot::stop_serving(&dir)?;
     durable::remove_dir(dir.root())?;
     durable::create_private_dir(dir.root())?;
-    let restoring = Restoring::new(ctx, repository, point, &dir);
-    restoring.carry_out(machine, &operation).inspect_err(|_| {
-        // The first error is the one to tell; what stays is no machine, and goes with the next attempt.
-        let _ = fork::undo(&dir);
-    })
+    Ok((creation, dir))
 }
 
 /// What the point needs of a host, found out before anything is written.

@@ -42,6 +42,44 @@ pub(super) struct Root {
     pub level: u8,
 }
 
+/// A node's items, or its pointers to children: in the order of their keys, which each begins with.
+struct Table<'a> {
+    bytes: &'a [u8],
+    step: usize,
+    count: usize,
+}
+
+impl<'a> Table<'a> {
+    fn of(node: &'a [u8], level: u8) -> Result<Self> {
+        let count = node.le32(0x60)? as usize;
+        let step = if level == 0 { ITEM_BYTES } else { POINTER_BYTES };
+        Ok(Self { bytes: node.part(HEADER_BYTES, count.saturating_mul(step))?, step, count })
+    }
+
+    fn entry(&self, n: usize) -> Result<&'a [u8]> {
+        self.bytes.part(n * self.step, self.step)
+    }
+
+    fn key(&self, n: usize) -> Result<Key> {
+        Key::read(self.entry(n)?)
+    }
+
+    /// The node that a pointer of a node of this level names.
+    fn child(&self, n: usize, level: u8) -> Result<Root> {
+        Ok(Root { logical: self.bytes.le64(n * self.step + KEY_BYTES)?, level: level - 1 })
+    }
+
+    /// The first entry whose key is such, where that of all behind it is, too; `count` when none is.
+    fn first_where(&self, is_such: impl Fn(Key) -> bool) -> Result<usize> {
+        let (mut low, mut high) = (0, self.count);
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            if is_such(self.key(middle)?) { high = middle } else { low = middle + 1 }
+        }
+        Ok(low)
+    }
+}
+
 /// Whether a walk goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Go {
@@ -107,27 +145,20 @@ impl Nodes {
         each: &mut dyn FnMut(Key, &[u8]) -> Result<Go>,
     ) -> Result<Go> {
         let node = self.node(root)?;
-        let count = node.le32(0x60)? as usize;
-        let step = if root.level == 0 { ITEM_BYTES } else { POINTER_BYTES };
-        let table = node.part(HEADER_BYTES, count.saturating_mul(step))?;
-        let key = |n: usize| Key::read(table.part(n * step, step)?);
-        let (mut low, mut high) = (0, count);
-        while low < high {
-            let middle = usize::midpoint(low, high);
-            if key(middle)? < from { low = middle + 1 } else { high = middle }
-        }
+        let table = Table::of(&node, root.level)?;
+        let low = table.first_where(|key| key >= from)?;
         if root.level > 0 {
             // The child before may have it: its key is its first.
-            for n in low.saturating_sub(1)..count {
-                let child = Root { logical: table.le64(n * step + KEY_BYTES)?, level: root.level - 1 };
+            for n in low.saturating_sub(1)..table.count {
+                let child = table.child(n, root.level)?;
                 if self.visit(child, from, last, each)? == Go::Stop {
                     return Ok(Go::Stop);
                 }
             }
             return Ok(Go::On);
         }
-        for n in low..count {
-            let (key, item) = (key(n)?, table.part(n * step, step)?);
+        for n in low..table.count {
+            let (key, item) = (table.key(n)?, table.entry(n)?);
             // Order is what keeps a walk over hostile nodes from going on forever.
             if last.is_some_and(|last| last >= key) {
                 return Err(damaged("items of a btrfs tree are out of order"));
@@ -148,20 +179,12 @@ impl Nodes {
         }
         loop {
             let node = self.node(root)?;
-            let count = node.le32(0x60)? as usize;
-            let step = if root.level == 0 { ITEM_BYTES } else { POINTER_BYTES };
-            let table = node.part(HEADER_BYTES, count.saturating_mul(step))?;
-            let key = |n: usize| Key::read(table.part(n * step, step)?);
-            let (mut low, mut high) = (0, count);
-            while low < high {
-                let middle = usize::midpoint(low, high);
-                if key(middle)? <= wanted { low = middle + 1 } else { high = middle }
-            }
-            let Some(n) = low.checked_sub(1) else { return Ok(None) };
+            let table = Table::of(&node, root.level)?;
+            let Some(n) = table.first_where(|key| key > wanted)?.checked_sub(1) else { return Ok(None) };
             if root.level == 0 {
-                return key(n).map(Some);
+                return table.key(n).map(Some);
             }
-            root = Root { logical: table.le64(n * step + KEY_BYTES)?, level: root.level - 1 };
+            root = table.child(n, root.level)?;
         }
     }
 

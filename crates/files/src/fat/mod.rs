@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::bytes::{Fields as _, text};
 use crate::disk::{Disk, behind_end};
 use crate::error::{Error, Result, damaged};
-use crate::fs::{About, DirEntry, FileSystem, Kind, Metadata, Node, Time, Xattr};
+use crate::fs::{About, DirEntry, FileSystem, Kind, Metadata, Node, Time, Xattr, lookup_without_case};
 
 use dir::Entry;
 
@@ -220,18 +220,7 @@ impl FileSystem for Fat {
     }
 
     fn lookup(&self, dir: Node, name: &[u8]) -> Result<Node> {
-        // FAT's names have no case, but the exact one goes first.
-        let (mut exact, mut folded) = (None, None);
-        let wanted = String::from_utf8_lossy(name).to_lowercase();
-        self.read_dir(dir, &mut |entry| {
-            if entry.name == name {
-                exact = Some(entry.node);
-            } else if String::from_utf8_lossy(&entry.name).to_lowercase() == wanted {
-                folded = Some(entry.node);
-            }
-            Ok(())
-        })?;
-        exact.or(folded).ok_or(Error::NotFound)
+        lookup_without_case(self, dir, name)
     }
 
     fn metadata(&self, node: Node) -> Result<Metadata> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::bytes::{Fields as _, utf16};
 use crate::disk::{Disk, behind_end, read_vec};
 use crate::error::{Error, Result, damaged, unsupported};
-use crate::fs::{About, DirEntry, FileSystem, Kind, Metadata, Node, TARGET_MOST, Time, Xattr};
+use crate::fs::{About, DirEntry, FileSystem, Kind, Metadata, Node, TARGET_MOST, Time, Xattr, lookup_without_case};
 
 use record::{ATTRIBUTE_LIST, Attribute, Record, Value};
 use runs::Runs;
@@ -278,18 +278,8 @@ impl FileSystem for Ntfs {
     }
 
     fn lookup(&self, dir: Node, name: &[u8]) -> Result<Node> {
-        // NTFS' names have no case for most programs, but the exact one goes first.
-        let (mut exact, mut folded) = (None, None);
-        let wanted = String::from_utf8_lossy(name).to_lowercase();
-        self.read_dir(dir, &mut |entry| {
-            if entry.name == name {
-                exact = Some(entry.node);
-            } else if String::from_utf8_lossy(&entry.name).to_lowercase() == wanted {
-                folded = Some(entry.node);
-            }
-            Ok(())
-        })?;
-        exact.or(folded).ok_or(Error::NotFound)
+        // For most programs its names have none.
+        lookup_without_case(self, dir, name)
     }
 
     fn metadata(&self, node: Node) -> Result<Metadata> {
