@@ -193,7 +193,7 @@ impl Source {
             }
             (Strategy::Lazy, Some(_)) => {
                 load::listen_lazily(&mut started.monitor)?;
-                Ok(load::wait_lazy(&mut started.monitor)?)
+                pages::wait_loaded(&started.record, &mut started.monitor)
             }
         }
     }

@@ -233,8 +233,8 @@ fn post(ctx: &Context<'_>, config: &ServerConfig, instance: &InstanceRecord) -> 
     // Once it has spoken, the file is its own.
     let deadline = Instant::now() + TAKEOVER_PATIENCE;
     while post.progress()?.is_some_and(|now| now.supervisor == us) && Instant::now() < deadline {
-        if matches!(child.try_wait(), Ok(Some(_))) {
-            break;
+        if matches!(child.try_wait(), Ok(Some(_))) && post.progress()?.is_some_and(|now| now.supervisor == us) {
+            return Err(Error::Hydration { reason: "its page server ended before it began".to_owned() });
         }
         ctx.check()?;
         std::thread::sleep(Duration::from_millis(1));
@@ -273,14 +273,31 @@ pub(crate) fn needs_image(instance: &InstanceRecord) -> bool {
 /// # Errors
 /// [`Error::Hydration`] when what QEMU needs to begin will never come; what QEMU says.
 pub(crate) fn let_run(instance: &InstanceRecord, monitor: &mut Client) -> Result<(), Error> {
-    let failed = || match status(instance) {
+    match load::run_while(monitor, || failure(instance).is_none())? {
+        Some(_) => Ok(()),
+        None => Err(never(instance)),
+    }
+}
+
+/// Waits until a machine whose memory is on its way has its devices.
+///
+/// # Errors
+/// As [`let_run`]; when nobody serves it any more, too: only who has its devices can be taken up again.
+pub(crate) fn wait_loaded(instance: &InstanceRecord, monitor: &mut Client) -> Result<(), Error> {
+    let served = || failure(instance).is_none() && !is_orphaned(instance);
+    if load::wait_lazy(monitor, served)? { Ok(()) } else { Err(never(instance)) }
+}
+
+/// Why memory will never be complete, as its server says.
+fn failure(instance: &InstanceRecord) -> Option<String> {
+    match status(instance) {
         Ok(Some(Hydration { state: HydrationState::Failed { reason }, .. })) => Some(reason),
         _ => None,
-    };
-    match load::run_while(monitor, || failed().is_none())? {
-        Some(_) => Ok(()),
-        None => Err(Error::Hydration { reason: failed().unwrap_or_else(|| "nobody serves it".to_owned()) }),
     }
+}
+
+fn never(instance: &InstanceRecord) -> Error {
+    Error::Hydration { reason: failure(instance).unwrap_or_else(|| "nobody serves it".to_owned()) }
 }
 
 /// Waits until all memory is there.
@@ -363,7 +380,9 @@ pub fn supervise(dir: &Path) -> Result<(), Error> {
             Ended::Died if deaths < MOST_RESTARTS && instance.is_alive() => {
                 deaths += 1;
                 status.restarts = status.restarts.saturating_add(1);
-                config.errand = Errand::Resume;
+                if !still_listens(&instance) {
+                    config.errand = Errand::Resume;
+                }
             }
             Ended::Died => {
                 let reason = "the page server died again and again, or QEMU is gone".to_owned();
@@ -390,6 +409,16 @@ fn last_word(post: &Post, status: &Hydration, instance: &InstanceRecord) -> Resu
             other => return other,
         }
     }
+}
+
+/// Whether nobody has spoken to QEMU yet, so that another worker can begin where the first did.
+fn still_listens(instance: &InstanceRecord) -> bool {
+    let migration = instance.monitor(Monitor::Guard).map(|mut monitor| monitor.call(&QueryMigrate {}));
+    migration.is_ok_and(|migration| {
+        migration.is_ok_and(|migration| {
+            matches!(migration.status, None | Some(MigrationStatus::None | MigrationStatus::Setup))
+        })
+    })
 }
 
 /// Makes QEMU listen for another worker, on a socket of its own: the old one may still be bound.

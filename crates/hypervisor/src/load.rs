@@ -23,7 +23,7 @@ pub fn eager(monitor: &mut Client, image: &Path, patience: Duration) -> Result<(
     monitor.call(&MigrateSetCapabilities::on([Capability::Events, Capability::MappedRam]))?;
     let filename = image.to_string_lossy().into_owned();
     monitor.call(&MigrateIncoming::from(MigrationAddress::File { filename, offset: 0 }))?;
-    wait_loaded(monitor, DEVICE_PATIENCE + patience)
+    wait_loaded(monitor, DEVICE_PATIENCE + patience, || true).map(drop)
 }
 
 /// Loads devices from an image whose RAM is mapped: the open file `devices` holds everything else.
@@ -35,7 +35,7 @@ pub fn mapped(monitor: &mut Client, devices: BorrowedFd<'_>) -> Result<(), Error
     let added = monitor.call_with_fd(&AddFd::default(), devices)?;
     let filename = added.fdset.path();
     monitor.call(&MigrateIncoming::from(MigrationAddress::File { filename, offset: 0 }))?;
-    wait_loaded(monitor, DEVICE_PATIENCE)
+    wait_loaded(monitor, DEVICE_PATIENCE, || true).map(drop)
 }
 
 /// Name of the socket, in the process's own directory, on which a lazy load listens.
@@ -52,26 +52,29 @@ pub fn listen_lazily(monitor: &mut Client) -> Result<(), Error> {
     Ok(())
 }
 
-/// Waits until a page server has sent the devices and the machine could run.
+/// Waits until a page server has sent the devices and the machine could run; `false` when `served` says first that it never will.
 ///
 /// # Errors
 /// As [`eager`].
-pub fn wait_lazy(monitor: &mut Client) -> Result<(), Error> {
-    wait_loaded(monitor, DEVICE_PATIENCE)
+pub fn wait_lazy(monitor: &mut Client, served: impl Fn() -> bool) -> Result<bool, Error> {
+    wait_loaded(monitor, DEVICE_PATIENCE, served)
 }
 
 /// Waits until the run state says that the machine could run.
-fn wait_loaded(monitor: &mut Client, patience: Duration) -> Result<(), Error> {
+fn wait_loaded(monitor: &mut Client, patience: Duration, served: impl Fn() -> bool) -> Result<bool, Error> {
     let deadline = Instant::now() + patience;
     loop {
         let status = monitor.call(&QueryStatus {})?;
         if status.status != RunState::InMigrate {
-            return Ok(());
+            return Ok(true);
         }
         let migration = monitor.call(&QueryMigrate {})?;
         if migration.status == Some(MigrationStatus::Failed) {
             let reason = migration.error_desc.unwrap_or_else(|| "QEMU's log may say why".to_owned());
             return Err(Error::Migration { what: "load", reason });
+        }
+        if !served() {
+            return Ok(false);
         }
         if Instant::now() >= deadline {
             return Err(Error::Late { what: "loading the machine's state", waited: patience });

@@ -319,7 +319,7 @@ impl Booting<'_> {
 /// Loads what the page server gives.
 fn load(started: &mut Started) -> Result<(), Error> {
     load::listen_lazily(&mut started.monitor)?;
-    Ok(load::wait_lazy(&mut started.monitor)?)
+    pages::wait_loaded(&started.record, &mut started.monitor)
 }
 
 fn ms_since(begun: Instant) -> f64 {
