@@ -158,6 +158,17 @@ pub enum Error {
     UndoFailed { source: Box<Error>, undo: Box<Error> },
 }
 
+/// An error with its causes, in one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 impl Error {
     /// What it means for a script.
     #[must_use]
@@ -233,13 +244,7 @@ impl Error {
 
     /// What happened, with what caused it, in one sentence.
     pub(crate) fn told(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
+        with_causes(self)
     }
 
     /// What a person can do.

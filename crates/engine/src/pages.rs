@@ -30,7 +30,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::context::Context;
-use crate::error::{Error, IoContext as _};
+use crate::error::{Error, IoContext as _, with_causes};
 use crate::failpoint;
 use crate::sharing;
 use crate::state::home::VmDir;
@@ -427,7 +427,7 @@ fn invite(instance: &InstanceRecord, config: &mut ServerConfig, number: u32) -> 
     config.socket = instance.dir.join(&name);
     let mut monitor = instance.monitor(Monitor::Guard).map_err(|error| error.to_string())?;
     // QEMU's working directory is the instance's: the bare name is short enough for a socket wherever that lies.
-    pageserver::invite(&mut monitor, Path::new(&name), PAUSE_PATIENCE).map_err(|error| chain(&error))
+    pageserver::invite(&mut monitor, Path::new(&name), PAUSE_PATIENCE).map_err(|error| with_causes(&error))
 }
 
 enum Ended {
@@ -529,7 +529,7 @@ pub fn work(dir: &Path, config: impl std::io::Read) -> Result<(), Error> {
         }
         Err(error) => {
             let resumable = is_resumable(&error);
-            ToSupervisor::say(&Line::Failed { reason: chain(&error), resumable });
+            ToSupervisor::say(&Line::Failed { reason: with_causes(&error), resumable });
         }
     }
     Ok(())
@@ -554,18 +554,6 @@ fn is_resumable(error: &PageServerError) -> bool {
         | PageServerError::Silent { stage, .. } => *stage != Stage::Opening,
         _ => false,
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use keyframe_types::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::document::{Place, Standing};
+use crate::error::with_causes;
 
 /// Bytes of each image that are kept in memory.
 const CACHE_BYTES: usize = 32 << 20;
@@ -128,7 +129,7 @@ impl Shelf {
                     lock(&self.met).reach = Reach::There;
                 }
                 Err(error) => {
-                    self.is_away(&told(&error));
+                    self.is_away(&with_causes(&error));
                     std::thread::sleep(LOOK_AGAIN);
                 }
             }
@@ -180,7 +181,7 @@ impl Shelf {
             self.close(&opened);
             match self.opener.answers(&self.place).and_then(|found| self.check_identity(found)) {
                 Err(away) => {
-                    self.is_away(&told(&away));
+                    self.is_away(&with_causes(&away));
                     std::thread::sleep(LOOK_AGAIN);
                 }
                 Ok(()) => {
@@ -219,7 +220,7 @@ impl Shelf {
     }
 
     fn is_lost(&self, label: &str, range: &Range<u64>, error: &Error) -> io::Error {
-        let lost = Lost { image: label.to_owned(), at: range.start, end: range.end, reason: told(error) };
+        let lost = Lost { image: label.to_owned(), at: range.start, end: range.end, reason: with_causes(error) };
         let text = lost.reason.clone();
         let mut met = lock(&self.met);
         met.failures += 1;
@@ -255,17 +256,6 @@ impl Export for Shown {
     }
 
     fn will_need(&self, _range: Range<u64>) {}
-}
-
-/// An error with its causes, in one line.
-fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
