@@ -1,33 +1,18 @@
 //! What backups and restores leave behind when they die, or when something is broken. Needs QEMU.
 
+mod pile;
+
 use std::os::unix::fs::FileExt as _;
 use std::process::Command;
-use std::time::Duration;
 
 use keyframe_acceptance::serial::Mark;
-use keyframe_acceptance::{Home, Machine, MachineSpec, Repository, Result, guests};
-use keyframe_engine::failpoint::Failpoint;
+use keyframe_acceptance::{Home, Machine, Repository, Result};
 use serde_json::Value;
 
-const SECOND: Duration = Duration::from_secs(1);
+use pile::{SECOND, assert_works, points, worker_with};
 
 fn worker(home: &Home) -> Result<Machine<'_>> {
-    let spec = MachineSpec::small(&guests::small()?, "192M", "checker.mb=48 checker.rate=20");
-    let machine = Machine::start(home, "worker", &spec.disk(&home.empty_disk("a.qcow2", "64M")?))?;
-    machine.wait_until_checking()?;
-    Ok(machine)
-}
-
-fn points(operation: &str) -> impl Iterator<Item = &'static str> {
-    Failpoint::ALL.iter().map(|point| point.name()).filter(move |name| name.starts_with(operation))
-}
-
-fn assert_works(machine: &Machine<'_>, when: &str) -> Result<()> {
-    let serial = machine.serial()?;
-    let first = serial.next_heartbeat(serial.end(), 20 * SECOND)?;
-    let later = serial.next_heartbeat(serial.end(), 20 * SECOND)?;
-    assert!(later.uptime_ms > first.uptime_ms, "{when}: the guest's time stands still");
-    Ok(())
+    worker_with(home, "worker", &["a"])
 }
 
 fn snapshots(home: &Home) -> Result<Vec<Value>> {
@@ -60,7 +45,7 @@ fn a_backup_that_ends_at_any_step_leaves_no_half_point_and_a_working_guest() -> 
     }
     // Killed ones leave a snapshot that goes by itself; the others have taken theirs away.
     let left = snapshots(&home)?;
-    assert!((1..=points("backup-").count()).contains(&left.len()), "{left:?}");
+    assert!((1..=points("backup-").len()).contains(&left.len()), "{left:?}");
     assert!(left.iter().all(|snapshot| !snapshot["expires"].is_null()), "{left:?}");
     std::thread::sleep(62 * SECOND);
     repository.run(&home, &["backup", "worker"])?.succeeded()?;

@@ -1,18 +1,16 @@
 //! Points are drilled: restored into isolation, brought up both ways, asked, thrown away, and kept as evidence. Needs QEMU.
 
+mod pile;
+
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use keyframe_acceptance::serial::Mark;
-use keyframe_acceptance::{Home, Machine, MachineSpec, Repository, Result, guests};
+use keyframe_acceptance::{Home, Machine, Repository, Result};
 
-const SECOND: Duration = Duration::from_secs(1);
+use pile::{SECOND, worker_with};
 
 fn worker(home: &Home) -> Result<Machine<'_>> {
-    let spec = MachineSpec::small(&guests::small()?, "192M", "checker.mb=48 checker.rate=20");
-    let machine = Machine::start(home, "worker", &spec.disk(&home.empty_disk("a.qcow2", "64M")?))?;
-    machine.wait_until_checking()?;
-    Ok(machine)
+    worker_with(home, "worker", &["a"])
 }
 
 /// All files below a directory.
