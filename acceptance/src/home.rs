@@ -107,6 +107,21 @@ impl Home {
         self.start_with(arguments, &[("KEYFRAME_FAILPOINT", failpoint)])?.wait()
     }
 
+    /// Starts a `keyframe` that stops itself at one of its failpoints, and waits until it has: [`Running::resume`] lets it
+    /// go on.
+    ///
+    /// # Errors
+    /// When it cannot be built or started, or does not come by.
+    pub fn start_until<S: AsRef<OsStr>>(
+        &self,
+        failpoint: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<Running> {
+        let running = self.start_with(arguments, &[("KEYFRAME_FAILPOINT", &format!("{failpoint}@"))])?;
+        running.wait_until_stopped()?;
+        Ok(running)
+    }
+
     /// Runs `keyframe` with further variables in its environment, and waits until it has ended.
     ///
     /// # Errors

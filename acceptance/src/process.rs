@@ -19,9 +19,18 @@ pub struct ProcessId(pub u32);
 impl ProcessId {
     /// Whether it runs. A zombie does not.
     pub fn is_running(self) -> bool {
-        let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", self.0)) else { return false };
-        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
-        !matches!(state, None | Some("Z" | "X"))
+        !matches!(self.state(), None | Some('Z' | 'X'))
+    }
+
+    /// Whether a signal has stopped it.
+    pub fn is_stopped(self) -> bool {
+        self.state() == Some('T')
+    }
+
+    /// The letter of its state in `/proc/PID/stat`.
+    fn state(self) -> Option<char> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).ok()?;
+        stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next())
     }
 
     /// Whether its command line or environment names `home`.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -98,6 +99,32 @@ impl Running {
     /// Its process.
     pub fn process(&self) -> ProcessId {
         ProcessId(self.child.id())
+    }
+
+    /// Waits until it has stopped itself, at a failpoint.
+    ///
+    /// # Errors
+    /// [`Error::Hung`] when it does not, which includes that it has ended.
+    pub fn wait_until_stopped(&self) -> Result<()> {
+        let begun = Instant::now();
+        while !self.process().is_stopped() {
+            if begun.elapsed() > PATIENCE || !self.process().is_running() {
+                let (command, stderr) = (self.shown.clone(), self.stderr.text());
+                return Err(Error::Hung { command, after: begun.elapsed(), stderr });
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Lets it go on after [`Running::wait_until_stopped`].
+    ///
+    /// # Errors
+    /// [`Error::Run`].
+    pub fn resume(&self) -> Result<()> {
+        let sent = Pid::from_child(&self.child);
+        kill_process(sent, Signal::CONT)
+            .map_err(|errno| Error::Run { program: self.shown.clone(), source: errno.into() })
     }
 
     /// Waits for its end.

@@ -100,7 +100,7 @@ fn a_machine_goes_back_in_place_and_only_what_differs_is_written() -> Result<()>
     machine.serial()?.wait_for(mark, "READY", 60 * SECOND)?;
     machine.assert_intact(mark)?;
     // The present that was is a snapshot like any other.
-    machine.revert(&kept, &["--discard"])?;
+    machine.revert(&kept, &[])?;
     let mark = machine.serial()?.end();
     machine.serial()?.next_heartbeat(mark, 60 * SECOND)?;
     machine.assert_intact(mark)

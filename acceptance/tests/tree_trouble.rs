@@ -113,30 +113,20 @@ fn a_guest_that_is_faster_than_the_merge_is_left_alone_in_the_end() -> Result<()
     machine.assert_intact(machine.serial()?.end())
 }
 
-/// Waits until a command that says `what` holds the machine.
-fn wait_until_held(home: &Home, what: &str) {
-    let lock = home.path().join("vms/worker/lock");
-    let deadline = Instant::now() + 20 * SECOND;
-    while !std::fs::read_to_string(&lock).is_ok_and(|holder| holder.contains(what)) {
-        assert!(Instant::now() < deadline, "{what} was not begun");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 #[test]
 fn what_is_reverted_to_or_forked_from_does_not_go_meanwhile() -> Result<()> {
     let home = Home::new("busy")?;
     let machine = worker(&home, "worker")?;
     machine.snapshot("base")?;
-    for (words, holder) in [
-        (vec!["revert", "worker@base", "--discard"], "revert worker@base"),
-        (vec!["fork", "worker@base", "twin"], "fork worker@base"),
+    for (words, failpoint, holder) in [
+        (vec!["revert", "worker@base", "--discard"], "revert-journaled", "revert worker@base"),
+        (vec!["fork", "worker@base", "twin"], "fork-prepared", "fork worker@base"),
     ] {
-        let running = home.start(&words)?;
-        wait_until_held(&home, holder);
+        let running = home.start_until(failpoint, &words)?;
         let refused = home.run(["delete", "worker@base"])?;
         assert_eq!(refused.status, Some(11), "{holder}: {}", refused.stderr);
         assert!(refused.stderr.contains(holder), "{}", refused.stderr);
+        running.resume()?;
         running.wait()?.succeeded()?;
     }
     // The fork's memory is the image: a copy of its disks does not let that go.

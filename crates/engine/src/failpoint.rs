@@ -1,9 +1,10 @@
 //! Places where a test may kill the process, as a power cut or `kill -9` would, or make a step fail.
 //!
 //! `KEYFRAME_FAILPOINT=NAME` makes the process kill itself when it comes by, `KEYFRAME_FAILPOINT=NAME!` makes the step
-//! fail there, as a full disk would; `KEYFRAME_FAILPOINT=NAME!N` only when it comes by for the Nth time. `KEYFRAME_FAILPOINT_WITH=PID` has that process, a QEMU, killed with it, as a power cut
-//! would. Every step of every operation
-//! that changes something has one, so that a loop over [`Failpoint::ALL`] kills at every step.
+//! fail there, as a full disk would; `KEYFRAME_FAILPOINT=NAME!N` only when it comes by for the Nth time.
+//! `KEYFRAME_FAILPOINT=NAME@` stops the process there (SIGSTOP) until somebody lets it go on, for what others see meanwhile.
+//! `KEYFRAME_FAILPOINT_WITH=PID` has that process, a QEMU, killed with it, as a power cut would. Every step of every
+//! operation that changes something has one, so that a loop over [`Failpoint::ALL`] kills at every step.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -188,7 +189,7 @@ pub const VARIABLE: &str = "KEYFRAME_FAILPOINT";
 /// The variable that names a process which dies with this one.
 pub const WITH_VARIABLE: &str = "KEYFRAME_FAILPOINT_WITH";
 
-/// Kills the process, or fails, if this is the failpoint that was asked for.
+/// Kills or stops the process, or fails, if this is the failpoint that was asked for.
 ///
 /// # Errors
 /// [`Error::Failpoint`].
@@ -200,6 +201,10 @@ pub fn pass(point: Failpoint) -> Result<(), Error> {
     let Some(asked) = asked.filter(|asked| asked.name == point.name()) else { return Ok(()) };
     if asked.fails_now() {
         return Err(Error::Failpoint { name: point.name() });
+    }
+    if asked.what == What::Stop {
+        // A signal that cannot be sent shows in the test that waits for the process to be stopped.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP);
     }
     if asked.what == What::Kill {
         let with = std::env::var(WITH_VARIABLE).ok().and_then(|pid| pid.parse().ok());
@@ -226,6 +231,7 @@ struct Asked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum What {
     Kill,
+    Stop,
     Fail,
     /// Only when somebody comes by for this time, counted from 1.
     FailOnce(u32),
@@ -233,6 +239,9 @@ enum What {
 
 impl Asked {
     fn of(text: &str) -> Self {
+        if let Some(name) = text.strip_suffix('@') {
+            return Self { name: name.to_owned(), what: What::Stop, passed: AtomicU32::new(0) };
+        }
         let (name, what) = match text.split_once('!') {
             None => (text, What::Kill),
             // A number that is none asks for nothing that ever comes.
@@ -292,6 +301,7 @@ mod tests {
         };
         assert_eq!(fails("a-b"), ("a-b".to_owned(), [false; 3]));
         assert_eq!(Asked::of("a-b").what, What::Kill);
+        assert_eq!((Asked::of("a-b@").what, fails("a-b@")), (What::Stop, ("a-b".to_owned(), [false; 3])));
         assert_eq!(fails("a-b!"), ("a-b".to_owned(), [true; 3]));
         assert_eq!(fails("a-b!2"), ("a-b".to_owned(), [false, true, false]));
     }
