@@ -6,40 +6,46 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use keyframe_qcow2::Format;
 use keyframe_repo::{Retention, Rights};
-use keyframe_types::TimeToLive;
+use keyframe_types::{ByteLen, TimeToLive};
 
 /// Which repository, and what opens it.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Where {
     /// The repository: a directory, sftp://[USER@]HOST[:PORT]/PATH, or s3://BUCKET[/PATH] with the usual AWS_… variables
     #[arg(long, env = "KEYFRAME_REPO", value_name = "REPO", hide_env_values = true)]
     pub repo: String,
-    /// The key file, or a file with age identities; instead, a passphrase is taken from KEYFRAME_PASSPHRASE or asked for
-    #[arg(long, env = "KEYFRAME_KEY_FILE", value_name = "FILE", hide_env_values = true)]
-    pub key_file: Option<PathBuf>,
-    /// Keep nothing of a distant repository in a local cache
-    #[arg(long)]
-    pub no_cache: bool,
+    #[command(flatten)]
+    pub access: Access,
 }
 
 /// The same for commands some of which need none.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct PerhapsWhere {
     /// The repository: a directory, sftp://[USER@]HOST[:PORT]/PATH, or s3://BUCKET[/PATH] with the usual AWS_… variables
     #[arg(long, env = "KEYFRAME_REPO", value_name = "REPO", hide_env_values = true)]
     pub repo: Option<String>,
+    #[command(flatten)]
+    pub access: Access,
+}
+
+/// How a repository is opened, and used.
+#[derive(Debug, Clone, Args)]
+pub struct Access {
     /// The key file, or a file with age identities; instead, a passphrase is taken from KEYFRAME_PASSPHRASE or asked for
     #[arg(long, env = "KEYFRAME_KEY_FILE", value_name = "FILE", hide_env_values = true)]
     pub key_file: Option<PathBuf>,
     /// Keep nothing of a distant repository in a local cache
     #[arg(long)]
     pub no_cache: bool,
+    /// Send to it and fetch from it no more than this a second, such as 20M
+    #[arg(long, env = "KEYFRAME_BANDWIDTH", value_name = "BYTES")]
+    pub bandwidth: Option<ByteLen>,
 }
 
 impl PerhapsWhere {
     /// The place, where one is named.
     pub fn known(self) -> Option<Where> {
-        Some(Where { repo: self.repo?, key_file: self.key_file, no_cache: self.no_cache })
+        Some(Where { repo: self.repo?, access: self.access })
     }
 }
 

@@ -152,3 +152,17 @@ fn absent_points_and_bad_names_are_told() {
     assert!(bench.run(&["image", "list"]).with(0).out.contains("nothing is stored"));
     assert!(!bench.path("out").exists());
 }
+
+#[test]
+fn a_bandwidth_is_kept_to() {
+    let bench = Bench::new();
+    let random = fs::File::open("/dev/urandom").unwrap();
+    let mut file = fs::File::create(bench.path("noise")).unwrap();
+    std::io::copy(&mut std::io::Read::take(random, 4 << 20), &mut file).unwrap();
+    let begun = std::time::Instant::now();
+    bench.run(&["image", "put", "noise", "noise", "--bandwidth", "2M"]).with(0);
+    assert!(begun.elapsed().as_secs_f64() > 1.9, "4 MiB at 2 MiB a second went out in {:?}", begun.elapsed());
+    bench.run(&["image", "get", "noise", "again", "--bandwidth", "fast"]).with(2);
+    bench.run(&["image", "get", "noise", "again"]).with(0);
+    assert!(fs::read(bench.path("again")).unwrap() == fs::read(bench.path("noise")).unwrap());
+}

@@ -15,7 +15,7 @@ use serde_json::json;
 use super::repository::{self, Reading};
 use crate::backup_args::BootArgs;
 use crate::output::{Output, ms, table};
-use crate::repo_args::{PerhapsWhere, Where};
+use crate::repo_args::{Access, PerhapsWhere, Where};
 
 /// Runs it.
 pub fn run(ctx: &Context<'_>, args: BootArgs, output: &Output) -> Result<u8, Error> {
@@ -40,8 +40,7 @@ fn start(ctx: &Context<'_>, args: &BootArgs, point: &str, new: &VmName, output: 
     repository::keep_memory();
     let place = &args.place;
     let needed = || Error::BadRequest { what: "name the repository with --repo or KEYFRAME_REPO".to_owned() };
-    let place = PerhapsWhere { repo: place.repo.clone(), key_file: place.key_file.clone(), no_cache: place.no_cache };
-    let place = place.known().ok_or_else(needed)?;
+    let place = place.clone().known().ok_or_else(needed)?;
     let (repository, passphrase) = repository::opened(&place, Reading::Cache)?;
     let point = repository.find_point(point)?;
     let request = BootRequest {
@@ -118,15 +117,17 @@ fn lasting(place: &Where) -> Result<Place, Error> {
     } else {
         absolute(Path::new(&place.repo))?.to_string_lossy().into_owned()
     };
-    let key_file = place.key_file.as_deref().map(absolute).transpose()?;
-    Ok(Place { repository, key_file, cache: !place.no_cache })
+    let access = &place.access;
+    let key_file = access.key_file.as_deref().map(absolute).transpose()?;
+    Ok(Place { repository, key_file, cache: !access.no_cache, bandwidth: access.bandwidth })
 }
 
 /// Opens the stores that the command line knows.
 pub struct Stores;
 
 fn named(place: &Place) -> Where {
-    Where { repo: place.repository.clone(), key_file: place.key_file.clone(), no_cache: !place.cache }
+    let access = Access { key_file: place.key_file.clone(), no_cache: !place.cache, bandwidth: place.bandwidth };
+    Where { repo: place.repository.clone(), access }
 }
 
 impl Opener for Stores {

@@ -36,7 +36,7 @@ pub fn run(command: RepoCommand, progress: &Terminal, cancel: &AtomicBool, outpu
 
 fn init(ctx: &Ctx<'_>, place: &Where, no_encryption: bool, parameters: Parameters, alone: bool) -> Result<u8, Error> {
     let store = repository::store(place, true, Reading::Store)?;
-    let (unlock, new_key_file) = match &place.key_file {
+    let (unlock, new_key_file) = match &place.access.key_file {
         _ if no_encryption => (Unlock::Nothing, false),
         Some(path) => Unlock::from_file_or_new(path)?,
         None => (Unlock::Passphrase(repository::passphrase("New passphrase: ")?), false),
@@ -45,7 +45,7 @@ fn init(ctx: &Ctx<'_>, place: &Where, no_encryption: bool, parameters: Parameter
     let repository = make(store, &unlock, parameters)?;
     let mut text = format!("made repository {} in {}\n", repository.config().repository.short(), place.repo);
     if new_key_file {
-        let path = place.key_file.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let path = place.access.key_file.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         text.push_str(&format!("its key is in {path}: keep a copy elsewhere, without it nothing can be read\n"));
     }
     if no_encryption {

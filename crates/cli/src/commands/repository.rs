@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use keyframe_repo::{Error, Kind, Repository, Run, Unlock};
-use keyframe_store::{CacheStore, LocalStore, RetryStore, S3Store, SftpStore, Store};
+use keyframe_store::{CacheStore, LimitStore, LocalStore, RetryStore, S3Store, SftpStore, Store};
 use zeroize::Zeroizing;
 
 use crate::output::Output;
@@ -72,9 +72,12 @@ pub enum Reading {
 
 /// The store that is named.
 pub fn store(place: &Where, create: bool, reading: Reading) -> Result<Arc<dyn Store>, Error> {
-    let store = plain_store(&place.repo, create)?;
+    let mut store = plain_store(&place.repo, create)?;
+    if let Some(limit) = place.access.bandwidth {
+        store = Arc::new(LimitStore::new(store, limit.bytes()));
+    }
     let distant = place.repo.contains("://");
-    match cache_dir().filter(|_| distant && reading == Reading::Cache && !place.no_cache) {
+    match cache_dir().filter(|_| distant && reading == Reading::Cache && !place.access.no_cache) {
         Some(dir) => Ok(Arc::new(CacheStore::new(store, &CacheStore::<()>::dir(&dir, &place.repo), CACHE_BYTES))),
         None => Ok(store),
     }
@@ -142,7 +145,7 @@ pub fn opened(place: &Where, reading: Reading) -> Result<(Repository, Option<Zer
     let store = store(place, false, reading)?;
     let config = Repository::config_of(&*store)?;
     let mut typed = None;
-    let unlock = match &place.key_file {
+    let unlock = match &place.access.key_file {
         Some(path) => Unlock::from_file(path)?,
         None if !config.encrypted => Unlock::Nothing,
         None => {

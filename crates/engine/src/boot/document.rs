@@ -12,7 +12,7 @@ use keyframe_memory::pageserver::{ExportAt, ImageAt};
 use keyframe_qcow2::{Backing, Header};
 use keyframe_repo::StoredImage;
 use keyframe_repo::ids::ObjectId;
-use keyframe_types::{DiskId, LayerId};
+use keyframe_types::{ByteLen, DiskId, LayerId};
 use serde::{Deserialize, Serialize};
 
 use crate::backup::{MEMORY, MEMORY_SUMS};
@@ -31,6 +31,9 @@ pub struct Place {
     pub key_file: Option<PathBuf>,
     /// Whether some of a distant repository may be kept in a local cache.
     pub cache: bool,
+    /// Bytes a second that may be fetched from it; as many as it gives if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<ByteLen>,
 }
 
 /// What a machine stands on in a repository.
@@ -202,7 +205,7 @@ mod tests {
         assert!(matches!(base_of(&home, &dir, &chain), Err(Error::Damaged { .. })), "nobody knows of which repository");
         let image = StoredImage { label: "disk0".into(), bytes: bytes.bytes(), root: None };
         let standing = Standing {
-            place: Place { repository: "/r".into(), key_file: None, cache: true },
+            place: Place { repository: "/r".into(), key_file: None, cache: true, bandwidth: None },
             repository: ObjectId::random().unwrap(),
             point: "db@1".into(),
             disks: vec![StandingDisk { disk, layer: id, image }],
