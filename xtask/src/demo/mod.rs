@@ -8,10 +8,11 @@ mod figures;
 mod guest;
 mod stage;
 
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use keyframe_acceptance::checker::Heartbeat;
 use keyframe_acceptance::serial::Mark;
 
@@ -26,7 +27,12 @@ const SNAPSHOT: &str = "demo@good";
 /// Snapshots of a week that nobody looked after.
 const PILE: [&str; 4] = ["monday", "tuesday", "wednesday", "thursday"];
 const FORKS: [&str; 3] = ["copy-1", "copy-2", "copy-3"];
-const APPEND: &str = "console=ttyS0 quiet panic=-1 checker.mb=200 checker.rate=40 checker.verify=60";
+const APPEND: &str =
+    "console=ttyS0 quiet panic=-1 checker.mb=200 checker.rate=40 checker.verify=60 checker.disks=vda,vdb";
+/// What is on the third disk, which the guest leaves alone.
+const FILES: &str = "desk";
+const LETTER: &str = "letter.txt";
+const LETTER_TEXT: &str = "Whoever reads this has it from a backup.\n";
 
 /// How long the guest is watched after the snapshot, for its longest silence.
 const AFTER_THE_SNAPSHOT: Duration = Duration::from_secs(1);
@@ -62,16 +68,20 @@ fn play(stage: &Stage) -> Result<Figures> {
     fork(stage, &guest, &taken, &mut figures)?;
     let stored = backup(stage, &guest, &mut figures)?;
     lose_everything(stage)?;
-    boot_from_repository(stage, &stored, &mut figures)?;
+    let point = first_point(stage)?;
+    boot_from_repository(stage, &point, &stored, &mut figures)?;
+    copy_a_file(stage, &point)?;
     Ok(figures)
 }
 
 fn boot(stage: &Stage) -> Result<Watched> {
-    say::step("A Linux machine with two disks");
+    say::step("A Linux machine with two disks, and a third one with files");
     for disk in ["a.qcow2", "b.qcow2"] {
         stage.type_quietly("qemu-img", &["create", "-q", "-f", "qcow2", disk, "256M"])?;
     }
-    let disks = ["--memory", "512M", "--disk", "a.qcow2", "--disk", "b.qcow2"];
+    stage.write(&Path::new(FILES).join(LETTER), LETTER_TEXT)?;
+    stage.type_quietly("mke2fs", &["-q", "-t", "ext4", "-d", FILES, "c.raw", "32M"])?;
+    let disks = ["--memory", "512M", "--disk", "a.qcow2", "--disk", "b.qcow2", "--disk", "c.raw"];
     let kernel = ["--kernel", "vmlinuz", "--initrd", "initrd", "--append", APPEND];
     stage.keyframe(&[&["vm", "create", VM], &disks[..], &kernel[..]].concat())?;
     stage.keyframe(&["vm", "start", VM])?;
@@ -238,20 +248,25 @@ fn lose_everything(stage: &Stage) -> Result<()> {
     for name in FORKS.iter().chain([&VM]) {
         stage.type_quietly("keyframe", &["vm", "stop", name, "--force"])?;
     }
-    stage.type_quietly("rm", &["-r", HOME, "a.qcow2", "b.qcow2"])?;
+    stage.type_quietly("rm", &["-r", HOME, "a.qcow2", "b.qcow2", "c.raw", FILES])?;
     say::bad("No machine, no snapshot and no disk is left. There is the repository, and its key.");
     Ok(())
 }
 
-/// It runs straight from the repository, and is wholly local soon.
-fn boot_from_repository(stage: &Stage, stored: &Taken, figures: &mut Figures) -> Result<()> {
-    say::step("Booted from the repository");
+/// The first point in the repository, as it is named at the command line.
+fn first_point(stage: &Stage) -> Result<String> {
     let points = stage.look(&["points"])?;
-    let id = points.pointer("/points/0/id").and_then(serde_json::Value::as_str).unwrap_or_default();
-    let point = format!("{VM}@{}", id.get(..8).unwrap_or(id));
+    let id = points.pointer("/points/0/id").and_then(serde_json::Value::as_str);
+    let id = id.context("the repository holds no point")?;
+    Ok(format!("{VM}@{}", id.get(..8).unwrap_or(id)))
+}
+
+/// It runs straight from the repository, and is wholly local soon.
+fn boot_from_repository(stage: &Stage, point: &str, stored: &Taken, figures: &mut Figures) -> Result<()> {
+    say::step("Booted from the repository");
     let guest = stage.watched(VM);
     let first_word = guest.wait_for_first_word();
-    stage.keyframe(&["boot", &point, "--as", VM])?;
+    stage.keyframe(&["boot", point, "--as", VM])?;
     let first = first_word.join()?;
     stored.check_continued_by(&first.beat)?;
     figures.add_time("from typing boot to the guest's first word", first.after);
@@ -261,6 +276,18 @@ fn boot_from_repository(stage: &Stage, stored: &Taken, figures: &mut Figures) ->
     guest.wait_for_good_verdict(first.mark)?;
     say::good("memory and both disks are whole, and the repository is needed no more");
     stage.keyframe(&["vm", "list"])?;
+    Ok(())
+}
+
+/// One file comes out of the point; nobody mounts anything.
+fn copy_a_file(stage: &Stage, point: &str) -> Result<()> {
+    say::step("A file out of the point");
+    let path = format!("disk2:/{LETTER}");
+    stage.keyframe(&["files", point, "ls", "disk2:/"])?;
+    stage.keyframe(&["files", point, "cp", &path, "."])?;
+    let copied = stage.read(Path::new(LETTER))?;
+    ensure!(copied == LETTER_TEXT, "{LETTER} does not read as it was written: {copied:?}");
+    say::good(format_args!("{LETTER} reads: {}", copied.trim_end()));
     Ok(())
 }
 

@@ -124,6 +124,26 @@ impl Stage {
         self.typed(program, words).map(drop)
     }
 
+    /// Writes a small file, below the stage's directory.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, file: &Path, text: &str) -> Result<()> {
+        let path = self.dir().join(file);
+        fs::create_dir_all(path.parent().unwrap_or(&path)).and_then(|()| fs::write(&path, text))?;
+        say::typed(format_args!("cat {}", file.display()));
+        text.lines().for_each(say::note);
+        Ok(())
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn read(&self, file: &Path) -> Result<String> {
+        fs::read_to_string(self.dir().join(file)).with_context(|| format!("cannot read {}", file.display()))
+    }
+
     /// Looks something up with `keyframe … --json`, without showing it.
     ///
     /// # Errors
@@ -164,13 +184,18 @@ impl Stage {
     pub fn machine_shown(&self) -> Result<String> {
         let shown = self.look(&["vm", "show", super::VM])?;
         let text = |field: &str| shown.get(field).and_then(Value::as_str).unwrap_or("unknown").to_owned();
-        Ok(format!("QEMU {} on {}, 512 MiB of memory, two disks", text("qemu_version"), text("accelerator")))
+        Ok(format!("QEMU {} on {}, 512 MiB of memory, three disks", text("qemu_version"), text("accelerator")))
     }
 
     fn command(&self, program: &str, words: &[&str]) -> Command {
         let mut command = if program == "keyframe" { Command::new(&self.keyframe) } else { Command::new(program) };
         command.args(words).current_dir(self.dir()).env("KEYFRAME_HOME", self.dir().join(HOME));
         command.envs(REPOSITORY);
+        if let Some(path) = std::env::var_os("PATH") {
+            // Where tools for file systems are, which not everybody looks for there.
+            let places = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")]);
+            command.envs(std::env::join_paths(places).ok().map(|path| ("PATH", path)));
+        }
         command
     }
 
