@@ -72,7 +72,10 @@ impl Noise {
 }
 
 /// A raw disk of which half does not compress and half does well.
-fn fill(path: &Path, size_mib: u64) -> Result<()> {
+///
+/// # Errors
+/// When it cannot be written.
+pub fn fill(path: &Path, size_mib: u64) -> Result<()> {
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
     let mut page = [0; PAGE];
