@@ -1,32 +1,26 @@
 //! The undo button of a database server: a session holds an open transaction, pgbench is at work, the machine
 //! is taken; the database is dropped; the machine is brought back; *the same session* commits. Needs QEMU.
 
+mod bank;
+
 use std::time::Duration;
 
 use keyframe_acceptance::console::Console;
-use keyframe_acceptance::guests::{self, DebianGuest};
-use keyframe_acceptance::serial::Mark;
-use keyframe_acceptance::{Home, Machine, MachineSpec, Result};
+use keyframe_acceptance::{Home, Machine, MachineSpec, Result, guests};
+
+use bank::{books_balance, close_the_bank, database_server, open_a_bank, wait_until_up, with_kernel};
 
 const SECOND: Duration = Duration::from_secs(1);
-const BOOT_WITHIN: Duration = Duration::from_secs(300);
 
-fn boot<'h>(home: &'h Home, guest: &DebianGuest, spec: MachineSpec) -> Result<Machine<'h>> {
-    let spec = spec.disk(&home.overlay("system.qcow2", &guest.system_disk)?);
-    let spec = spec.disk(&home.overlay("data.qcow2", &guest.data_disk)?);
-    let machine = Machine::start(home, "dbserver", &spec)?;
-    machine.serial()?.wait_for(Mark::START, "(automatic login)", BOOT_WITHIN)?;
-    let console = Console::of(&machine);
-    console.run("until pg_isready -q; do sleep 1; done")?;
+fn boot<'h>(home: &'h Home, spec: &MachineSpec) -> Result<Machine<'h>> {
+    let machine = Machine::start(home, "dbserver", spec)?;
+    wait_until_up(&machine)?;
     Ok(machine)
 }
 
 /// A bank with pgbench at work on it, and a psql session with something to lose.
 fn get_to_work(console: &Console<'_, '_>) -> Result<()> {
-    console.run("createdb -U postgres bank")?;
-    console.run("pgbench -U postgres -q -i -s 1 bank 2>/tmp/init.log")?;
-    console.ask("(pgbench -U postgres -c 2 -T 3600 bank >/tmp/pgbench.log 2>&1 &); echo STARTED", "STARTED")?;
-    console.run("sleep 2; pgrep -x pgbench >/dev/null")?;
+    open_a_bank(console)?;
     console.ask("psql -U postgres -A -t bank", "bank=#")?;
     console.ask("CREATE TABLE kept (n int);", "CREATE TABLE")?;
     console.ask("CREATE TEMPORARY TABLE scratch AS SELECT generate_series(1, 500) AS n;", "SELECT 500")?;
@@ -50,14 +44,8 @@ fn same_session_commits(console: &Console<'_, '_>, backend: &str) -> Result<()> 
 
 fn data_is_whole(console: &Console<'_, '_>) -> Result<()> {
     console.ask("psql -U postgres -A -t -c \"SELECT 'kept: ' || count(*) FROM kept\" bank", "kept: 123")?;
-    console.run("pgrep -x pgbench >/dev/null")?;
-    console.run("pkill -x pgbench; while pgrep -x pgbench >/dev/null; do sleep 0.2; done")?;
-    // What pgbench moved it moved everywhere or nowhere; every index agrees with its table.
-    let sums = "SELECT 'sums: ' || ((SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(bbalance) FROM \
-                pgbench_branches) AND (SELECT sum(tbalance) FROM pgbench_tellers) = (SELECT sum(delta) FROM pgbench_history))";
-    console.ask(&format!("psql -U postgres -A -t -c \"{sums}\" bank"), "sums: true")?;
-    console.run("/usr/lib/postgresql/15/bin/pg_amcheck -U postgres --install-missing --heapallindexed bank")?;
-    console.run("! dmesg | grep -E 'I/O error|EXT4-fs error'")
+    close_the_bank(console)?;
+    books_balance(console)
 }
 
 fn survives(home: &Home, machine: &Machine<'_>, strategy: &str) -> Result<()> {
@@ -88,9 +76,7 @@ fn backend_of(machine: &Machine<'_>) -> Result<String> {
 fn a_session_commits_after_its_database_was_dropped_and_brought_back() -> Result<()> {
     let home = Home::new("postgresql")?;
     let guest = guests::debian()?;
-    let words = "root=/dev/vda2 console=ttyS0 quiet panic=-1";
-    let spec = MachineSpec::with_memory("1G").direct_kernel(&guest.kernel, &guest.initrd, words);
-    let machine = boot(&home, &guest, spec)?;
+    let machine = boot(&home, &with_kernel(&guest, database_server(&guest, &home)?))?;
     survives(&home, &machine, "lazy")
 }
 
@@ -98,7 +84,7 @@ fn a_session_commits_after_its_database_was_dropped_and_brought_back() -> Result
 fn the_same_with_a_machine_that_boots_from_uefi_firmware() -> Result<()> {
     let home = Home::new("uefi")?;
     let guest = guests::debian()?;
-    let machine = boot(&home, &guest, MachineSpec::with_memory("1G").option("--firmware", "uefi"))?;
+    let machine = boot(&home, &database_server(&guest, &home)?.option("--firmware", "uefi"))?;
     Console::of(&machine).run("test -d /sys/firmware/efi")?;
     survives(&home, &machine, "eager")
 }
