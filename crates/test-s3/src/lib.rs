@@ -3,6 +3,8 @@
 //! s3s-fs looks whether an object is there and then writes it, so two conditional writes at once could both succeed; here they
 //! wait for each other, as a server that means it has to make them.
 
+mod backend;
+
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -20,6 +22,8 @@ use hyper_util::server::conn::auto;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+
+use backend::Backend;
 
 /// The bucket that is there.
 pub const BUCKET: &str = "bucket";
@@ -72,7 +76,7 @@ impl Server {
     pub fn start() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join(BUCKET)).expect("a bucket");
-        let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(dir.path()).expect("a directory"));
+        let mut builder = S3ServiceBuilder::new(Backend::new(dir.path().to_owned()));
         builder.set_auth(s3s::auth::SimpleAuth::from_single(KEY_ID, SECRET));
         let service = builder.build();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
