@@ -13,8 +13,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
-use keyframe_acceptance::Home;
 use keyframe_acceptance::guests::{DebianGuest, SmallGuest};
+use keyframe_acceptance::{Home, process};
 use serde_json::{Value, json};
 
 use super::table::{Row, drawn};
@@ -39,6 +39,19 @@ pub struct Options {
     /// Write everything that was measured into this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// Ends and removes what a part has left behind.
+fn clear(home: &Home) -> Result<()> {
+    for process in process::of_home(home.path()) {
+        process.kill(home.path())?;
+    }
+    for entry in fs::read_dir(home.path())? {
+        let path = entry?.path();
+        if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }
+            .with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// A part of the benchmark.
@@ -120,17 +133,30 @@ pub fn run(options: &Options) -> Result<()> {
     let before = snapshot::load_average()?;
     say::note(format_args!("load average {before:.1} before; anything above 1 disturbs what follows"));
     let (mut rows, mut document) = (Vec::new(), json!({"load_average_before": before}));
+    let mut failed = Vec::new();
     for part in &options.only {
         say::step(format_args!("{part:?}"));
-        let (of_part, measured) = part.measure(&home, options)?;
-        rows.extend(of_part);
-        document[format!("{part:?}").to_lowercase()] = measured;
+        match part.measure(&home, options) {
+            Ok((of_part, measured)) => {
+                rows.extend(of_part);
+                document[format!("{part:?}").to_lowercase()] = measured;
+            }
+            // What the other parts come to is told all the same.
+            Err(error) => {
+                say::failure(format_args!("{part:?}: {error:#}"));
+                failed.push(format!("{part:?}"));
+                clear(&home)?;
+            }
+        }
     }
     print!("{}", drawn(&rows));
     let after = snapshot::load_average()?;
     if let Some(file) = &options.json {
         document["load_average_after"] = json!(after);
         fs::write(file, format!("{document:#}\n")).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if !failed.is_empty() {
+        bail!("not measured: {}", failed.join(", "));
     }
     say::note(format_args!("took {} s; load average {before:.1} before, {after:.1} after", begun.elapsed().as_secs()));
     Ok(())
