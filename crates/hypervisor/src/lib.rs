@@ -15,6 +15,7 @@
 //! | [`load`] | a saved state into a fresh process |
 //! | [`merge`] | layers into one another, by QEMU's block jobs |
 //! | [`tracking`] | what is written to a layer from some instant on |
+//! | [`fleecing`] | disks as they were at one instant, while the guest writes on |
 //! | [`storage`] | QEMU's block layer without a machine |
 //! | [`stall`] | how long vCPUs wait |
 //!
@@ -24,6 +25,7 @@ pub mod cut;
 pub mod definition;
 mod error;
 pub mod extra_args;
+pub mod fleecing;
 pub mod host;
 pub mod instance;
 pub mod isolation;

@@ -157,6 +157,15 @@ pub struct BlockDeviceStats {
     /// Writes failed.
     #[serde(default)]
     pub failed_wr_operations: u64,
+    /// What completed reads took together, in nanoseconds.
+    #[serde(default)]
+    pub rd_total_time_ns: u64,
+    /// The same of writes.
+    #[serde(default)]
+    pub wr_total_time_ns: u64,
+    /// The same of flushes.
+    #[serde(default)]
+    pub flush_total_time_ns: u64,
 }
 
 /// Source: `qapi/block-core.json`, `query-block`.
@@ -239,8 +248,23 @@ pub struct BlockDirtyBitmapAdd {
     pub node: NodeName,
     /// The bitmap's name, at most 1023 bytes.
     pub name: String,
+    /// Whether it notes nothing by itself: it takes what others have noted.
+    pub disabled: bool,
 }
 command!(BlockDirtyBitmapAdd, "block-dirty-bitmap-add" -> Empty);
+
+/// Adds to a bitmap what another one of the same node has noted. Source: `qapi/block-core.json`,
+/// `block-dirty-bitmap-merge`.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockDirtyBitmapMerge {
+    /// The node.
+    pub node: NodeName,
+    /// The one that takes it.
+    pub target: String,
+    /// Those that have it.
+    pub bitmaps: Vec<String>,
+}
+command!(BlockDirtyBitmapMerge, "block-dirty-bitmap-merge" -> Empty);
 
 /// Notes no more. Source: `qapi/block-core.json`, `block-dirty-bitmap-remove`.
 #[derive(Debug, Clone, Serialize)]
@@ -283,6 +307,15 @@ impl BlockExportAdd {
     pub fn nbd(id: &str, node: &NodeName, bitmap: &str) -> Self {
         let node = node.as_str();
         Self(json!({"type": "nbd", "id": id, "node-name": node, "name": node, "bitmaps": [bitmap]}))
+    }
+
+    /// With bitmaps of other nodes, by node and name, as meta contexts. The export is named as the node.
+    #[must_use]
+    pub fn nbd_with(node: &NodeName, bitmaps: &[(&NodeName, &str)]) -> Self {
+        let bitmaps: Vec<Value> =
+            bitmaps.iter().map(|(node, name)| json!({"node": node.as_str(), "name": name})).collect();
+        let node = node.as_str();
+        Self(json!({"type": "nbd", "id": node, "node-name": node, "name": node, "bitmaps": bitmaps}))
     }
 }
 
