@@ -103,6 +103,10 @@ pub enum MachineCommand {
         data: bool,
     },
     /// Store a machine's state in a repository, complete in itself
+    #[command(
+        after_help = "Status 3: the point is there, and something is missing in it, or behind it did not work. 13: --live was given up for \
+                            the guest's sake, and there is no point."
+    )]
     Backup(BackupArgs),
     /// List machines' restore points
     Points(PointsArgs),

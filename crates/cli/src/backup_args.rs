@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use keyframe_engine::drill::point::Ways;
 use keyframe_engine::restore::file::DiskFormat;
 use keyframe_hypervisor::ProbeDefinition;
-use keyframe_types::{DiskId, RefError, SnapshotRef, SnapshotSelector, TimeToLive, Timestamp, VmName};
+use keyframe_types::{ByteLen, DiskId, RefError, SnapshotRef, SnapshotSelector, TimeToLive, Timestamp, VmName};
 
 use crate::args::{FreezeArg, parse_span};
 use crate::repo_args::{PerhapsWhere, Where};
@@ -47,7 +47,20 @@ pub struct BackupArgs {
     /// With its running state: memory, processors and devices
     #[arg(long)]
     pub memory: bool,
-    /// Have the guest's agent freeze file systems around the snapshot that is taken
+    /// Without a snapshot and without a layer for it: QEMU keeps the disks as they are at one instant, and shows them,
+    /// while the guest writes on
+    #[arg(long)]
+    pub live: bool,
+    /// Where what the guest overwrites during --live is kept [default: the machine's own directory]
+    #[arg(long, value_name = "DIR", requires = "live")]
+    pub scratch: Option<PathBuf>,
+    /// How much of it is kept at most, such as 20G; with more there is no point [default: half of what is free there]
+    #[arg(long, value_name = "BYTES", requires = "live")]
+    pub scratch_size: Option<ByteLen>,
+    /// How long the guest's requests to its disks may take during --live: beyond it reading is slowed, then given up
+    #[arg(long, value_name = "TIME", value_parser = parse_span, default_value = "250ms", requires = "live")]
+    pub max_latency: Duration,
+    /// Have the guest's agent freeze file systems around the snapshot that is taken, or the instant of --live
     #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, default_missing_value = "must", default_value = "no", require_equals = true)]
     pub freeze: FreezeArg,
     /// Read again so much of what change tracking calls unchanged, such as 5%, and compare it with the point before

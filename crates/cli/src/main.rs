@@ -57,6 +57,7 @@ fn exit_status(kind: Kind) -> u8 {
         Kind::NotFound => 10,
         Kind::Busy => 11,
         Kind::WrongKey => 12,
+        Kind::GaveWay => 13,
         Kind::Interrupted => 130,
     }
 }

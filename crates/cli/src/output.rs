@@ -155,6 +155,7 @@ fn kind_name(kind: Kind) -> &'static str {
         Kind::NotFound => "not-found",
         Kind::Busy => "busy",
         Kind::WrongKey => "wrong-key",
+        Kind::GaveWay => "gave-way",
         Kind::Interrupted => "interrupted",
     }
 }

@@ -28,6 +28,8 @@ pub enum Kind {
     Busy,
     /// The repository's key does not fit.
     WrongKey,
+    /// It was given up for the guest's sake.
+    GaveWay,
     /// A person interrupted it.
     Interrupted,
 }
@@ -148,6 +150,14 @@ pub enum Error {
     Copy(#[from] keyframe_files::copy::Error),
     #[error("point {point} holds no machine that can be brought back: {reason}")]
     NoMachineInPoint { point: String, reason: String },
+    #[error("{disk} cannot be read any more as it was when the backup began: {reason}")]
+    ViewBroken { disk: DiskId, reason: String },
+    #[error(
+        "the guest's requests took {found_ms:.0} ms, and no more than {allowed_ms:.0} ms are allowed, though the backup had nearly stopped reading"
+    )]
+    GuestTooSlow { found_ms: f64, allowed_ms: f64 },
+    #[error("{free} are left on the file system of {path}, and the guest writes to it")]
+    GuestNeedsRoom { path: PathBuf, free: ByteLen },
     #[error("interrupted")]
     Interrupted,
     #[error("failed on purpose at {name}")]
@@ -193,6 +203,7 @@ impl Error {
                 keyframe_repo::Kind::Interrupted => Kind::Interrupted,
             },
             Self::Unfinished { .. } | Self::NotLocal { .. } => Kind::Incomplete,
+            Self::ViewBroken { .. } | Self::GuestTooSlow { .. } | Self::GuestNeedsRoom { .. } => Kind::GaveWay,
             Self::Files(error) | Self::InVolume { source: error, .. } | Self::InFile { source: error, .. } => {
                 match error {
                     keyframe_files::Error::NotFound => Kind::NotFound,
@@ -216,6 +227,9 @@ impl Error {
                 "the machine is as it was, and so is every earlier snapshot; no snapshot was made"
             }
             Self::StandsOnRepository { .. } => "nothing was begun; the machine is as it was",
+            Self::ViewBroken { .. } | Self::GuestTooSlow { .. } | Self::GuestNeedsRoom { .. } => {
+                "the guest goes on and nothing that it wrote was refused; no point was made"
+            }
             Self::NotLocal { .. } => {
                 "what the guest wrote is in the machine's own layers; what it reads and is not here yet it waits for"
             }
@@ -296,6 +310,17 @@ impl Error {
                     "`keyframe boot --status {vm}` says more; `keyframe boot --resume {vm}` goes on, with --repo and --key-file \
                      from another place or with another key"
                 )
+            }
+            Self::ViewBroken { .. } => {
+                "give what the guest writes meanwhile more room, with --scratch on another file system or a larger \
+                 --scratch-size; without --live the backup keeps it in a layer"
+                    .to_owned()
+            }
+            Self::GuestNeedsRoom { .. } => {
+                "make room there, or have what the guest overwrites meanwhile kept elsewhere with --scratch".to_owned()
+            }
+            Self::GuestTooSlow { .. } => {
+                "try again when the host's disks have less to do, or allow more with --max-latency".to_owned()
             }
             Self::ClockWasSet { .. } => "look at `date`; if it is right, say --accept-clock once".to_owned(),
             Self::NotConverging { .. } => {

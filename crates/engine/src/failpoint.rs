@@ -163,6 +163,26 @@ failpoints! {
     BackupStored = "backup-stored",
     /// The point is there: committed. The snapshot is, too.
     BackupPointMade = "backup-point-made",
+    /// The journal of a live backup is written.
+    LiveJournaled = "live-journaled",
+    /// Its scratch files exist.
+    LiveScratchMade = "live-scratch-made",
+    /// QEMU has opened them, they have no names any more, and filters are there that nothing goes through.
+    LivePrepared = "live-prepared",
+    /// The guest is stopped for the filters of several disks.
+    LiveStopped = "live-stopped",
+    /// The first disk's filter is in place, and the guest still stands.
+    LiveAttaching = "live-attaching",
+    /// All filters are in place, and the guest runs.
+    LiveAttached = "live-attached",
+    /// The disks as they were are shown.
+    LiveShown = "live-shown",
+    /// All disks are read; they are still shown.
+    LiveStored = "live-stored",
+    /// The filters are gone, and there is no point.
+    LiveRemoved = "live-removed",
+    /// The point is there: committed.
+    LivePointMade = "live-point-made",
     /// The directory of a machine that is being restored is there, and says so.
     RestoreJournaled = "restore-journaled",
     /// Its disks are written.

@@ -12,7 +12,7 @@ use crate::machine::{Machine, kill_strays};
 use crate::merge::step::Step;
 use crate::state::journal::Journal;
 use crate::state::lock::{Lock, TIDYING_UP};
-use crate::{boot, delete, drill, fork, revert, settle, snapshot};
+use crate::{backup, boot, delete, drill, fork, revert, settle, snapshot};
 
 /// How long tidying up may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +67,7 @@ fn recover_within(ctx: &Context<'_>, name: &VmName, patience: Patience) -> Resul
             return Ok(Recovered::Later);
         }
         Journal::Merge(journal) => Step::new(ctx, *journal).recover(&mut machine)?,
+        Journal::Live(journal) => backup::live::tidy_up(&machine, &journal)?,
         Journal::Delete { id, parent } => delete::finish(ctx, &mut machine, &id, parent)?,
     }
     let known: Vec<_> = machine.head.process.iter().map(|process| &process.instance).collect();

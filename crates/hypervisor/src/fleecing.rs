@@ -150,11 +150,16 @@ pub fn attach<'a>(monitor: &mut Client, disks: impl IntoIterator<Item = &'a Flee
 }
 
 /// Shows disks as they were, read-only, on a socket in QEMU's own directory; with what [`tracking::keep`] kept of those
-/// that it is said of.
+/// that it is said of. `dir` is that directory.
 ///
 /// # Errors
 /// [`Error::Qmp`]; some may be there then.
-pub fn show<'a>(monitor: &mut Client, disks: impl IntoIterator<Item = (&'a Fleece, bool)>) -> Result<(), Error> {
+pub fn show<'a>(
+    monitor: &mut Client,
+    dir: &Path,
+    disks: impl IntoIterator<Item = (&'a Fleece, bool)>,
+) -> Result<(), Error> {
+    tracking::stop_left_server(monitor, dir);
     monitor.call(&NbdServerStart::unix(SOCKET))?;
     for (fleece, keeps) in disks {
         add(monitor, json!({"driver": "snapshot-access", "node-name": fleece.view(), "file": fleece.filter()}))?;
@@ -224,6 +229,8 @@ fn kept_context() -> String {
 /// What QEMU says of a disk as it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Survey {
+    /// Its length.
+    pub bytes: u64,
     /// What the active layer has itself, zeros and data. It may say of more than it had: what the guest wrote since.
     pub of_active: Vec<Range<u64>>,
     /// What may have other bytes than zeros, as far as the active layer tells: all that it does not have itself counts.
@@ -244,7 +251,7 @@ pub fn survey(nbd: &mut Nbd) -> Result<Survey, Error> {
     let of_active = tracking::extents_where(nbd, BASE_ALLOCATION, |word| !is_below(word)).map_err(trouble)?;
     let not_zero = tracking::extents_where(nbd, BASE_ALLOCATION, |word| word & state::ZERO == 0).map_err(trouble)?;
     let kept = nbd.has_context(&kept).then(|| tracking::extents_where(nbd, &kept, |word| word & tracking::DIRTY != 0));
-    Ok(Survey { of_active, not_zero, kept: kept.transpose().map_err(trouble)? })
+    Ok(Survey { bytes: nbd.bytes(), of_active, not_zero, kept: kept.transpose().map_err(trouble)? })
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@
 //! | [`merge`] | layers into one another, by QEMU's block jobs |
 //! | [`tracking`] | what is written to a layer from some instant on |
 //! | [`fleecing`] | disks as they were at one instant, while the guest writes on |
+//! | [`latency`] | how long a guest waits for its disks |
 //! | [`storage`] | QEMU's block layer without a machine |
 //! | [`stall`] | how long vCPUs wait |
 //!
@@ -29,6 +30,7 @@ pub mod fleecing;
 pub mod host;
 pub mod instance;
 pub mod isolation;
+pub mod latency;
 pub mod launch;
 pub mod load;
 pub mod merge;

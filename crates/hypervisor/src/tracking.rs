@@ -114,10 +114,7 @@ pub fn since(monitor: &mut Client, dir: &Path, node: &str, since: &str) -> Resul
         return Ok(None);
     }
     let socket = dir.join(SOCKET);
-    if socket.exists() {
-        // Left by a command that was killed here. If it is not, starting says so.
-        let _ = monitor.call(&NbdServerStop {});
-    }
+    stop_left_server(monitor, dir);
     monitor.call(&NbdServerStart::unix(SOCKET))?;
     let read = monitor
         .call(&BlockExportAdd::nbd(EXPORT, &node, &name))
@@ -127,6 +124,13 @@ pub fn since(monitor: &mut Client, dir: &Path, node: &str, since: &str) -> Resul
     let extents = read?;
     stopped?;
     Ok(Some(extents))
+}
+
+/// Stops the server that a command was killed with here. If it is another one, starting ours says so.
+pub(crate) fn stop_left_server(monitor: &mut Client, dir: &Path) {
+    if dir.join(SOCKET).exists() {
+        let _ = monitor.call(&NbdServerStop {});
+    }
 }
 
 fn read(socket: &Path, export: &str, bitmap: &str) -> Result<Vec<Range<u64>>, Error> {

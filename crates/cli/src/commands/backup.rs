@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use keyframe_engine::backup::{self, BackupReport, BackupRequest, ChangedBy, MachinePoint};
+use keyframe_engine::backup::{self, BackupReport, BackupRequest, ChangedBy, LiveOptions, MachinePoint, StateOf, Way};
 use keyframe_engine::restore::{file, in_place, machine};
 use keyframe_engine::revert::{self, RevertRequest};
 use keyframe_engine::state::manifest::Consistency;
@@ -21,12 +21,12 @@ use crate::output::{Output, ms, table};
 
 /// `keyframe backup`
 pub fn backup(ctx: &Context<'_>, args: BackupArgs, output: &Output) -> Result<u8, Error> {
+    let of = state_of(&args)?;
     repository::keep_memory();
     let repository = Arc::new(repository::open(&args.place)?);
     let request = BackupRequest {
         vm: args.target.vm,
-        snapshot: args.target.snapshot,
-        memory: args.memory,
+        of,
         freeze: args.freeze.into(),
         audit_percent: args.audit.unwrap_or(0),
         tags: args.tags,
@@ -35,6 +35,23 @@ pub fn backup(ctx: &Context<'_>, args: BackupArgs, output: &Output) -> Result<u8
     let report = backup::backup(ctx, &repository, &request)?;
     output.result("backup", &report, stored(&report));
     Ok(if report.incomplete { 3 } else { 0 })
+}
+
+fn state_of(args: &BackupArgs) -> Result<StateOf, Error> {
+    let refused = |what: &str| Err(Error::BadRequest { what: what.to_owned() });
+    match (&args.target.snapshot, args.live) {
+        (existing, false) => Ok(StateOf::Snapshot { existing: existing.clone(), memory: args.memory }),
+        (Some(_), true) => refused("--live is of the machine as it is now; a snapshot is backed up without it"),
+        (None, true) if args.memory => refused(
+            "--live reads disks only: memory of the same instant takes a snapshot, which --memory without --live takes and \
+             lets go again",
+        ),
+        (None, true) => Ok(StateOf::Live(LiveOptions {
+            scratch: args.scratch.clone(),
+            scratch_bytes: args.scratch_size,
+            max_latency: args.max_latency,
+        })),
+    }
 }
 
 fn size(bytes: u64) -> String {
@@ -57,6 +74,15 @@ fn stored(report: &BackupReport) -> String {
     }
     if let Some(pause_ms) = report.pause_ms {
         rows.insert(0, ("  pause", ms(pause_ms)));
+    }
+    if let Some(live) = &report.live {
+        if let Some(took) = live.request_ms_max {
+            rows.push(("  guest's requests took", format!("at most {}", ms(took))));
+        }
+        rows.push(("  kept for it meanwhile", live.scratch_bytes.to_string()));
+        if live.slowed_ms > 0.0 {
+            rows.push(("  slowed for the guest", ms(live.slowed_ms)));
+        }
     }
     let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
     text.push_str(&table(&rows));
@@ -137,9 +163,15 @@ fn row(point: &Point, machine: &MachinePoint, standing: &Standing) -> Vec<String
     vec![
         format!("{}@{}", point.name, point.id.short()),
         snapshot.created.to_string(),
-        match machine.unreadable_bytes() {
-            ByteLen::ZERO => achieved(snapshot.consistency, snapshot.memory.is_some()),
-            missing => format!("{}, {missing} missing", achieved(snapshot.consistency, snapshot.memory.is_some())),
+        {
+            let mut worth = achieved(snapshot.consistency, snapshot.memory.is_some());
+            if machine.taken == Way::Live {
+                worth.push_str(", live");
+            }
+            match machine.unreadable_bytes() {
+                ByteLen::ZERO => worth,
+                missing => format!("{worth}, {missing} missing"),
+            }
         },
         size(point.totals.logical_bytes),
         size(point.totals.new_bytes),
@@ -178,6 +210,7 @@ fn document(point: &Point, machine: &MachinePoint, standing: &Standing) -> Value
         "host": point.host,
         "consistency": snapshot.consistency,
         "memory": snapshot.memory.is_some(),
+        "taken": machine.taken,
         "unreadable_bytes": machine.unreadable_bytes(),
         "pause_ms": snapshot.cost.pause_ms,
         "note": snapshot.note,

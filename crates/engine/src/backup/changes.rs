@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use keyframe_hypervisor::LayerFormat;
 use keyframe_hypervisor::launch::node_name;
@@ -15,7 +16,7 @@ use keyframe_qcow2::Image;
 use keyframe_qmp::Client;
 
 use crate::error::Error;
-use crate::state::head::Chain;
+use crate::state::head::{Chain, Fingerprint, Layer};
 use crate::state::home::Home;
 
 use super::point::{ChangedBy, DiskInPoint};
@@ -38,32 +39,24 @@ pub struct Running<'a> {
     pub dir: &'a Path,
 }
 
-/// What may differ between a chain and what a point holds of the disk; `None` when only comparing can tell.
+/// What may differ between a frozen chain and what a point holds of the disk; `None` when only comparing can tell.
 ///
 /// # Errors
 /// [`Error::Layer`] for a layer that cannot be read.
 pub fn since(
     home: &Home,
-    chain: &Chain,
+    layers: &[Arc<Layer>],
     before: &DiskInPoint,
     running: Option<&mut Running<'_>>,
 ) -> Result<Option<Changes>, Error> {
-    let bytes = chain.top()?.virtual_bytes;
-    let Some(fingerprint) = before.fingerprint.as_ref().filter(|_| before.bytes <= bytes) else {
-        // Of a disk that was made smaller nothing behind its end must be kept.
-        return Ok(None);
-    };
-    // A merge gives a layer another id; its file stays the one that it was.
-    let Some(depth) = chain.layers.iter().position(|layer| layer.file == before.file) else { return Ok(None) };
-    let (above, below) = chain.layers.split_at(depth);
-    let Some(layer) = below.first() else { return Ok(None) };
-    let (by, mut extents) = if layer.frozen.as_ref() == Some(fingerprint) {
+    let Some((above, layer)) = placed(layers, before) else { return Ok(None) };
+    let (by, mut extents) = if layer.frozen.is_some() && layer.frozen == before.fingerprint {
         (ChangedBy::Layers, Vec::new())
     } else {
         // Whatever keeps QEMU from telling, comparing finds the same.
-        let noted = running.and_then(|running| {
+        let noted = running.zip(noted_since(before)).and_then(|(running, name)| {
             let node = node_name(&layer.file);
-            tracking::since(&mut running.monitor, running.dir, &node, &fingerprint.as_name()).ok().flatten()
+            tracking::since(&mut running.monitor, running.dir, &node, &name).ok().flatten()
         });
         match noted {
             Some(noted) => (ChangedBy::Bitmap, noted),
@@ -78,6 +71,53 @@ pub fn since(
     let paths: Vec<PathBuf> = above.iter().map(|layer| home.absolute(&layer.path)).collect();
     extents.extend(allocated(&paths, before.bytes.bytes())?);
     Ok(Some(Changes { by, extents }))
+}
+
+/// The layer of these, the topmost first, that the point before held, and those above it; `None` where there is none, or of a
+/// disk that was made smaller: nothing behind its end must be kept.
+fn placed<'l>(layers: &'l [Arc<Layer>], before: &DiskInPoint) -> Option<(&'l [Arc<Layer>], &'l Arc<Layer>)> {
+    layers.first().filter(|top| before.bytes <= top.virtual_bytes)?;
+    // A merge gives a layer another id; its file stays the one that it was.
+    let depth = layers.iter().position(|layer| layer.file == before.file)?;
+    let layer = layers.get(depth)?;
+    Some((layers.get(..depth)?, layer))
+}
+
+/// The name under which QEMU notes what is written to the layer that a point held, if it does.
+fn noted_since(before: &DiskInPoint) -> Option<String> {
+    let by_merges = || before.fingerprint.as_ref().map(Fingerprint::as_name);
+    before.noted_since.clone().or_else(by_merges)
+}
+
+/// What tells what changed in a chain whose topmost layer is being written to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Basis {
+    /// What QEMU notes of the topmost layer under this name.
+    Noted(String),
+    /// This, and all that the topmost layer has itself.
+    Below(Changes),
+    /// Nothing: all of it is compared.
+    Nothing,
+}
+
+/// What will tell what changed in a machine's present.
+///
+/// # Errors
+/// [`Error::Layer`] for a layer that cannot be read.
+pub fn basis(
+    home: &Home,
+    chain: &Chain,
+    before: &DiskInPoint,
+    running: Option<&mut Running<'_>>,
+) -> Result<Basis, Error> {
+    match placed(&chain.layers, before) {
+        Some(([], _)) => Ok(noted_since(before).map_or(Basis::Nothing, Basis::Noted)),
+        Some(([top, ..], _)) if top.format == LayerFormat::Qcow2 => {
+            let below = chain.layers.get(1..).unwrap_or_default();
+            Ok(since(home, below, before, running)?.map_or(Basis::Nothing, Basis::Below))
+        }
+        _ => Ok(Basis::Nothing),
+    }
 }
 
 /// What layers say of a disk themselves, above one that had so many bytes.

@@ -34,10 +34,32 @@ pub struct MachinePoint {
     schema: String,
     /// The Keyframe that made it.
     pub keyframe: String,
-    /// The snapshot that was stored: definition, consistency, QEMU, and what it cost.
+    /// How the state was got hold of.
+    #[serde(default, skip_serializing_if = "Way::is_snapshot")]
+    pub taken: Way,
+    /// The snapshot that was stored, or what one would say of a state that none was taken of: definition, consistency,
+    /// QEMU, and what it cost.
     pub snapshot: Manifest<FrozenTop>,
     /// Its disks, the firmware's variables among them.
     pub disks: Vec<DiskInPoint>,
+}
+
+/// How the state in a point was got hold of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// By a snapshot.
+    #[default]
+    Snapshot,
+    /// Without one, while the guest wrote on.
+    Live,
+}
+
+impl Way {
+    #[allow(clippy::trivially_copy_pass_by_ref)] // serde asks for it
+    fn is_snapshot(&self) -> bool {
+        *self == Self::Snapshot
+    }
 }
 
 /// A disk in a point.
@@ -49,11 +71,14 @@ pub struct DiskInPoint {
     pub bytes: ByteLen,
     /// How it was known what had changed.
     pub changed_by: ChangedBy,
-    /// The file of the frozen layer that held it, and what it looked like: a later backup that stands on it need not read
-    /// what is below.
+    /// The file of the layer that held it, the topmost: a later backup that stands on it need not read what is below, if it
+    /// is known what became of the file.
     pub file: LayerId,
-    /// What the file looked like.
+    /// What the file looked like, of a frozen layer.
     pub fingerprint: Option<Fingerprint>,
+    /// The name under which QEMU notes what is written to it since, where it was not frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noted_since: Option<String>,
     /// Ranges, in bytes, that could not be read, and are zeros in the point.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<Range<u64>>,
@@ -87,9 +112,9 @@ impl ChangedBy {
 }
 
 impl MachinePoint {
-    pub(super) fn new(snapshot: Manifest<FrozenTop>, disks: Vec<DiskInPoint>) -> Self {
+    pub(super) fn new(taken: Way, snapshot: Manifest<FrozenTop>, disks: Vec<DiskInPoint>) -> Self {
         let keyframe = env!("CARGO_PKG_VERSION").to_owned();
-        Self { schema: SCHEMA.to_owned(), keyframe, snapshot, disks }
+        Self { schema: SCHEMA.to_owned(), keyframe, taken, snapshot, disks }
     }
 
     /// Bytes of its disks that could not be read.

@@ -11,12 +11,13 @@ use keyframe_qmp::Client;
 use keyframe_qmp::commands::machine::{QueryCpusFast, Stop};
 use keyframe_types::Timestamp;
 
+use super::freezing::Freezer;
 use super::{Afterwards, Freeze, Plan, SnapshotReport, SnapshotRequest, Taken, commit, qemu_used, undo};
 use crate::context::Context;
 use crate::error::{Error, Kind};
 use crate::failpoint::{Failpoint, pass};
 use crate::guard::Guard;
-use crate::guest::{self, Frozen};
+use crate::guest;
 use crate::machine::Machine;
 use crate::memory::{self, Captured};
 use crate::pages;
@@ -171,44 +172,9 @@ impl Taking<'_> {
         self.request.freeze != Freeze::No && self.cut_state == StateAtCut::Running
     }
 
-    /// Freezes the guest's file systems if that was asked for.
-    fn freeze(&self, notes: &mut Vec<String>) -> Result<Option<Frozen>, Error> {
-        if !self.freezes() {
-            return Ok(None);
-        }
-        self.guard.expect_thaw(guest::FREEZE_WINDOW);
-        match guest::freeze(&self.process.instance) {
-            Ok(frozen) => {
-                pass(Failpoint::SnapshotFrozen)?;
-                Ok(Some(frozen))
-            }
-            Err(error) if self.request.freeze == Freeze::Try => {
-                notes.push(format!("file systems were not frozen: {error}"));
-                Ok(None)
-            }
-            Err(error) => Err(Error::FreezeFailed { reason: error.to_string() }),
-        }
-    }
-
-    /// Thaws, and says how long the file systems were frozen: `None` if they were not, or if the guest thawed
-    /// before the cut was made.
-    ///
-    /// # Errors
-    /// [`Error::FreezeFailed`] when a freeze that did not hold is not good enough.
-    fn thaw(&self, frozen: Option<Frozen>, notes: &mut Vec<String>) -> Result<Option<Duration>, Error> {
-        match frozen.map(Frozen::thaw).transpose() {
-            Ok(None) => Ok(None),
-            Ok(Some(span)) => {
-                self.guard.thawed();
-                Ok(Some(span))
-            }
-            // The guard goes on trying to thaw.
-            Err(error) if self.request.freeze == Freeze::Must => Err(Error::FreezeFailed { reason: error.to_string() }),
-            Err(error) => {
-                notes.push(format!("the freeze did not hold until the cut: {error}"));
-                Ok(None)
-            }
-        }
+    fn freezer(&self) -> Freezer<'_> {
+        let freeze = if self.freezes() { self.request.freeze } else { Freeze::No };
+        Freezer { freeze, instance: &self.process.instance, guard: self.guard }
     }
 
     fn disks_only(
@@ -218,10 +184,10 @@ impl Taking<'_> {
         overlays: &[Overlay],
         scope: &mut Scope,
     ) -> Result<Taken, Error> {
-        let frozen = self.freeze(&mut scope.notes)?;
+        let frozen = self.freezer().freeze(&mut scope.notes)?;
         cut::cut_disks(monitor, overlays)?;
         let created = Timestamp::now();
-        let frozen = self.thaw(frozen, &mut scope.notes)?;
+        let frozen = self.freezer().thaw(frozen, &mut scope.notes)?;
         self.head_is_cut(machine)?;
         let consistency = if frozen.is_some() { Consistency::Filesystem } else { Consistency::Crash };
         Ok(Taken {
@@ -313,14 +279,14 @@ impl Taking<'_> {
         let give_up = AtomicBool::new(false);
         std::thread::scope(|threads| {
             let capture = threads.spawn(|| memory::capture(self.ctx, ours, &dir, &give_up));
-            let frozen = self.freeze(&mut scope.notes);
+            let frozen = self.freezer().freeze(&mut scope.notes);
             layers::flush_ahead(self.ctx.home, &self.journal.before);
             if strategy == Strategy::StopFirst {
                 self.guard.expect_resume(guest::FREEZE_WINDOW);
             }
             let cut = frozen.and_then(|frozen| {
                 let streaming = prepared.cut(strategy, self.ctx.cancel);
-                let frozen = self.thaw(frozen, &mut scope.notes);
+                let frozen = self.freezer().thaw(frozen, &mut scope.notes);
                 let streaming = streaming?;
                 match frozen {
                     Ok(frozen) => Ok((streaming, frozen)),

@@ -8,6 +8,7 @@
 //! fresh layers are merged into what is below them, files are removed. Whoever finds the journal behind a
 //! killed command does the same (`recover`), so there is one undo and it is always the same code.
 
+pub(crate) mod freezing;
 mod live;
 mod still;
 pub(crate) mod undo;
@@ -255,7 +256,7 @@ pub(crate) fn qemu_used(version: QemuVersion, accelerator: Accelerator) -> QemuU
     QemuUsed { version, accelerator, host_cpu: host_cpu(accelerator) }
 }
 
-fn ms(span: Duration) -> f64 {
+pub(crate) fn ms(span: Duration) -> f64 {
     (span.as_secs_f64() * 1e6).round() / 1e3
 }
 
@@ -341,7 +342,7 @@ fn after_failure(machine: &Machine, id: &SnapshotId, error: Error) -> Result<Sna
 }
 
 /// Who is asking: the person behind sudo, where there is one.
-fn owner() -> String {
+pub(crate) fn owner() -> String {
     ["SUDO_USER", "USER", "LOGNAME"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))

@@ -3,6 +3,7 @@
 //! An operation writes what it is about to do before it does it, and removes the journal when it is done.
 //! Whoever finds one (`recover`) finishes what was committed and undoes what was not.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use keyframe_types::{DiskId, SnapshotId};
@@ -34,6 +35,8 @@ pub enum Journal {
     /// Layers of one disk that become one. Committed by `tree.json`, or by the head for an active layer; every chain
     /// reads the same before and after.
     Merge(Box<MergeJournal>),
+    /// A live backup: nothing of it is to stay in the machine, whatever becomes of its point.
+    Live(LiveJournal),
     /// A snapshot on its way out. Its manifest is gone first, so it is always finished.
     Delete {
         /// Which one.
@@ -100,6 +103,17 @@ pub struct RevertJournal {
     /// Whether it runs afterwards: a snapshot of a paused machine stays paused.
     #[serde(default = "yes")]
     pub runs: bool,
+}
+
+/// A live backup in flight.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveJournal {
+    /// Its scratch files; they have no names any more once QEMU has opened them.
+    pub scratch: Vec<PathBuf>,
+    /// Whether the machine ran.
+    pub was_running: bool,
+    /// Whether a freeze of the guest's file systems was or will be asked for.
+    pub freezes: bool,
 }
 
 /// Which way data move.
