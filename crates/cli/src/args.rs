@@ -562,17 +562,7 @@ pub enum ForkStrategy {
 
 /// A span such as `50ms`, `2s` or `5m`; a bare number is milliseconds.
 pub fn parse_span(text: &str) -> Result<Duration, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let bad = || format!("{text:?} is not a time: write a whole number with ms, s or m, such as 50ms");
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    let ms = match unit {
-        "" | "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        _ => return Err(bad()),
-    };
-    number.checked_mul(ms).map(Duration::from_millis).ok_or_else(bad)
+    keyframe_types::parse_span(text).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

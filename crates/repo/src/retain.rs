@@ -1,9 +1,8 @@
-//! Which points are kept: by number, hour, day, week, month, year and tag, for each name on its own.
+//! Which points are kept: the rule of `keyframe_types::Retention`, for each name on its own.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
-use jiff::civil::Date;
-use keyframe_types::Timestamp;
+use keyframe_types::{Kept, Retention, Timestamp};
 use serde::Serialize;
 
 use crate::crypto::Rights;
@@ -12,25 +11,6 @@ use crate::ids::{ObjectId, ObjectKind};
 use crate::mark::{Standings, Statement, mark, standings};
 use crate::point::Point;
 use crate::repository::Repository;
-
-/// How many to keep of each kind. Days begin at midnight UTC, weeks on Monday.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Retention {
-    /// The latest ones.
-    pub last: usize,
-    /// The latest of each of so many hours that have any.
-    pub hourly: usize,
-    /// Of so many days.
-    pub daily: usize,
-    /// Of so many weeks.
-    pub weekly: usize,
-    /// Of so many months.
-    pub monthly: usize,
-    /// Of so many years.
-    pub yearly: usize,
-    /// All with one of these tags.
-    pub tags: Vec<String>,
-}
 
 /// What is to become of a point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -45,67 +25,20 @@ pub struct Decision {
     pub reasons: Vec<&'static str>,
 }
 
-/// The part of a time that makes two points of one hour, day, week, month or year.
-fn periods(point: &Point) -> [(&'static str, i64); 5] {
-    let time = jiff::civil::DateTime::from(
-        point
-            .created
-            .to_string()
-            .parse::<jiff::Timestamp>()
-            .unwrap_or(jiff::Timestamp::UNIX_EPOCH)
-            .to_zoned(jiff::tz::TimeZone::UTC),
-    );
-    let date: Date = time.date();
-    let day = date.since(Date::constant(1970, 1, 5)).map_or(0, |span| i64::from(span.get_days()));
-    let month = i64::from(date.year()) * 12 + i64::from(date.month());
-    [
-        ("hourly", day * 24 + i64::from(time.hour())),
-        ("daily", day),
-        ("weekly", day.div_euclid(7)),
-        ("monthly", month),
-        ("yearly", date.year().into()),
-    ]
+/// Decides on points that are sorted from the oldest to the latest.
+#[must_use]
+pub fn decide(retention: &Retention, points: &[Point]) -> Vec<Decision> {
+    let mut by_name: BTreeMap<&str, Vec<&Point>> = BTreeMap::new();
+    points.iter().for_each(|point| by_name.entry(&point.name).or_default().push(point));
+    by_name.into_values().flat_map(|history| decide_history(retention, &history)).collect()
 }
 
-impl Retention {
-    /// Whether it keeps nothing at all: that is more likely a slip than a wish.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Decides on points that are sorted from the oldest to the latest.
-    #[must_use]
-    pub fn decide(&self, points: &[Point]) -> Vec<Decision> {
-        let mut by_name: BTreeMap<&str, Vec<&Point>> = BTreeMap::new();
-        points.iter().for_each(|point| by_name.entry(&point.name).or_default().push(point));
-        by_name.into_values().flat_map(|history| self.decide_history(&history)).collect()
-    }
-
-    fn decide_history(&self, history: &[&Point]) -> Vec<Decision> {
-        let mut left = [self.hourly, self.daily, self.weekly, self.monthly, self.yearly];
-        let mut seen: [HashSet<i64>; 5] = Default::default();
-        let mut decisions = Vec::with_capacity(history.len());
-        for (age, point) in history.iter().rev().enumerate() {
-            let mut reasons = Vec::new();
-            if age < self.last {
-                reasons.push("last");
-            }
-            for (((word, period), left), seen) in periods(point).into_iter().zip(&mut left).zip(&mut seen) {
-                if *left > 0 && seen.insert(period) {
-                    *left -= 1;
-                    reasons.push(word);
-                }
-            }
-            if point.tags.iter().any(|tag| self.tags.contains(tag)) {
-                reasons.push("tag");
-            }
-            let (id, name, created) = (point.id, point.name.clone(), point.created);
-            decisions.push(Decision { id, name, created, reasons });
-        }
-        decisions.reverse();
-        decisions
-    }
+fn decide_history(retention: &Retention, history: &[&Point]) -> Vec<Decision> {
+    let looked_at: Vec<_> = history.iter().map(|point| Kept { created: point.created, tags: &point.tags }).collect();
+    let decided = history.iter().zip(retention.reasons(&looked_at));
+    decided
+        .map(|(point, reasons)| Decision { id: point.id, name: point.name.clone(), created: point.created, reasons })
+        .collect()
 }
 
 /// Adds a reason for what is held or locked.
@@ -161,7 +94,7 @@ mod tests {
     }
 
     fn kept(retention: &Retention, points: &[Point]) -> Vec<String> {
-        let kept = retention.decide(points).into_iter().filter(|decision| !decision.reasons.is_empty());
+        let kept = decide(retention, points).into_iter().filter(|decision| !decision.reasons.is_empty());
         kept.map(|decision| format!("{} {}", decision.name, decision.created.to_string().get(..13).unwrap())).collect()
     }
 

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Places as _, image, put};
 use keyframe_repo::mark::{Statement, mark, release, standings};
-use keyframe_repo::{Error, PruneOptions, Retention, Run, forget, keep_marked};
+use keyframe_repo::{Error, PruneOptions, Retention, Run, decide, forget, keep_marked};
 use keyframe_store::Store as _;
 use keyframe_types::Timestamp;
 
@@ -26,7 +26,7 @@ fn what_is_held_or_locked_is_not_forgotten() {
     }
     assert_eq!(repository.points().unwrap().0.len(), 4, "none of them is gone");
     let retention = Retention { last: 1, ..Retention::default() };
-    let mut decisions = retention.decide(&repository.points().unwrap().0);
+    let mut decisions = decide(&retention, &repository.points().unwrap().0);
     keep_marked(&mut decisions, &standings(&repository).unwrap().0, Timestamp::now());
     let reasons = |at: usize| {
         decisions.iter().find(|decision| decision.id == points[at].id).map(|decision| decision.reasons.clone()).unwrap()

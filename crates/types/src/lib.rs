@@ -7,6 +7,7 @@
 mod id;
 mod name;
 mod progress;
+mod retention;
 mod size;
 mod snapshot_ref;
 mod time;
@@ -14,6 +15,7 @@ mod time;
 pub use id::{IdError, InstanceId, LayerId, SnapshotId};
 pub use name::{DiskId, NameError, SnapshotName, VmName};
 pub use progress::{Progress, Silent};
+pub use retention::{Kept, Retention};
 pub use size::{ByteLen, SizeError};
 pub use snapshot_ref::{RefError, SnapshotRef, SnapshotSelector};
-pub use time::{TimeError, TimeToLive, Timestamp};
+pub use time::{SpanError, TimeError, TimeToLive, Timestamp, parse_span};

@@ -11,6 +11,29 @@ use serde::{Deserialize, Serialize};
 #[error("{0:?} is not a time to live: write a whole number with s, m, h, d or w, such as 90m, 12h, 7d or 2w")]
 pub struct TimeError(String);
 
+/// Why a text is not a short span.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a time: write a whole number with ms, s or m, such as 50ms")]
+pub struct SpanError(String);
+
+/// A span such as `50ms`, `2s` or `5m`; a bare number is milliseconds.
+///
+/// # Errors
+/// [`SpanError`].
+pub fn parse_span(text: &str) -> Result<Duration, SpanError> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let bad = || SpanError(text.to_owned());
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    let ms = match unit {
+        "" | "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        _ => return Err(bad()),
+    };
+    number.checked_mul(ms).map(Duration::from_millis).ok_or_else(bad)
+}
+
 /// An instant in UTC, to the millisecond, written as RFC 3339.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -41,6 +64,18 @@ impl Timestamp {
     #[must_use]
     pub fn after(self, span: TimeToLive) -> Self {
         Self(self.0.checked_add(span.0).unwrap_or(jiff::Timestamp::MAX))
+    }
+}
+
+impl From<jiff::Timestamp> for Timestamp {
+    fn from(at: jiff::Timestamp) -> Self {
+        Self(at.round(jiff::Unit::Millisecond).unwrap_or(at))
+    }
+}
+
+impl From<Timestamp> for jiff::Timestamp {
+    fn from(at: Timestamp) -> Self {
+        at.0
     }
 }
 

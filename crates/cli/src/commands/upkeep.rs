@@ -33,7 +33,7 @@ pub fn forget(
     let repository = repository::open(place)?;
     let (mut points, damaged) = repository.points()?;
     points.retain(|point| name.is_none_or(|name| point.name == name));
-    let mut decisions = retention.decide(&points);
+    let mut decisions = keyframe_repo::decide(retention, &points);
     let (standings, damaged_marks) = mark::standings(&repository)?;
     keyframe_repo::keep_marked(&mut decisions, &standings, Timestamp::now());
     let go: Vec<ObjectId> =
