@@ -39,6 +39,22 @@ impl<'a> Timetable<'a> {
         self.schedule.next_after(unmoved)?.checked_add(self.offset).ok()
     }
 
+    /// The latest time up to `now`, of which `known` is one.
+    fn latest(&self, known: Timestamp, now: Timestamp) -> Timestamp {
+        // Further back each time: a dense one is found near, and few times lie before a sparse one.
+        let mut back = Duration::from_secs(60);
+        loop {
+            let from = now.checked_sub(back).unwrap_or(Timestamp::MIN);
+            if from <= known {
+                return self.after(known).take_while(|time| *time <= now).last().unwrap_or(known);
+            }
+            if let Some(time) = self.after(from).take_while(|time| *time <= now).last() {
+                return time;
+            }
+            back = back.saturating_mul(4);
+        }
+    }
+
     /// All times after `after`, in order.
     pub fn after(&self, after: Timestamp) -> impl Iterator<Item = Timestamp> + '_ {
         std::iter::successors(self.next_after(after), |at| self.next_after(*at))
@@ -73,6 +89,12 @@ pub enum Due {
         /// Why not now, although it is due.
         waits: Option<Waits>,
     },
+    /// The last run lies so far in the future that the clock was wrong then, or is now. Remember the time of asking as the last run
+    /// instead: nothing is run for it, and the schedule goes on from here.
+    Forget {
+        /// When it is due then.
+        at: Timestamp,
+    },
     /// The schedule names no further time, or no window will ever permit it.
     Never,
 }
@@ -102,12 +124,11 @@ impl Due {
         if last > now {
             // A little back, as a clock is put right: what was done is not done again. Further, and the last run says nothing.
             let next = timetable.next_after(now);
-            let believed = next
-                .and_then(|next| timetable.next_after(next))
-                .zip(next)
-                .is_none_or(|(second, first)| last.duration_since(now) <= second.duration_since(first));
-            let base = if believed { last } else { now };
-            return at(timetable.next_after(base), Some(Waits::ClockWentBack));
+            let interval = next.and_then(|next| Some(timetable.next_after(next)?.duration_since(next)));
+            return match (next, interval) {
+                (Some(at), Some(interval)) if last.duration_since(now) > interval => Self::Forget { at },
+                _ => at(timetable.next_after(last), Some(Waits::ClockWentBack)),
+            };
         }
         let Some(first) = timetable.next_after(last) else {
             return Self::Never;
@@ -115,12 +136,9 @@ impl Due {
         if first > now {
             return at(Some(first), None);
         }
-        let (mut since, mut missed) = (first, 0);
-        for time in timetable.after(first).take_while(|time| *time <= now).take(Self::COUNTED as usize) {
-            since = time;
-            missed += 1;
-        }
-        Self::Now { since, missed }
+        let later = timetable.after(first).take_while(|time| *time <= now).take(Self::COUNTED as usize);
+        let missed = u32::try_from(later.count()).unwrap_or(Self::COUNTED);
+        Self::Now { since: timetable.latest(first, now), missed }
     }
 
     /// The same where it is begun within windows only.
@@ -129,7 +147,7 @@ impl Due {
         let (wished, waits) = match self {
             Self::Now { .. } => (now, Some(Waits::Window)),
             Self::At { at, waits } => (at, waits),
-            Self::Never => return self,
+            Self::Forget { .. } | Self::Never => return self,
         };
         match windows.next_permitted(work, wished) {
             Some(permitted) if permitted == wished => self,
@@ -145,7 +163,7 @@ impl Due {
         match self {
             Self::Now { since, .. } => since.max(began),
             Self::At { at, .. } => at.max(began),
-            Self::Never => began,
+            Self::Forget { .. } | Self::Never => began,
         }
     }
 }

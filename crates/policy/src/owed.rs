@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use crate::due::Timetable;
@@ -55,6 +56,9 @@ pub struct Owed {
     pub windows: Windows,
     /// How much at once.
     pub limits: Limits,
+    /// The host's zone, whose days are told.
+    #[serde(serialize_with = "crate::policy::as_zone")]
+    pub time_zone: TimeZone,
 }
 
 impl Policies {
@@ -87,6 +91,7 @@ impl Policies {
             objectives: policy.objectives,
             windows: policy.windows.clone(),
             limits: policy.limits,
+            time_zone: self.host.time_zone.clone(),
         })
     }
 }

@@ -296,6 +296,6 @@ fn as_ttl<S: Serializer>(span: &Option<TimeToLive>, serializer: S) -> Result<S::
     span.map(|span| span.duration().as_secs()).serialize(serializer)
 }
 
-fn as_zone<S: Serializer>(zone: &jiff::tz::TimeZone, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn as_zone<S: Serializer>(zone: &jiff::tz::TimeZone, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&crate::calendar::zone_name(zone))
 }

@@ -109,6 +109,19 @@ pub enum Work {
     Drill,
 }
 
+impl std::str::FromStr for Work {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "snapshot" => Ok(Self::Snapshot),
+            "backup" => Ok(Self::Backup),
+            "drill" => Ok(Self::Drill),
+            _ => Err(format!("{text:?} is not known: write snapshot, backup or drill")),
+        }
+    }
+}
+
 /// When work may be done: within an allowed window, where there are any, and within no forbidden one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Windows {

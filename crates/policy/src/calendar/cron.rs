@@ -21,7 +21,10 @@ pub(super) fn parse(text: &str, offset: usize) -> Result<Parsed, CalendarError> 
             "monthly" => "0 0 1 * *",
             "yearly" | "annually" => "0 0 1 1 *",
             _ => {
-                return Err(CalendarError::new(word.span(), format!("{:?} is not known: write five fields", word.text)));
+                return Err(CalendarError::new(
+                    word.span(),
+                    format!("{:?} is not known: write five fields", word.text),
+                ));
             }
         };
         return Ok(Parsed { zone, ..parse(five, offset)? });

@@ -101,9 +101,21 @@ impl Schedule {
     /// less than twice.
     #[must_use]
     pub fn longest_gap(&self, after: Timestamp) -> Option<Duration> {
+        self.sample(after).windows(2).filter_map(|pair| Duration::try_from(pair[1].duration_since(pair[0])).ok()).max()
+    }
+
+    /// How much passes between two of them on average, of the next 1000 and within two years after `after`.
+    #[must_use]
+    pub fn mean_gap(&self, after: Timestamp) -> Option<Duration> {
+        let times = self.sample(after);
+        let (first, last) = (times.first()?, times.last()?);
+        let gaps = u32::try_from(times.len() - 1).ok().filter(|gaps| *gaps > 0)?;
+        Duration::try_from(last.duration_since(*first)).ok().map(|span| span / gaps)
+    }
+
+    fn sample(&self, after: Timestamp) -> Vec<Timestamp> {
         let end = after.checked_add(Duration::from_secs(731 * 86_400)).unwrap_or(Timestamp::MAX);
-        let times: Vec<Timestamp> = self.after(after).take(1000).take_while(|at| *at <= end).collect();
-        times.windows(2).filter_map(|pair| Duration::try_from(pair[1].duration_since(pair[0])).ok()).max()
+        self.after(after).take(1000).take_while(|at| *at <= end).collect()
     }
 
     /// The zone it is in.
