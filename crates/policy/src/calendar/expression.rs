@@ -143,7 +143,8 @@ fn from_end(field: &Field, length: u32) -> u64 {
     }
     let day = |back: u32| (back <= length).then(|| length + 1 - back);
     let forward = field.0.iter().filter_map(|part| match part.stop {
-        Some(stop) => Some(Part { start: day(stop)?, stop: Some(day(part.start)?), step: part.step }),
+        // A range that is longer than the month is all of it.
+        Some(stop) => Some(Part { start: day(stop.min(length))?, stop: Some(day(part.start)?), step: part.step }),
         None => Some(Part { start: day(part.start)?, ..*part }),
     });
     forward.fold(0, |bits, part| bits | Field(vec![part]).bits(1, length))

@@ -314,7 +314,11 @@ fn part(word: Word<'_>, what: &str, least: u32, most: u32) -> Result<Part, Calen
     if stop.is_some_and(|stop| stop < start) {
         return Err(range.wrong(format!("the range {:?} goes backwards", range.text)));
     }
-    Ok(Part { start, stop: stop.filter(|stop| *stop != start || step.is_some()), step })
+    // A range of one value is that value, whatever the step.
+    if stop == Some(start) {
+        return Ok(Part { start, stop: None, step: None });
+    }
+    Ok(Part { start, stop, step: step.filter(|step| stop.is_none() || *step != 1) })
 }
 
 fn not_a(text: &str, what: &str, least: u32, most: u32) -> String {
