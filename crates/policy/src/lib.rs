@@ -19,17 +19,18 @@ pub mod load;
 pub mod owed;
 pub mod plan;
 pub mod policy;
+mod review;
 pub mod select;
 pub mod window;
 
-pub use calendar::{CalendarError, Schedule};
+pub use calendar::{CalendarError, Schedule, zone_name};
 pub use due::{Due, Timetable};
-pub use load::{Loaded, Mistake, Place, Severity, load};
+pub use load::{Loaded, Mistake, Place, Severity, default_directory, load};
 pub use owed::{Owed, Policies};
 pub use plan::{Day, Event, Plan, What};
 pub use policy::{
     BackupPolicy, Consistency, DrillPolicy, DrillTarget, Group, Healthchecks, Host, Keep, Limits, Mail, Notify,
     Objectives, Policy, PolicyName, SnapshotPolicy, Webhook,
 };
-pub use select::{Glob, Selector};
+pub use select::{Glob, Machine, Selector, Tag};
 pub use window::{Window, Windows};

@@ -62,13 +62,19 @@ pub struct Owed {
 }
 
 impl Policies {
-    /// What a machine is owed; nothing when no policy chooses it.
-    #[must_use]
-    pub fn for_machine(&self, name: &str, tags: &[String]) -> Option<Owed> {
+    /// The policies that choose a machine, the one that counts first.
+    pub(crate) fn choosing(&self, name: &str, tags: &[String]) -> Vec<&Policy> {
         let mut choosing: Vec<&Policy> =
             self.policies.values().filter(|policy| policy.machines.chooses(name, tags)).collect();
         // Stable: by name within a priority.
         choosing.sort_by_key(|policy| std::cmp::Reverse(policy.priority));
+        choosing
+    }
+
+    /// What a machine is owed; nothing when no policy chooses it.
+    #[must_use]
+    pub fn for_machine(&self, name: &str, tags: &[String]) -> Option<Owed> {
+        let choosing = self.choosing(name, tags);
         let (policy, others) = choosing.split_first()?;
         let named = |equal: bool| {
             let others = others.iter().filter(|other| (other.priority == policy.priority) == equal);

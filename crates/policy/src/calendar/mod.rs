@@ -140,7 +140,8 @@ impl Serialize for Schedule {
 }
 
 /// What a zone is called.
-pub(crate) fn zone_name(zone: &TimeZone) -> String {
+#[must_use]
+pub fn zone_name(zone: &TimeZone) -> String {
     match zone.iana_name() {
         Some(name) => name.to_owned(),
         None if *zone == TimeZone::UTC => "UTC".to_owned(),

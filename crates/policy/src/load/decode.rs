@@ -9,10 +9,10 @@ use keyframe_types::{ByteLen, Retention, TimeToLive, parse_span};
 
 use super::sense;
 use super::table::{Read, Table};
-use crate::calendar::Schedule;
+use crate::calendar::{CalendarError, Schedule};
 use crate::policy::{
-    BackupPolicy, Consistency, DrillPolicy, DrillTarget, Group, Healthchecks, Host, Keep, Limits, Mail, Notify,
-    Objectives, Policy, PolicyName, SnapshotPolicy, Webhook,
+    BackupPolicy, Consistency, DrillPolicy, DrillTarget, Group, Keep, Limits, Objectives, Policy, PolicyName,
+    SnapshotPolicy,
 };
 use crate::select::{Selector, Tag};
 use crate::window::{Window, Windows, Work};
@@ -28,15 +28,15 @@ const SCHEDULE: &str = "a schedule such as \"hourly\", \"Mon..Fri 02:30\" or \"c
 const SPAN: &str = "a span such as \"15m\", \"12h\" or \"7d\"";
 const PATH: &str = "an absolute path";
 
-fn optional<T>(read: Option<Read<T>>) -> Option<T> {
+pub(super) fn optional<T>(read: Option<Read<T>>) -> Option<T> {
     read.map(|read| read.value)
 }
 
-fn values<T>(read: Option<Vec<Read<T>>>) -> Vec<T> {
+pub(super) fn values<T>(read: Option<Vec<Read<T>>>) -> Vec<T> {
     read.unwrap_or_default().into_iter().map(|read| read.value).collect()
 }
 
-fn small(read: Option<Read<i64>>) -> Option<u32> {
+pub(super) fn small(read: Option<Read<i64>>) -> Option<u32> {
     read.and_then(|read| u32::try_from(read.value).ok())
 }
 
@@ -200,7 +200,7 @@ fn keep(table: &Table<'_, '_>) -> Option<Keep> {
     Some(Keep::By(rule))
 }
 
-fn absolute(table: &Table<'_, '_>, key: &'static str) -> Option<PathBuf> {
+pub(super) fn absolute(table: &Table<'_, '_>, key: &'static str) -> Option<PathBuf> {
     optional(table.parsed_by(key, PATH, |text| {
         let path = Path::new(text);
         if path.is_absolute() { Ok(path.to_owned()) } else { Err(format!("{text:?} is not an absolute path")) }
@@ -257,7 +257,7 @@ fn backup(table: Table<'_, '_>, setting: Setting<'_>) -> Option<(BackupPolicy, s
     Some((backup, span))
 }
 
-fn bandwidth(table: &Table<'_, '_>) -> Option<ByteLen> {
+pub(super) fn bandwidth(table: &Table<'_, '_>) -> Option<ByteLen> {
     let read = table.parsed::<ByteLen>("bandwidth", "bytes per second, such as \"20M\"");
     if let Some(read) = read.as_ref().filter(|read| read.value == ByteLen::ZERO) {
         let remedy = "write bytes per second, such as \"20M\"; take it out for no limit";
@@ -311,9 +311,21 @@ fn drill(
     let jitter = jitter(&table);
     let within =
         optional(table.parsed::<TimeToLive>("within", SPAN)).map_or(Duration::from_secs(120), TimeToLive::duration);
-    let probes = values(table.parsed_list("probes", "\"agent\" or \"tcp=22\""));
+    let probes = table.list("probes", "\"agent\" or \"tcp=22\"", |text| probe(text).map(|()| text.to_owned()));
+    let probes = values(probes);
     table.done();
     Some(DrillPolicy { schedule: schedule?, jitter, what, within, probes })
+}
+
+/// Whether a text names a kind of probe; what it asks is checked where it is asked.
+fn probe(text: &str) -> Result<(), CalendarError> {
+    let known = match text.split_once('=') {
+        None => matches!(text, "agent" | "screen"),
+        Some((kind, what)) => matches!(kind, "serial" | "tcp" | "command") && !what.is_empty(),
+    };
+    let what = "write agent, screen, serial=REGEX, tcp=PORT, tcp=ADDRESS:PORT or command=PROGRAM ARGUMENTS";
+    let error = || CalendarError { at: 0..text.len(), what: format!("{text:?} is not a probe: {what}") };
+    known.then_some(()).ok_or_else(error)
 }
 
 /// What is promised, and where that stands.
@@ -367,83 +379,4 @@ pub(super) fn group(name: &Read<String>, table: Table<'_, '_>) -> Option<Group> 
     let place = table.source.place(&name.span);
     table.done();
     Some(Group { name: known?, place, machines: machines?, within })
-}
-
-/// What a file says of the host counts instead of what files before it say, key by key.
-pub(super) fn host(table: Table<'_, '_>, host: &mut Host) {
-    if let Some(jobs) = small(table.number("jobs", 1..=1000)) {
-        host.jobs = jobs;
-    }
-    if let Some(jobs) = small(table.number("jobs_per_disk", 1..=1000)) {
-        host.jobs_per_disk = jobs;
-    }
-    if let Some(bandwidth) = bandwidth(&table) {
-        host.bandwidth = Some(bandwidth);
-    }
-    let zone = table.parsed_by("time_zone", "one such as \"Europe/Berlin\" or \"UTC\"", |text| {
-        let zone = if text == "UTC" { Ok(TimeZone::UTC) } else { TimeZone::get(text) };
-        zone.map_err(|_| format!("{text:?} is not a time zone"))
-    });
-    if let Some(zone) = zone {
-        host.time_zone = zone.value;
-    }
-    table.done();
-}
-
-pub(super) fn notify(table: Table<'_, '_>, notify: &mut Notify) {
-    let url = |table: &Table<'_, '_>| {
-        let read = optional(table.parsed_by("url", "an address that begins with https:// or http://", |text| {
-            let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-            let plain = rest.is_some_and(|rest| !rest.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()));
-            if plain { Ok(text.to_owned()) } else { Err(format!("{text:?} is no address of the web")) }
-        }));
-        table.missing("url", "write the address, with https://");
-        read
-    };
-    let policies = |table: &Table<'_, '_>| values(table.parsed_list("policies", "\"NAME\""));
-    for inner in table.tables("healthchecks") {
-        if let Some(url) = url(&inner) {
-            notify.healthchecks.push(Healthchecks { url, policies: policies(&inner) });
-        }
-        policies(&inner);
-        inner.done();
-    }
-    for inner in table.tables("webhook") {
-        let (url, policies) = (url(&inner), policies(&inner));
-        let (secret_file, events) = (absolute(&inner, "secret_file"), values(inner.parsed_list("events", "\"KIND\"")));
-        notify.webhooks.extend(url.map(|url| Webhook { url, secret_file, events, policies }));
-        inner.done();
-    }
-    for inner in table.tables("mail") {
-        let address = |text: &str| -> bool {
-            let fits = text.split_once('@').is_some_and(|(user, host)| !user.is_empty() && !host.is_empty());
-            fits && text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'<' | b'>' | b','))
-        };
-        let wanted = "an address such as \"admin@example.org\"";
-        let refused = |text: &str| format!("{text:?} is no mail address");
-        let to = values(inner.list("to", wanted, |text| {
-            let error =
-                || crate::CalendarError { at: 0..text.len(), what: format!("{}: write {wanted}", refused(text)) };
-            address(text).then(|| text.to_owned()).ok_or_else(error)
-        }));
-        inner.missing("to", "say to whom: to = [\"admin@example.org\"]");
-        let from =
-            optional(inner.parsed_by("from", wanted, |text| {
-                if address(text) { Ok(text.to_owned()) } else { Err(refused(text)) }
-            }));
-        inner.missing("from", &format!("write {wanted}"));
-        let server = optional(inner.parsed_by("server", "HOST:PORT, such as \"mail.example.org:587\"", |text| {
-            let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
-            if matches!(port, Some(Ok(1..))) { Ok(text.to_owned()) } else { Err(format!("{text:?} is no server")) }
-        }));
-        inner.missing("server", "write HOST:PORT, such as \"mail.example.org:587\"");
-        let user = optional(inner.text("user", "the user's name"));
-        let (password_file, events) =
-            (absolute(&inner, "password_file"), values(inner.parsed_list("events", "\"KIND\"")));
-        if let (Some(from), Some(server)) = (from, server) {
-            notify.mail.push(Mail { to, from, server, user, password_file, events });
-        }
-        inner.done();
-    }
-    table.done();
 }

@@ -1,9 +1,11 @@
 //! From files to [`Policies`], with every mistake's place and remedy.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 mod decode;
+mod host;
 mod sense;
 mod table;
 #[cfg(test)]
@@ -80,17 +82,18 @@ pub fn load(directories: &[&Path], now: Timestamp) -> Loaded {
         files.into_iter().filter_map(|file| read(&file, &mut mistakes).map(|text| (file, text))).collect();
     let sources: Vec<Source<'_>> = texts.iter().map(|(file, text)| Source::new(file, text)).collect();
     let documents: Vec<_> = sources.iter().map(|source| (source, syntax(source))).collect();
+    let tables = || documents.iter().filter_map(|(source, entries)| Some((*source, entries.as_ref()?.get_ref())));
     let root = |source, entries| Table::new(source, entries, String::new(), 0..0);
     let mut policies = Policies { files: texts.iter().map(|(file, _)| file.clone()).collect(), ..Policies::default() };
     // Zones first: a file may set the one that schedules of files before it are in.
-    for (source, entries) in documents.iter().filter_map(|(source, entries)| Some((*source, entries.as_ref()?))) {
-        if let Some(host) = root(source, entries.get_ref()).table("host") {
-            decode::host(host, &mut policies.host);
+    for (source, entries) in tables() {
+        if let Some(host) = root(source, entries).table("host") {
+            host::host(host, &mut policies.host);
         }
     }
     let zone = policies.host.time_zone.clone();
-    for (source, entries) in documents.iter().filter_map(|(source, entries)| Some((*source, entries.as_ref()?))) {
-        let table = root(source, entries.get_ref());
+    for (source, entries) in tables() {
+        let table = root(source, entries);
         let setting = decode::Setting { zone: &zone, now };
         for (name, inner) in table.tables_by_name("policy") {
             if let Some(policy) = decode::policy(&name, inner, setting) {
@@ -104,17 +107,29 @@ pub fn load(directories: &[&Path], now: Timestamp) -> Loaded {
                 policies.groups.entry(group.name.clone()).or_insert(group);
             }
         }
-        if let Some(inner) = table.table("notify") {
-            decode::notify(inner, &mut policies.notify);
+        table.done_besides(&["host", "notify"]);
+    }
+    // Last: it names policies, those with a mistake among them.
+    let known: HashSet<&str> = tables().flat_map(|(_, entries)| names(entries)).collect();
+    for (source, entries) in tables() {
+        if let Some(inner) = root(source, entries).table("notify") {
+            host::notify(inner, &mut policies.notify, &known);
         }
-        table.done_besides(&["host"]);
     }
     drop(documents);
+    mistakes.extend(policies.contradictions());
     mistakes.extend(sources.into_iter().flat_map(Source::into_mistakes));
     mistakes.sort();
     mistakes.dedup();
     let failed = mistakes.iter().any(|mistake| mistake.severity == Severity::Error);
     Loaded { policies: (!failed).then_some(policies), mistakes }
+}
+
+/// Where policies are unless somebody says otherwise: `policies` in the home when there is such a directory, else `/etc/keyframe`.
+#[must_use]
+pub fn default_directory(home: &Path) -> PathBuf {
+    let own = home.join("policies");
+    if own.is_dir() { own } else { PathBuf::from("/etc/keyframe") }
 }
 
 /// The files of a directory in the order in which they count.
@@ -188,6 +203,12 @@ fn syntax<'t>(source: &'t Source<'_>) -> Option<toml::Spanned<DeTable<'t>>> {
         source.error(&span, format!("this is no TOML: {}", error.message().replace('\n', ", ")), "see https://toml.io");
     }
     errors.is_empty().then_some(table)
+}
+
+/// The names of a file's policies.
+fn names<'t>(entries: &'t DeTable<'_>) -> impl Iterator<Item = &'t str> {
+    let policies = entries.get("policy").and_then(|value| value.get_ref().as_table());
+    policies.into_iter().flat_map(|policies| policies.keys().map(|name| name.get_ref().as_ref()))
 }
 
 /// Notes a name that was given before.
