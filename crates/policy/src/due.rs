@@ -167,3 +167,6 @@ impl Due {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

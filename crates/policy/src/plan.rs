@@ -196,3 +196,6 @@ fn by_day(owed: &Owed, dates: &[Date], events: Vec<Event>, end_of: impl Fn(Date)
     }
     days
 }
+
+#[cfg(test)]
+mod tests;

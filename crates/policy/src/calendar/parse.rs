@@ -186,7 +186,8 @@ fn weekday(word: Word<'_>) -> Result<u32, CalendarError> {
     let is = |name: &&str| word.text.eq_ignore_ascii_case(name) || word.text.eq_ignore_ascii_case(&name[..3]);
     let at = WEEKDAYS.iter().position(is).and_then(|at| u32::try_from(at).ok());
     at.ok_or_else(|| {
-        word.wrong(format!("{:?} is not a day of the week: write Mon, Tue, Wed, Thu, Fri, Sat or Sun", word.text))
+        let days = "write Mon, Tue, Wed, Thu, Fri, Sat or Sun, or one word such as hourly or daily";
+        word.wrong(format!("{:?} is not a day of the week: {days}", word.text))
     })
 }
 

@@ -60,6 +60,8 @@ pub(super) fn policy(name: &Read<String>, table: Table<'_, '_>, setting: Setting
     let promises = objectives(&table);
     let limits = limits(&table);
     let priority = optional(table.number("priority", -1_000_000..=1_000_000)).unwrap_or(0);
+    // What is mistyped is told even where something is missing: it may be that.
+    table.done();
     let policy = Policy {
         name: known?,
         place: source.place(&name.span),
@@ -75,7 +77,6 @@ pub(super) fn policy(name: &Read<String>, table: Table<'_, '_>, setting: Setting
     if complete {
         sense::policy(source, &name.span, &policy, &promises, setting.now);
     }
-    table.done();
     Some(policy)
 }
 

@@ -69,6 +69,46 @@ fn the_examples_are_without_any_mistake() {
 }
 
 #[test]
+fn the_manual_has_every_key_that_is_read() {
+    let manual = include_str!("../../../../docs/POLICIES.md");
+    let tables = [
+        "[policy.a]",
+        "[policy.a.machines]",
+        "[policy.a.snapshot]",
+        "[policy.a.snapshot.keep]",
+        "[[policy.a.backup]]",
+        "[policy.a.drill]",
+        "[policy.a.objectives]",
+        "[policy.a.windows]",
+        "[policy.a.limits]",
+        "[group.a]",
+        "[host]",
+        "[[notify.healthchecks]]",
+        "[[notify.webhook]]",
+        "[[notify.mail]]",
+    ];
+    let mut seen = 0;
+    for table in tables {
+        let found = loaded(&[("a.toml", &format!("{table}\nqqqqqqqqq = 1\n"))]);
+        let told = found.mistakes.iter().find_map(|mistake| mistake.remedy.strip_prefix("here can be: "));
+        for key in told.unwrap_or_else(|| panic!("{table}: {found:#?}")).split(", ") {
+            // As a key of its own, as one within a table, or as a table.
+            let forms = [
+                format!("`{key}`"),
+                format!(".{key}`"),
+                format!("`{key}."),
+                format!(".{key}]"),
+                format!("{key}, "),
+                format!(" {key} }}"),
+            ];
+            assert!(forms.iter().any(|form| manual.contains(form)), "{table} {key}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 60, "{seen}");
+}
+
+#[test]
 fn what_is_not_said_has_its_default() {
     let text = policy("db");
     let owed = loaded(&[("a.toml", &text)]).policies.unwrap().for_machine("db1", &[]).unwrap();
