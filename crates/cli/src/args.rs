@@ -8,10 +8,12 @@ use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use keyframe_engine::bringup::Strategy;
 use keyframe_engine::snapshot::Freeze;
 use keyframe_hypervisor::{AccelChoice, Firmware, Network, ProbeDefinition};
+use keyframe_policy::Tag;
 use keyframe_types::{ByteLen, NameError, RefError, SnapshotName, SnapshotRef, TimeToLive, VmName};
 
 use crate::backup_args::{BackupArgs, BootArgs, DrillArgs, DrillsArgs, HoldArgs, LockArgs, PointsArgs, RestoreArgs};
 use crate::files_args::{DiffArgs, FilesArgs, MountArgs};
+use crate::policy_args::PolicyCommand;
 use crate::repo_args::{ImageCommand, RepoCommand};
 
 /// Snapshots of running virtual machines on stock QEMU: memory, devices and disks of one instant, with
@@ -141,6 +143,9 @@ pub enum Command {
     Diff(DiffArgs),
     /// Show a point's file systems in a directory, read-only, until it is ended
     Mount(MountArgs),
+    /// Say what machines are owed: snapshots, backups and drills, when, and how long they stay
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     #[command(flatten)]
     Internal(Internal),
 }
@@ -266,6 +271,9 @@ pub struct CreateArgs {
     /// What runs its instructions
     #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
     pub accel: AccelArg,
+    /// A word that policies choose it by; can be given several times
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<Tag>,
     /// Further arguments for QEMU; what would escape a snapshot is refused
     #[arg(last = true, value_name = "QEMU-ARGS")]
     pub extra_args: Vec<String>,

@@ -5,6 +5,7 @@ mod backup_args;
 mod commands;
 mod files_args;
 mod output;
+mod policy_args;
 mod progress;
 mod repo_args;
 
@@ -93,6 +94,10 @@ fn run(arguments: Arguments, output: &Output) -> Result<u8, Error> {
         Command::Mount(args) => {
             listen_for_signals(&cancel)?;
             commands::files::mount::run(&args, &cancel, output)
+        }
+        // Nor is one made by looking at policies.
+        Command::Policy(command) => {
+            commands::policy::run(&global.home.unwrap_or_else(Home::default_root), command, output)
         }
         Command::Machine(command) => {
             listen_for_signals(&cancel)?;

@@ -47,6 +47,8 @@ pub struct CreateRequest {
     pub network: Option<Network>,
     /// What runs it.
     pub accel: AccelChoice,
+    /// Words that policies choose it by.
+    pub tags: Vec<String>,
     /// Further QEMU arguments.
     pub extra_args: Vec<String>,
 }
@@ -132,6 +134,7 @@ fn build(
         disks,
         probes: Vec::new(),
         cost: None,
+        tags: request.tags,
         extra_args: request.extra_args,
     };
     let head = Head { parent: None, disks: chains, nvram, process: None, clean_shutdown: false, origin: None };

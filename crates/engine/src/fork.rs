@@ -219,7 +219,7 @@ impl Fork {
         layers::create_tops(ctx.home, &chains)?;
         tree::write_head(&dir, &head)?;
         pass(Failpoint::ForkPrepared)?;
-        let definition = own_definition(&manifest.definition, request, name);
+        let definition = own_definition(&manifest.definition, request.network.as_ref(), name);
         write_definition(&dir.definition(), &definition)?;
         pass(Failpoint::ForkDefined)?;
         Ok(Self { machine: Machine { dir, definition, head }, lock, starting: None, unfinished })
@@ -262,12 +262,13 @@ impl Fork {
     }
 }
 
-/// The snapshot's definition with an identity of its own.
-fn own_definition(original: &MachineDefinition, request: &ForkRequest, name: VmName) -> MachineDefinition {
-    let network = request.network.clone().unwrap_or(Network::Isolated);
+/// The snapshot's definition with an identity of its own. It is no production machine because the original is one: it has no tags.
+fn own_definition(original: &MachineDefinition, network: Option<&Network>, name: VmName) -> MachineDefinition {
+    let network = network.cloned().unwrap_or(Network::Isolated);
     MachineDefinition {
         name,
         uuid: random_uuid(),
+        tags: Vec::new(),
         nic: original.nic.as_ref().map(|_| Nic { mac: MacAddress::random(), network }),
         ..original.clone()
     }
@@ -301,5 +302,19 @@ impl Awake {
             mac: self.machine.definition.nic.as_ref().map(|nic| nic.mac.to_string()),
             notes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fork_is_not_owed_what_its_original_is() {
+        let name = VmName::new("db").unwrap();
+        let original = MachineDefinition { tags: vec!["prod".to_owned()], ..crate::fsck::tests::definition(&name) };
+        let fork = own_definition(&original, Some(&Network::User), VmName::new("try").unwrap());
+        assert_eq!((fork.name.as_str(), fork.tags.len(), fork.memory_mib), ("try", 0, original.memory_mib));
+        assert_ne!(fork.uuid, original.uuid);
     }
 }

@@ -227,6 +227,7 @@ mod tests {
             disks: vec![],
             probes: vec!["agent".parse().unwrap()],
             cost: None,
+            tags: Vec::new(),
             extra_args: vec![],
         }
     }

@@ -27,6 +27,9 @@ pub struct MachineDefinition {
     pub uuid: String,
     /// Size of RAM in MiB.
     pub memory_mib: u64,
+    /// Words that policies choose machines by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
     /// Number of virtual CPUs.
     pub cpus: u32,
     /// QEMU machine type with its version, such as `pc-q35-10.0`: device state is only exchangeable within one.

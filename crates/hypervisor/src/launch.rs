@@ -465,6 +465,7 @@ mod tests {
             disks: vec![],
             probes: vec![],
             cost: None,
+            tags: Vec::new(),
             extra_args: vec!["-usb".into()],
         }
     }

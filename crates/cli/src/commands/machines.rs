@@ -69,6 +69,7 @@ fn create(ctx: &Context<'_>, args: CreateArgs, output: &Output) -> Result<(), Er
         firmware: args.firmware.into(),
         network: args.net.0,
         accel: args.accel.into(),
+        tags: args.tags.iter().map(ToString::to_string).collect(),
         extra_args: args.extra_args,
     };
     let machine = create::create(ctx, request)?;

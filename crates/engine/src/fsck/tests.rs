@@ -42,6 +42,7 @@ pub(crate) fn definition(name: &VmName) -> MachineDefinition {
         disks: vec![],
         probes: vec![],
         cost: None,
+        tags: Vec::new(),
         extra_args: vec![],
     }
 }

@@ -400,13 +400,14 @@ impl<'a> Reverting<'a> {
     }
 }
 
-/// The hardware of the snapshot with the machine's own name, network, probes and limits: only hardware has to match its device state.
+/// The hardware of the snapshot with the machine's own name, tags, network, probes and limits: only hardware has to match its device state.
 fn at_snapshot(now: &MachineDefinition, then: &MachineDefinition) -> MachineDefinition {
     let nic = match (&then.nic, &now.nic) {
         (Some(then), Some(now)) => Some(Nic { mac: then.mac, network: now.network.clone() }),
         (then, _) => then.clone(),
     };
-    MachineDefinition { name: now.name.clone(), nic, probes: now.probes.clone(), cost: now.cost, ..then.clone() }
+    let (name, tags, probes) = (now.name.clone(), now.tags.clone(), now.probes.clone());
+    MachineDefinition { name, tags, nic, probes, cost: now.cost, ..then.clone() }
 }
 
 /// Stops the present's vCPUs; says when.
@@ -431,3 +432,18 @@ const KEEPING_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// How long a process that was told to end may take.
 pub(crate) const QUIT_PATIENCE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use keyframe_types::VmName;
+
+    use super::*;
+
+    #[test]
+    fn what_a_machine_is_for_does_not_go_back_with_its_hardware() {
+        let then = crate::fsck::tests::definition(&VmName::new("db").unwrap());
+        let now = MachineDefinition { tags: vec!["prod".to_owned()], memory_mib: 128, ..then.clone() };
+        let reverted = at_snapshot(&now, &then);
+        assert_eq!((reverted.tags, reverted.memory_mib), (vec!["prod".to_owned()], 64));
+    }
+}

@@ -98,6 +98,7 @@ fn definition(vm: &VmName) -> MachineDefinition {
         disks: Vec::new(),
         probes: Vec::new(),
         cost: None,
+        tags: Vec::new(),
         extra_args: Vec::new(),
     }
 }
