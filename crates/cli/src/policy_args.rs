@@ -12,7 +12,8 @@ const PLACES: &str = "Policies are *.toml in HOME/policies, or in /etc/keyframe 
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
     /// Say what is wrong with policies: in themselves, with each other, and with the machines there are
-    #[command(after_help = format!("{PLACES}\n\nStatus 0: they can be used. 1: they cannot, and every mistake is told."))]
+    #[command(after_help = format!("{PLACES}\n\nStatus 0: they can be used. 1: they cannot, and every mistake is told. 3: they can, but a \
+        machine here could not be looked at."))]
     Check {
         /// Where they are
         #[arg(value_name = "DIR")]

@@ -114,6 +114,17 @@ fn without_a_home_files_are_checked_and_none_is_made() {
 }
 
 #[test]
+fn a_machine_that_cannot_be_read_is_told_and_hides_no_other() {
+    let bench = with_machines(&[("db", "prod"), ("web", "prod")]);
+    write(&bench, "machines/vms/web/machine.toml", "schema = 5");
+    write(&bench, "machines/policies/a.toml", HOURLY);
+    let checked = bench.run(&["policy", "check"]).with(3);
+    assert!(checked.out.contains("  db: all\n") && checked.err.contains("web/machine.toml"), "{checked:?}");
+    bench.run(&["policy", "show", "db"]).with(0);
+    bench.run(&["policy", "show", "web"]).with(1);
+}
+
+#[test]
 fn show_says_what_a_machine_is_owed_and_when() {
     let bench = with_machines(&[("db", "prod")]);
     let example = bench.run(&["policy", "example"]).with(0).out;

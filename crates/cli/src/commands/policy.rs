@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use keyframe_engine::machine::read_definition;
 use keyframe_engine::{Error, Home};
 use keyframe_policy::{Machine, Mistake, Owed, Policies, Severity};
+use keyframe_types::VmName;
 use serde_json::json;
 
 use crate::output::Output;
@@ -17,6 +18,8 @@ use crate::policy_args::{PolicyCommand, PolicyOf};
 
 /// The files cannot be used, or nothing is owed.
 const FAILED: u8 = 1;
+/// A machine could not be looked at.
+const INCOMPLETE: u8 = 3;
 
 /// What `keyframe policy example` writes.
 const EXAMPLE: &str = include_str!("../../../../examples/policies/standard.toml");
@@ -56,16 +59,26 @@ fn read(root: &Path, directories: &[PathBuf], now: Timestamp) -> Read {
     Read { policies: loaded.policies, mistakes: loaded.mistakes }
 }
 
-fn machines(root: &Path) -> Result<Vec<Machine>, Error> {
+/// The machines of a home, and those of which that cannot be told.
+#[derive(Default)]
+struct Machines {
+    known: Vec<Machine>,
+    unreadable: Vec<(VmName, Error)>,
+}
+
+fn machines(root: &Path) -> Result<Machines, Error> {
+    let mut machines = Machines::default();
     // Looking does not make a home.
     if !root.join("vms").is_dir() {
-        return Ok(Vec::new());
+        return Ok(machines);
     }
     let home = Home::open(root)?;
-    let mut machines = Vec::new();
     for name in home.machine_names()? {
-        if let Some(definition) = read_definition(&home.vm(&name).definition())? {
-            machines.push(Machine { name: name.to_string(), tags: definition.tags });
+        match read_definition(&home.vm(&name).definition()) {
+            Ok(Some(found)) => machines.known.push(Machine { name: name.to_string(), tags: found.tags }),
+            // It went meanwhile.
+            Ok(None) => {}
+            Err(error) => machines.unreadable.push((name, error)),
         }
     }
     Ok(machines)
@@ -74,7 +87,10 @@ fn machines(root: &Path) -> Result<Vec<Machine>, Error> {
 fn check(root: &Path, directories: &[PathBuf], output: &Output) -> Result<u8, Error> {
     let now = Timestamp::now();
     let Read { policies, mut mistakes } = read(root, directories, now);
-    let machines = machines(root)?;
+    let Machines { known: machines, unreadable } = machines(root)?;
+    for (_, error) in &unreadable {
+        output.trouble(error);
+    }
     if let Some(policies) = policies.as_ref().filter(|_| !machines.is_empty()) {
         mistakes.extend(policies.against(&machines));
     }
@@ -117,13 +133,21 @@ fn check(root: &Path, directories: &[PathBuf], output: &Output) -> Result<u8, Er
         "machines": by_machine.collect::<Vec<_>>(),
     });
     output.result("policy-check", &document, text);
-    Ok(if errors == 0 { 0 } else { FAILED })
+    Ok(match (errors, unreadable.is_empty()) {
+        (0, true) => 0,
+        (0, false) => INCOMPLETE,
+        _ => FAILED,
+    })
 }
 
 /// What one machine is owed; nothing, and said why, when that cannot be told or no policy chooses it.
 fn owed(root: &Path, of: &PolicyOf, output: &Output) -> Result<Option<(Owed, Timestamp)>, Error> {
     let now = Timestamp::now();
-    let known = machines(root)?.into_iter().find(|machine| machine.name == of.vm.as_str());
+    let Machines { known, unreadable } = machines(root)?;
+    if let Some((_, error)) = unreadable.into_iter().find(|(name, _)| *name == of.vm) {
+        return Err(error);
+    }
+    let known = known.into_iter().find(|machine| machine.name == of.vm.as_str());
     if known.is_none() && of.tags.is_empty() {
         return Err(Error::NoMachine(of.vm.clone()));
     }
