@@ -15,7 +15,15 @@ use crate::error::{Error, IoContext as _};
 /// The right to change one machine, until dropped.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    /// Lets go of the lock itself: closing our descriptor would not, while a child between its `fork` and its `exec` has a copy.
+    fn drop(&mut self) {
+        // Where it fails, closing the last copy does the same.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 /// How long a command waits for another that is about to end.
@@ -97,7 +105,7 @@ impl Lock {
             file.write_all(holder.as_bytes())
         };
         write().or_io("write", path)?;
-        Ok(Some(Self { _file: file }))
+        Ok(Some(Self { file }))
     }
 }
 
@@ -126,6 +134,17 @@ mod tests {
         drop(first);
         assert_eq!(Lock::holder(&path), None);
         Lock::take(&path, "revert db@x").unwrap();
+    }
+
+    #[test]
+    fn a_copy_of_the_descriptor_in_a_child_holds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let first = Lock::take(&path, "snapshot db").unwrap();
+        let copy = first.file.try_clone().unwrap();
+        drop(first);
+        assert_eq!(Lock::holder(&path), None);
+        drop(copy);
     }
 
     #[test]
