@@ -1,0 +1,229 @@
+//! Who did what, and how it ended: a log in which no line can be changed unseen.
+//!
+//! `HOME/serve/audit.jsonl` has an entry a line; each holds the BLAKE3 of the one before. The head of the chain is written into every
+//! point that a policy makes (`audit N HASH` in its note), which nobody can change afterwards: whoever rewrites the log on this
+//! host cannot rewrite those.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, IoContext as _};
+
+/// What the first entry follows.
+const NOTHING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// The longest text of an entry, in bytes.
+const MOST: usize = 2000;
+
+/// One entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Counted from 1.
+    pub n: u64,
+    /// When.
+    pub at: Timestamp,
+    /// Who: `uid 0`, `token NAME`, `policy NAME`, `keyframe serve`.
+    pub who: String,
+    /// What was done, or asked for.
+    pub what: String,
+    /// What came of it.
+    pub result: String,
+    /// The hash of the entry before.
+    pub previous: String,
+    /// BLAKE3 of the entry as JSON without spaces, with an empty hash.
+    pub hash: String,
+}
+
+impl Entry {
+    fn sealed(mut self) -> Result<Self, Error> {
+        self.hash = String::new();
+        self.hash = blake3::hash(&serde_json::to_vec(&self)?).to_hex().to_string();
+        Ok(self)
+    }
+}
+
+/// What is wrong with a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Flaw {
+    /// Which line, counted from 1.
+    pub line: usize,
+    /// What.
+    pub what: String,
+}
+
+/// The log of a home.
+#[derive(Debug)]
+pub struct Audit {
+    path: PathBuf,
+    last: Option<Entry>,
+}
+
+impl Audit {
+    /// The log's file below `HOME/serve`.
+    #[must_use]
+    pub fn file(serve: &Path) -> PathBuf {
+        serve.join("audit.jsonl")
+    }
+
+    /// Opens it to add to it. Half a line, which a crash leaves, was never an entry, and goes.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Refused`] for a last line that is no entry: nothing is added to what is broken.
+    pub fn open(serve: &Path) -> Result<Self, Error> {
+        let path = Self::file(serve);
+        let mut file = options().open(&path).or_io("open", &path)?;
+        let (mut last, mut whole, mut line) = (None, 0, Vec::new());
+        let mut reader = BufReader::new(&mut file);
+        loop {
+            line.clear();
+            let read = reader.read_until(b'\n', &mut line).or_io("read", &path)?;
+            if read == 0 || line.last() != Some(&b'\n') {
+                break;
+            }
+            whole += read as u64;
+            last = Some(line.clone());
+        }
+        file.set_len(whole).or_io("cut", &path)?;
+        let last = last.map(|line| serde_json::from_slice(&line)).transpose();
+        let last =
+            last.map_err(|error| Error::Refused(format!("the last line of {} is no entry: {error}", path.display())))?;
+        Ok(Self { path, last })
+    }
+
+    /// Adds an entry, durably.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: then there is no such entry.
+    pub fn add(&mut self, at: Timestamp, who: &str, what: &str, result: &str) -> Result<(), Error> {
+        let short = |text: &str| text.chars().take(MOST).collect::<String>();
+        let entry = Entry {
+            n: self.last.as_ref().map_or(1, |last| last.n + 1),
+            at,
+            who: short(who),
+            what: short(what),
+            result: short(result),
+            previous: self.last.as_ref().map_or_else(|| NOTHING.to_owned(), |last| last.hash.clone()),
+            hash: String::new(),
+        };
+        let entry = entry.sealed()?;
+        let mut line = serde_json::to_vec(&entry)?;
+        line.push(b'\n');
+        let mut file = options().open(&self.path).or_io("open", &self.path)?;
+        let end = file.seek(SeekFrom::End(0)).or_io("read", &self.path)?;
+        let written = file.write_all(&line).and_then(|()| file.sync_data());
+        if let Err(error) = written {
+            let _ = file.set_len(end);
+            return Err(error).or_io("write", &self.path);
+        }
+        self.last = Some(entry);
+        Ok(())
+    }
+
+    /// What is written into points: the number and the hash of the last entry.
+    #[must_use]
+    pub fn head(&self) -> Option<String> {
+        self.last.as_ref().map(|last| format!("{} {}", last.n, last.hash))
+    }
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options
+}
+
+/// All entries, and what is wrong with the chain. Half a line at the end is no entry, and no flaw.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn read(serve: &Path) -> Result<(Vec<Entry>, Vec<Flaw>), Error> {
+    let path = Audit::file(serve);
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
+        file => file.or_io("open", &path)?,
+    };
+    let (mut entries, mut flaws): (Vec<Entry>, Vec<Flaw>) = (Vec::new(), Vec::new());
+    let mut reader = BufReader::new(file);
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        let read = reader.read_until(b'\n', &mut line).or_io("read", &path)?;
+        if read == 0 || line.last() != Some(&b'\n') {
+            break;
+        }
+        let mut flaw = |what: String| flaws.push(Flaw { line: number, what });
+        let entry = match serde_json::from_slice::<Entry>(&line) {
+            Ok(entry) => entry,
+            Err(error) => {
+                flaw(format!("it is no entry: {error}"));
+                continue;
+            }
+        };
+        if entry.clone().sealed()?.hash != entry.hash {
+            flaw("it was changed: its hash is another".to_owned());
+        }
+        let previous = entries.last().map_or(NOTHING, |last| last.hash.as_str());
+        if entry.previous != previous {
+            flaw("what it follows is not the line before: one was changed, added or taken away".to_owned());
+        }
+        entries.push(entry);
+    }
+    Ok((entries, flaws))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at() -> Timestamp {
+        "2026-11-29T12:00:00Z".parse().unwrap()
+    }
+
+    fn written(dir: &Path) -> Vec<String> {
+        let mut audit = Audit::open(dir).unwrap();
+        for what in ["snapshot db", "delete db@old", "pause"] {
+            audit.add(at(), "uid 0", what, "done").unwrap();
+        }
+        std::fs::read_to_string(Audit::file(dir)).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_was_added_is_read_and_sound() {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path());
+        Audit::open(dir.path()).unwrap().add(at(), "uid 0", "after opening anew", "done").unwrap();
+        let (entries, flaws) = read(dir.path()).unwrap();
+        assert_eq!((entries.len(), entries[3].n, flaws), (4, 4, vec![]));
+    }
+
+    #[test]
+    fn whatever_is_changed_added_or_taken_away_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines = written(dir.path());
+        let flaws_of = |lines: Vec<String>| {
+            std::fs::write(Audit::file(dir.path()), format!("{}\n", lines.join("\n"))).unwrap();
+            read(dir.path()).unwrap().1
+        };
+        assert!(flaws_of(lines.clone()).is_empty());
+        let mut changed = lines.clone();
+        changed[1] = changed[1].replace("delete db@old", "delete db@new");
+        assert_eq!(flaws_of(changed)[0].line, 2);
+        assert!(!flaws_of(vec![lines[0].clone(), lines[2].clone()]).is_empty(), "taken away");
+        assert!(!flaws_of(vec![lines[0].clone(), lines[0].clone(), lines[1].clone()]).is_empty(), "added");
+        assert!(!flaws_of(vec![lines[0].clone(), "nonsense".to_owned(), lines[1].clone()]).is_empty());
+    }
+
+    #[test]
+    fn half_a_line_was_never_an_entry() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines = written(dir.path());
+        std::fs::write(Audit::file(dir.path()), format!("{}\n{}", lines.join("\n"), &lines[0][..40])).unwrap();
+        Audit::open(dir.path()).unwrap().add(at(), "uid 0", "next", "done").unwrap();
+        let (entries, flaws) = read(dir.path()).unwrap();
+        assert_eq!((entries.len(), flaws), (4, vec![]));
+    }
+}

@@ -1,0 +1,382 @@
+//! What the daemon remembers: jobs, and when each duty was last begun. SQLite, because one of thousands is found at once.
+//!
+//! It is no truth. Every job leaves its record in a directory of its own ([`crate::records`]); a catalog that is damaged is moved
+//! aside, and made anew from those.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use crate::error::{Error, IoContext as _};
+use crate::job::{Duty, Job, JobId, State};
+
+/// The form of the tables; one of another form is made anew.
+const FORM: i64 = 1;
+
+const TABLES: &str = "
+    CREATE TABLE job (
+        id TEXT PRIMARY KEY, machine TEXT NOT NULL, kind TEXT NOT NULL, duty TEXT, state TEXT NOT NULL,
+        over INTEGER NOT NULL, due INTEGER NOT NULL, ended INTEGER, document TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX job_by_machine ON job (machine, id);
+    CREATE INDEX job_open ON job (over, id);
+    CREATE TABLE begun (machine TEXT NOT NULL, duty TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (machine, duty)) WITHOUT ROWID;
+    CREATE TABLE achieved (
+        machine TEXT NOT NULL, duty TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (machine, duty)
+    ) WITHOUT ROWID;
+    CREATE TABLE space (at INTEGER PRIMARY KEY, free INTEGER NOT NULL);
+";
+
+/// The catalog of a home.
+#[derive(Debug)]
+pub struct Catalog {
+    database: Connection,
+    path: PathBuf,
+}
+
+/// How it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// It was there, or nothing was.
+    Whole,
+    /// It could not be used, and is now in this file.
+    Damaged(PathBuf),
+}
+
+/// Which jobs are listed.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Of this machine.
+    pub machine: Option<String>,
+    /// In this state.
+    pub state: Option<State>,
+    /// At most so many, the latest.
+    pub limit: usize,
+}
+
+fn ms(at: Timestamp) -> i64 {
+    at.as_millisecond()
+}
+
+fn time(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+impl Catalog {
+    /// Opens the one at `path`, or makes one. `Found::Damaged` says that it was made anew, and is empty.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`], [`Error::Io`] when none can be made there.
+    pub fn open(path: &Path, now: Timestamp) -> Result<(Self, Found), Error> {
+        match Self::usable(path) {
+            Ok(catalog) => return Ok((catalog, Found::Whole)),
+            // What is wrong with the place is not wrong with the catalog: nothing is moved for that.
+            Err(error) if is_of_the_place(&error) => return Err(error),
+            Err(error) => tracing::error!("the catalog is made anew: {error}"),
+        }
+        let digits: String = now.to_string().chars().filter(char::is_ascii_digit).take(14).collect();
+        let aside = path.with_extension(format!("damaged-{digits}"));
+        std::fs::rename(path, &aside).or_io("move aside", path)?;
+        for ending in ["-wal", "-shm"] {
+            let mut beside = path.as_os_str().to_owned();
+            beside.push(ending);
+            let _ = std::fs::remove_file(beside);
+        }
+        Ok((Self::usable(path)?, Found::Damaged(aside)))
+    }
+
+    fn usable(path: &Path) -> Result<Self, Error> {
+        let database = Connection::open(path)?;
+        database.pragma_update(None, "journal_mode", "WAL")?;
+        // Nothing that was answered for is lost in a power cut.
+        database.pragma_update(None, "synchronous", "FULL")?;
+        database.pragma_update(None, "wal_autocheckpoint", 2000)?;
+        database.busy_timeout(std::time::Duration::from_secs(5))?;
+        let sound: String = database.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if sound != "ok" {
+            return Err(Error::Refused(format!("SQLite finds it damaged: {sound}")));
+        }
+        let form: i64 = database.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        match form {
+            0 => {
+                database.execute_batch(&format!("BEGIN; {TABLES} PRAGMA user_version = {FORM}; COMMIT;"))?;
+            }
+            FORM => {}
+            other => return Err(Error::Refused(format!("it is of form {other}, and this daemon knows {FORM}"))),
+        }
+        let catalog = Self { database, path: path.to_owned() };
+        // Damage that only shows in what is read.
+        catalog.open_jobs()?;
+        catalog.begun()?;
+        Ok(catalog)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Does what `change` does, all of it or nothing, durably.
+    ///
+    /// # Errors
+    /// Those of `change`; [`Error::Catalog`].
+    pub fn change<T>(&mut self, change: impl FnOnce(&Self) -> Result<T, Error>) -> Result<T, Error> {
+        self.database.execute_batch("BEGIN IMMEDIATE")?;
+        match change(self) {
+            Ok(done) => {
+                if let Err(error) = self.database.execute_batch("COMMIT") {
+                    let _ = self.database.execute_batch("ROLLBACK");
+                    return Err(error.into());
+                }
+                Ok(done)
+            }
+            Err(error) => {
+                let _ = self.database.execute_batch("ROLLBACK");
+                Err(error)
+            }
+        }
+    }
+
+    /// Keeps a job as it is now.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn put(&self, job: &Job) -> Result<(), Error> {
+        let mut statement = self.database.prepare_cached(
+            "INSERT OR REPLACE INTO job (id, machine, kind, duty, state, over, due, ended, document)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        )?;
+        statement.execute(params![
+            job.id.as_str(),
+            job.machine,
+            job.kind(),
+            job.duty().map(Duty::key),
+            job.state.as_str(),
+            job.state.is_over(),
+            ms(job.due),
+            job.ended.map(ms),
+            serde_json::to_string(job)?,
+        ])?;
+        Ok(())
+    }
+
+    /// Remembers when a duty was begun.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn begin(&self, machine: &str, duty: &Duty, at: Timestamp) -> Result<(), Error> {
+        let mut statement = self.database.prepare_cached("INSERT OR REPLACE INTO begun VALUES (?1, ?2, ?3)")?;
+        statement.execute(params![machine, duty.key(), ms(at)])?;
+        Ok(())
+    }
+
+    /// When each duty of each machine was begun last.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn begun(&self) -> Result<HashMap<(String, String), Timestamp>, Error> {
+        let mut statement = self.database.prepare_cached("SELECT machine, duty, at FROM begun")?;
+        let rows = statement.query_map([], |row| Ok(((row.get(0)?, row.get(1)?), time(row.get(2)?))))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Remembers the latest job of its kind that ended well.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn achieve(&self, machine: &str, duty: &str, job: &Job) -> Result<(), Error> {
+        let mut statement = self.database.prepare_cached("INSERT OR REPLACE INTO achieved VALUES (?1, ?2, ?3)")?;
+        statement.execute(params![machine, duty, serde_json::to_string(job)?])?;
+        Ok(())
+    }
+
+    /// The latest job of each duty that ended well, or was a drill and ended at all.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`], [`Error::Record`].
+    pub fn achieved(&self) -> Result<HashMap<(String, String), Job>, Error> {
+        let mut statement = self.database.prepare_cached("SELECT machine, duty, document FROM achieved")?;
+        let rows = statement.query_map([], |row| Ok(((row.get(0)?, row.get(1)?), row.get::<_, String>(2)?)))?;
+        rows.map(|row| {
+            let (key, document) = row?;
+            Ok((key, serde_json::from_str(&document)?))
+        })
+        .collect()
+    }
+
+    /// Jobs that are not over, by age.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`], [`Error::Record`].
+    pub fn open_jobs(&self) -> Result<Vec<Job>, Error> {
+        let mut statement = self.database.prepare_cached("SELECT document FROM job WHERE over = 0 ORDER BY id")?;
+        let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+        rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`], [`Error::Record`].
+    pub fn job(&self, id: &JobId) -> Result<Option<Job>, Error> {
+        let mut statement = self.database.prepare_cached("SELECT document FROM job WHERE id = ?1")?;
+        let document: Option<String> = statement.query_row([id.as_str()], |row| row.get(0)).optional()?;
+        document.map(|document| Ok(serde_json::from_str(&document)?)).transpose()
+    }
+
+    /// The latest jobs, the latest first.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`], [`Error::Record`].
+    pub fn jobs(&self, wanted: &Wanted) -> Result<Vec<Job>, Error> {
+        let mut statement = self.database.prepare_cached(
+            "SELECT document FROM job WHERE (?1 IS NULL OR machine = ?1) AND (?2 IS NULL OR state = ?2)
+             ORDER BY id DESC LIMIT ?3",
+        )?;
+        let limit = i64::try_from(wanted.limit).unwrap_or(i64::MAX);
+        let state = wanted.state.map(State::as_str);
+        let rows = statement.query_map(params![wanted.machine, state, limit], |row| row.get::<_, String>(0))?;
+        rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
+    }
+
+    /// Jobs of a machine that ended at `from` or later, by age.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`], [`Error::Record`].
+    pub fn ended_since(&self, machine: Option<&str>, from: Timestamp, until: Timestamp) -> Result<Vec<Job>, Error> {
+        let mut statement = self.database.prepare_cached(
+            "SELECT document FROM job WHERE (?1 IS NULL OR machine = ?1) AND ended >= ?2 AND ended < ?3 ORDER BY id",
+        )?;
+        let rows = statement.query_map(params![machine, ms(from), ms(until)], |row| row.get::<_, String>(0))?;
+        rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
+    }
+
+    /// Forgets jobs that were over before `before`; returns how many.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn forget(&self, before: Timestamp) -> Result<usize, Error> {
+        let mut statement = self.database.prepare_cached("DELETE FROM job WHERE over = 1 AND ended < ?1")?;
+        let jobs = statement.execute([ms(before)])?;
+        self.database.execute("DELETE FROM space WHERE at < ?1", [ms(before)])?;
+        Ok(jobs)
+    }
+
+    /// Remembers how much room there was.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn note_space(&self, at: Timestamp, free: u64) -> Result<(), Error> {
+        let free = i64::try_from(free).unwrap_or(i64::MAX);
+        self.database.execute("INSERT OR REPLACE INTO space VALUES (?1, ?2)", params![ms(at), free])?;
+        Ok(())
+    }
+
+    /// How much room there was, by time.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn space(&self) -> Result<Vec<(Timestamp, u64)>, Error> {
+        let mut statement = self.database.prepare_cached("SELECT at, free FROM space ORDER BY at")?;
+        let rows = statement.query_map([], |row| {
+            let free: i64 = row.get(1)?;
+            Ok((time(row.get(0)?), u64::try_from(free).unwrap_or(0)))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+/// Whether a catalog cannot be used for want of room or rights, which making it anew would not change.
+fn is_of_the_place(error: &Error) -> bool {
+    use rusqlite::ErrorCode::{
+        CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull, PermissionDenied, ReadOnly, SystemIoFailure,
+    };
+    matches!(error, Error::Catalog(rusqlite::Error::SqliteFailure(cause, _)) if matches!(
+        cause.code,
+        CannotOpen | DatabaseBusy | DatabaseLocked | DiskFull | PermissionDenied | ReadOnly | SystemIoFailure
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use keyframe_policy::PolicyName;
+
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-11-29T12:00:00Z".parse().unwrap()
+    }
+
+    fn job() -> Job {
+        let policy: PolicyName = "standard".parse().unwrap();
+        Job::owed("db", &policy, Duty::Backup("away".to_owned()), now(), 0, now())
+    }
+
+    #[test]
+    fn what_was_put_is_found_again_after_opening_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.db");
+        let (mut catalog, found) = Catalog::open(&path, now()).unwrap();
+        assert_eq!(found, Found::Whole);
+        let (open, mut over) = (job(), job());
+        (over.state, over.ended) = (State::Done, Some(now()));
+        let duty = over.duty().unwrap().clone();
+        let change = |catalog: &Catalog| {
+            catalog.put(&open)?;
+            catalog.put(&over)?;
+            catalog.begin("db", &duty, now())?;
+            catalog.achieve("db", &duty.key(), &over)
+        };
+        catalog.change(change).unwrap();
+        drop(catalog);
+        let (catalog, _) = Catalog::open(&path, now()).unwrap();
+        assert_eq!(catalog.open_jobs().unwrap(), [open.clone()]);
+        assert_eq!(catalog.job(&over.id).unwrap(), Some(over.clone()));
+        let key = ("db".to_owned(), "backup:away".to_owned());
+        assert_eq!(catalog.begun().unwrap()[&key], now());
+        assert_eq!(catalog.achieved().unwrap()[&key], over);
+        let all = Wanted { limit: 10, ..Wanted::default() };
+        assert_eq!(catalog.jobs(&all).unwrap().len(), 2);
+        let done = Wanted { state: Some(State::Done), machine: Some("db".to_owned()), limit: 10 };
+        assert_eq!(catalog.jobs(&done).unwrap(), [over]);
+    }
+
+    #[test]
+    fn a_change_that_fails_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut catalog, _) = Catalog::open(&dir.path().join("catalog.db"), now()).unwrap();
+        let failed: Result<(), Error> = catalog.change(|catalog| {
+            catalog.put(&job())?;
+            Err(Error::Refused("no".to_owned()))
+        });
+        assert!(failed.is_err());
+        assert!(catalog.open_jobs().unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_that_is_damaged_is_moved_aside_and_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.db");
+        let (mut catalog, _) = Catalog::open(&path, now()).unwrap();
+        catalog.change(|catalog| (0..200).try_for_each(|_| catalog.put(&job()))).unwrap();
+        drop(catalog);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[4096..middle].fill(0xa5);
+        std::fs::write(&path, &bytes).unwrap();
+        let (catalog, found) = Catalog::open(&path, now()).unwrap();
+        let Found::Damaged(aside) = found else { panic!("{found:?}") };
+        assert_eq!(std::fs::read(aside).unwrap(), bytes, "nothing is thrown away");
+        assert!(catalog.open_jobs().unwrap().is_empty());
+        drop(catalog);
+        std::fs::write(
+            &path,
+            b"no database at all, but longer than a header of one hundred bytes would be, to be sure of that",
+        )
+        .unwrap();
+        assert!(matches!(Catalog::open(&path, now()).unwrap().1, Found::Damaged(_)));
+    }
+}

@@ -1,0 +1,283 @@
+//! What a job's steps are on the command line. The daemon does nothing that a person could not type.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keyframe_policy::{BackupPolicy, Consistency, DrillPolicy, DrillTarget, Keep, Owed, SnapshotPolicy};
+use keyframe_types::{Kept, Retention};
+
+use crate::fleet::SeenSnapshot;
+use crate::job::{Duty, Job, Request, Step};
+
+/// A command.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Line {
+    /// What stands behind `keyframe`.
+    pub arguments: Vec<String>,
+    /// What is in its environment besides the daemon's own.
+    pub environment: Vec<(String, String)>,
+}
+
+/// What a step comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Todo {
+    /// This is to be run.
+    Run(Line),
+    /// There is nothing to do.
+    Nothing,
+    /// It cannot be: the policy does not say so any more.
+    Withdrawn(String),
+}
+
+/// What steps are made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Means<'a> {
+    /// What the machine is owed now; nothing when no policy chooses it.
+    pub owed: Option<&'a Owed>,
+    /// Its snapshots, by age.
+    pub snapshots: &'a [SeenSnapshot],
+    /// The time.
+    pub now: Timestamp,
+    /// Bytes per second that this job may send, by the host's limit.
+    pub share: Option<u64>,
+    /// Whether the repository was not pruned for a day.
+    pub prune_due: bool,
+    /// The head of the log of who did what: what it is told in a point cannot be changed afterwards.
+    pub anchor: Option<&'a str>,
+}
+
+/// Whose snapshots a policy takes: only those it lets go again.
+#[must_use]
+pub fn owner(policy: &str) -> String {
+    format!("policy/{policy}")
+}
+
+/// What the present step of a job is.
+#[must_use]
+pub fn todo(job: &Job, means: Means<'_>) -> Todo {
+    let Some(step) = job.steps.first() else { return Todo::Nothing };
+    let (policy, duty) = match &job.request {
+        Request::Asked(action) => return asked(action.arguments.clone(), action.backup.as_deref(), means),
+        Request::Owed { policy, duty } => (policy, duty),
+    };
+    let Some(owed) = means.owed.filter(|owed| owed.policy.as_str() == policy) else {
+        return Todo::Withdrawn(format!("policy {policy} does not choose {} any more", job.machine));
+    };
+    match duty {
+        Duty::Snapshot => match &owed.snapshot {
+            Some(snapshot) => of_snapshot(job, *step, policy, snapshot, means),
+            None => Todo::Withdrawn(format!("policy {policy} asks for no snapshots any more")),
+        },
+        Duty::Backup(name) => match owed.backups.iter().find(|backup| backup.name.as_str() == name) {
+            Some(backup) => of_backup(job, *step, policy, backup, means),
+            None => Todo::Withdrawn(format!("policy {policy} has no backup {name} any more")),
+        },
+        Duty::Drill => match (&owed.drill, step) {
+            (Some(drill), Step::Drill(place)) => of_drill(job, *place, owed, drill, means),
+            _ => Todo::Withdrawn(format!("policy {policy} asks for no drills any more")),
+        },
+    }
+}
+
+fn run(arguments: impl IntoIterator<Item = impl Into<String>>) -> Todo {
+    Todo::Run(Line { arguments: arguments.into_iter().map(Into::into).collect(), environment: Vec::new() })
+}
+
+fn asked(mut arguments: Vec<String>, backup: Option<&str>, means: Means<'_>) -> Todo {
+    if let Some(name) = backup {
+        let found = means.owed.and_then(|owed| owed.backups.iter().find(|backup| backup.name.as_str() == name));
+        let Some(found) = found else { return Todo::Withdrawn(format!("there is no backup {name} in its policy")) };
+        arguments.extend(place(found, means.share));
+    }
+    run(arguments)
+}
+
+fn of_snapshot(job: &Job, step: Step, policy: &str, snapshot: &SnapshotPolicy, means: Means<'_>) -> Todo {
+    let vm = job.machine.as_str();
+    match step {
+        Step::Main => {
+            let name = job.snapshot_name();
+            // An attempt that nobody saw the end of has taken it.
+            if means.snapshots.iter().any(|one| one.name == name) {
+                return Todo::Nothing;
+            }
+            let mut arguments = words(["snapshot", vm, "--name", &name, "--owner", &owner(policy)]);
+            arguments.extend(words(["--note", &format!("owed by policy {policy}")]));
+            if !snapshot.memory {
+                arguments.push("--disk-only".to_owned());
+            }
+            if let Some(ttl) = snapshot.ttl {
+                arguments.extend(words(["--ttl", &format!("{}s", ttl.duration().as_secs())]));
+            }
+            if let Some(pause) = snapshot.max_pause {
+                arguments.extend(words(["--max-pause", &format!("{}ms", pause.as_millis())]));
+                arguments.extend(snapshot.or_disk_only.then(|| "--or-disk-only".to_owned()));
+            }
+            arguments.extend(freeze(snapshot.consistency));
+            run(arguments)
+        }
+        Step::Thin => {
+            let Keep::By(rule) = &snapshot.keep else { return Todo::Nothing };
+            let going = not_kept(rule, means.snapshots);
+            if going.is_empty() {
+                return Todo::Nothing;
+            }
+            run(std::iter::once("delete".to_owned()).chain(going.iter().map(|id| format!("{vm}@{id}"))))
+        }
+        Step::Expire => {
+            let over = |one: &SeenSnapshot| one.expires.is_some_and(|at| at <= means.now) && !one.held;
+            if means.snapshots.iter().any(over) { run(["expire", vm]) } else { Todo::Nothing }
+        }
+        Step::Look | Step::Lock | Step::Prune | Step::Drill(_) => Todo::Nothing,
+    }
+}
+
+/// Of the snapshots that policies took, those that a rule does not keep.
+#[must_use]
+pub fn not_kept(rule: &Retention, snapshots: &[SeenSnapshot]) -> Vec<String> {
+    let history: Vec<&SeenSnapshot> = snapshots.iter().filter(|one| one.owner.starts_with("policy/")).collect();
+    let kept: Vec<Kept<'_>> = history.iter().map(|one| Kept { created: one.created.into(), tags: &[] }).collect();
+    let reasons = rule.reasons(&kept);
+    let going = history.iter().zip(reasons).filter(|(one, reasons)| reasons.is_empty() && !one.held);
+    going.map(|(one, _)| one.id.clone()).collect()
+}
+
+fn of_backup(job: &Job, step: Step, policy: &str, backup: &BackupPolicy, means: Means<'_>) -> Todo {
+    let vm = job.machine.as_str();
+    let place = place(backup, means.share);
+    let mut arguments = match step {
+        Step::Look => words(["points", vm]),
+        Step::Main => {
+            let mut note = format!("owed by policy {policy}");
+            if let Some(anchor) = means.anchor {
+                note.push_str(&format!("; audit {anchor}"));
+            }
+            let mut arguments = words(["backup", vm, "--tag", &job.point_tag(), "--note", &note]);
+            arguments.extend(backup.memory.then(|| "--memory".to_owned()));
+            arguments.extend(freeze(backup.consistency));
+            if backup.audit_percent > 0 {
+                arguments.extend(words(["--audit", &format!("{}%", backup.audit_percent)]));
+            }
+            for tag in &backup.tags {
+                arguments.extend(words(["--tag", tag]));
+            }
+            arguments
+        }
+        Step::Lock => match &job.made {
+            Some(made) if backup.lock_days > 0 => {
+                words(["lock", &format!("{vm}@{}", made.id), "--for", &format!("{}d", backup.lock_days)])
+            }
+            _ => return Todo::Nothing,
+        },
+        Step::Thin => match &backup.keep {
+            Keep::All => return Todo::Nothing,
+            Keep::By(rule) => {
+                let mut arguments = words(["repo", "forget", "--name", vm]);
+                arguments.extend(keeping(rule));
+                arguments
+            }
+        },
+        Step::Prune if means.prune_due => words(["repo", "prune"]),
+        Step::Prune | Step::Expire | Step::Drill(_) => return Todo::Nothing,
+    };
+    arguments.extend(place);
+    run(arguments)
+}
+
+fn of_drill(job: &Job, number: u8, owed: &Owed, drill: &DrillPolicy, means: Means<'_>) -> Todo {
+    let vm = job.machine.as_str();
+    let Some(target) = drill.what.get(usize::from(number)) else { return Todo::Nothing };
+    let mut arguments = match target {
+        DrillTarget::Snapshot => match means.snapshots.last() {
+            Some(latest) => words(["test", &format!("{vm}@{}", latest.id)]),
+            None => return Todo::Withdrawn(format!("{vm} has no snapshot that could be tested")),
+        },
+        DrillTarget::Point(name) => match owed.backups.iter().find(|backup| backup.name == *name) {
+            Some(backup) => {
+                let mut arguments = words(["drill", vm]);
+                arguments.extend(place(backup, means.share));
+                arguments
+            }
+            None => return Todo::Withdrawn(format!("there is no backup {name} in the policy any more")),
+        },
+    };
+    arguments.extend(words(["--within", &format!("{}ms", drill.within.as_millis())]));
+    for probe in &drill.probes {
+        arguments.extend(words(["--probe", probe]));
+    }
+    run(arguments)
+}
+
+fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
+    words.map(str::to_owned).to_vec()
+}
+
+fn freeze(consistency: Consistency) -> Option<String> {
+    match consistency {
+        Consistency::Crash => None,
+        Consistency::FreezeIfPossible => Some("--freeze=try".to_owned()),
+        Consistency::Freeze => Some("--freeze=must".to_owned()),
+    }
+}
+
+/// The repository of a backup, and how fast.
+#[must_use]
+pub fn place(backup: &BackupPolicy, share: Option<u64>) -> Vec<String> {
+    let mut arguments = words(["--repo", &backup.repository]);
+    if let Some(key) = &backup.key_file {
+        arguments.extend(words(["--key-file", &key.to_string_lossy()]));
+    }
+    let own = backup.bandwidth.map(keyframe_types::ByteLen::bytes);
+    if let Some(limit) = own.into_iter().chain(share).min() {
+        arguments.extend(words(["--bandwidth", &limit.to_string()]));
+    }
+    arguments
+}
+
+fn keeping(rule: &Retention) -> Vec<String> {
+    let kinds = [
+        ("--keep-last", rule.last),
+        ("--keep-hourly", rule.hourly),
+        ("--keep-daily", rule.daily),
+        ("--keep-weekly", rule.weekly),
+        ("--keep-monthly", rule.monthly),
+        ("--keep-yearly", rule.yearly),
+    ];
+    kinds.iter().filter(|(_, n)| *n > 0).flat_map(|(name, n)| words([name, &n.to_string()])).collect()
+}
+
+/// How long until a job that failed is tried again, by how often it was.
+#[must_use]
+pub fn backoff(attempt: u32) -> Duration {
+    const MINUTES: [u64; 4] = [1, 5, 15, 60];
+    let place = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX).min(MINUTES.len() - 1);
+    Duration::from_secs(MINUTES[place] * 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(id: &str, created: &str, owner: &str, held: bool) -> SeenSnapshot {
+        let created = created.parse().unwrap();
+        SeenSnapshot { id: id.into(), name: id.into(), created, owner: owner.into(), expires: None, held }
+    }
+
+    #[test]
+    fn only_what_policies_took_and_nothing_holds_goes() {
+        let rule = Retention { last: 1, ..Retention::default() };
+        let all = [
+            seen("person", "2026-11-01T00:00:00Z", "anna", false),
+            seen("old", "2026-11-02T00:00:00Z", "policy/standard", false),
+            seen("pinned", "2026-11-03T00:00:00Z", "policy/standard", true),
+            seen("latest", "2026-11-04T00:00:00Z", "policy/standard", false),
+        ];
+        assert_eq!(not_kept(&rule, &all), ["old"]);
+    }
+
+    #[test]
+    fn pauses_between_attempts_grow() {
+        let minutes: Vec<u64> = (1..7).map(|attempt| backoff(attempt).as_secs() / 60).collect();
+        assert_eq!(minutes, [1, 5, 15, 60, 60, 60]);
+    }
+}

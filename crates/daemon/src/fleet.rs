@@ -1,0 +1,228 @@
+//! The machines of a home, as the daemon sees them: looked at from the side, never touched.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use jiff::Timestamp;
+use keyframe_engine::machine::Machine;
+use keyframe_engine::tree::{self, Tree};
+use keyframe_engine::{Context, Home};
+use keyframe_hypervisor::launch::DiskChain;
+use keyframe_types::{Silent, VmName};
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// A snapshot, as far as keeping it or not is decided by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenSnapshot {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The instant that it holds.
+    pub created: Timestamp,
+    /// Whose it is.
+    pub owner: String,
+    /// When it may go.
+    pub expires: Option<Timestamp>,
+    /// It must not go: pinned, or a fork stands on it.
+    pub held: bool,
+}
+
+/// A machine.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Seen {
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// What it does: `running`, `paused`, `stopped`, `crashed`, `unresponsive`; `unknown` for one that cannot be read.
+    pub state: String,
+    /// Why it cannot be read.
+    pub trouble: Option<String>,
+    /// The disks of the host that its disks are on, by number.
+    pub devices: Vec<u64>,
+    /// How many snapshots it has.
+    pub snapshots: usize,
+    /// The instant of the latest.
+    pub last_snapshot: Option<Timestamp>,
+    /// What its snapshots take.
+    pub snapshots_bytes: u64,
+    /// Its RAM.
+    pub memory_bytes: u64,
+    /// Its CPUs.
+    pub cpus: u32,
+    /// Its disks: id and active layer.
+    pub disks: Vec<(String, PathBuf)>,
+    /// Why it should be seen to, in a line.
+    pub warning: Option<String>,
+}
+
+/// All machines by name, as they were looked at last.
+pub type Machines = BTreeMap<String, Seen>;
+
+/// What knows the machines.
+pub trait Fleet {
+    /// As they were looked at last: the same `Arc` as long as nothing of them changed.
+    fn machines(&mut self) -> Arc<Machines>;
+
+    /// A machine's snapshots, by age, as they are now.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn snapshots(&mut self, machine: &str) -> Result<Vec<SeenSnapshot>, Error>;
+}
+
+/// How often machines are looked at.
+const EVERY: Duration = Duration::from_secs(2);
+/// How long what is known of a machine's snapshots is good, although no file of it changed.
+const GOOD_FOR: Duration = Duration::from_secs(60);
+
+/// The machines of a home. A thread looks at them: one that does not answer keeps nobody else waiting.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    home: Home,
+    seen: Arc<Mutex<Arc<Machines>>>,
+}
+
+impl Watched {
+    /// Looks once, then again and again until `over`.
+    ///
+    /// # Errors
+    /// When the home cannot be listed.
+    pub fn watch(home: &Home, over: Arc<AtomicBool>) -> Result<Self, Error> {
+        let mut looker = Looker { home: home.clone(), known: BTreeMap::new() };
+        let seen = Arc::new(Mutex::new(Arc::new(looker.look()?)));
+        let watched = Self { home: home.clone(), seen: Arc::clone(&seen) };
+        let watching = move || {
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                std::thread::sleep(EVERY);
+                match looker.look() {
+                    Ok(machines) => *seen.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(machines),
+                    Err(error) => tracing::warn!("machines cannot be listed: {error}"),
+                }
+            }
+        };
+        let path = Path::new("a thread");
+        crate::error::IoContext::or_io(
+            std::thread::Builder::new().name("fleet".into()).spawn(watching),
+            "start",
+            path,
+        )?;
+        Ok(watched)
+    }
+}
+
+impl Fleet for Watched {
+    fn machines(&mut self) -> Arc<Machines> {
+        Arc::clone(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn snapshots(&mut self, machine: &str) -> Result<Vec<SeenSnapshot>, Error> {
+        let name = VmName::new(machine).map_err(|error| Error::Refused(error.to_string()))?;
+        Ok(snapshots_of(&tree_of(&self.home, &name)?))
+    }
+}
+
+/// A machine's tree of snapshots.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn tree_of(home: &Home, name: &VmName) -> Result<Tree, Error> {
+    let never = AtomicBool::new(false);
+    Ok(tree::tree(&Context { home, progress: &Silent, cancel: &never }, name)?)
+}
+
+fn snapshots_of(tree: &Tree) -> Vec<SeenSnapshot> {
+    let seen = |one: &tree::SnapshotSummary| SeenSnapshot {
+        id: one.id.to_string(),
+        name: one.name.clone(),
+        created: one.created.into(),
+        owner: one.owner.clone(),
+        expires: one.expires.map(Into::into),
+        held: one.pinned || !one.forks.is_empty(),
+    };
+    tree.snapshots.iter().map(seen).collect()
+}
+
+/// What tells that something of a machine's snapshots changed.
+type Stamp = [Option<SystemTime>; 3];
+
+#[derive(Debug)]
+struct Known {
+    stamp: Stamp,
+    at: Instant,
+    seen: Seen,
+}
+
+#[derive(Debug)]
+struct Looker {
+    home: Home,
+    known: BTreeMap<VmName, Known>,
+}
+
+impl Looker {
+    fn look(&mut self) -> Result<Machines, Error> {
+        let names = self.home.machine_names()?;
+        self.known.retain(|name, _| names.contains(name));
+        let mut machines = BTreeMap::new();
+        for name in names {
+            match self.machine(&name) {
+                Ok(seen) => drop(machines.insert(name.to_string(), seen)),
+                // It went meanwhile.
+                Err(Error::Engine(keyframe_engine::Error::NoMachine(_))) => {}
+                Err(error) => {
+                    let seen = Seen { state: "unknown".into(), trouble: Some(error.to_string()), ..Seen::default() };
+                    machines.insert(name.to_string(), seen);
+                }
+            }
+        }
+        Ok(machines)
+    }
+
+    fn machine(&mut self, name: &VmName) -> Result<Seen, Error> {
+        let machine = Machine::open(&self.home, name)?;
+        let state = machine.look();
+        let dir = &machine.dir;
+        let changed = |path: PathBuf| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
+        let stamp = [changed(dir.snapshots()), changed(dir.tree()), changed(dir.head())];
+        let known = self.known.get(name).filter(|known| known.stamp == stamp && known.at.elapsed() < GOOD_FOR);
+        let mut seen = match known {
+            Some(known) => known.seen.clone(),
+            None => {
+                let seen = described(&self.home, &machine)?;
+                self.known.insert(name.clone(), Known { stamp, at: Instant::now(), seen: seen.clone() });
+                seen
+            }
+        };
+        state.as_str().clone_into(&mut seen.state);
+        Ok(seen)
+    }
+}
+
+fn described(home: &Home, machine: &Machine) -> Result<Seen, Error> {
+    let tree = tree_of(home, machine.name())?;
+    let chains = machine.disk_chains(home, &machine.head.disks);
+    let active = |chain: &DiskChain| Some((chain.disk.to_string(), chain.layers.first()?.path.clone()));
+    let disks: Vec<(String, PathBuf)> = chains.iter().filter_map(active).collect();
+    let mut devices: Vec<u64> =
+        disks.iter().filter_map(|(_, path)| std::fs::metadata(path).ok()).map(|meta| meta.dev()).collect();
+    devices.sort_unstable();
+    devices.dedup();
+    Ok(Seen {
+        tags: machine.definition.tags.clone(),
+        state: String::new(),
+        trouble: tree.damaged.first().map(|damaged| format!("a snapshot is damaged: {}", damaged.reason)),
+        devices,
+        snapshots: tree.snapshots.len(),
+        last_snapshot: tree.snapshots.last().map(|one| one.created.into()),
+        snapshots_bytes: tree.snapshots.iter().map(|one| one.bytes_own.bytes()).sum(),
+        memory_bytes: machine.definition.memory().bytes(),
+        cpus: machine.definition.cpus,
+        disks,
+        warning: tree.warning,
+    })
+}

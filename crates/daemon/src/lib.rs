@@ -1,0 +1,32 @@
+//! `keyframe serve`: gives every machine what it is owed, proves it, and shows it.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`job`] | one thing that is done for one machine |
+//! | [`catalog`], [`records`] | what is remembered of jobs: quickly, and for certain |
+//! | [`fleet`] | the machines, looked at from the side |
+//! | [`hands`] | processes that run commands and outlive the daemon |
+//! | [`commands`] | what a job is on the command line |
+//! | [`outcome`] | what follows from how a command ended |
+//! | [`scheduler`] | what is due, what may be at work at once |
+//! | [`verdict`] | whether a machine has what it is owed, and why not |
+//! | [`event`] | what happens, for whoever is to be told |
+//! | [`audit`] | who did what, in a log that cannot be changed unseen |
+//!
+//! The daemon changes nothing itself. Each thing that is done is a command that a person could have typed, in a process of its own:
+//! the command line works the same with and without it, and what it is in the middle of when it is killed goes on.
+
+pub mod audit;
+pub mod catalog;
+pub mod commands;
+mod error;
+pub mod event;
+pub mod fleet;
+pub mod hands;
+pub mod job;
+pub mod outcome;
+pub mod records;
+pub mod scheduler;
+pub mod verdict;
+
+pub use error::Error;

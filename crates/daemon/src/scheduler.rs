@@ -1,0 +1,662 @@
+//! Who does what when: asks what is due, queues it, starts as much as may be at once, sees how it ends.
+//!
+//! [`Scheduler::tick`] is all of it, and the clock is its parameter: a simulated year goes through the same code. What is decided
+//! is in the catalog before a command is started, so whoever comes after a crash knows that it may have been: an attempt that
+//! nobody saw the end of is looked for first, and is not made twice.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keyframe_policy::window::Work;
+use keyframe_policy::{Due, Owed, Policies, Timetable};
+
+use crate::catalog::Catalog;
+use crate::commands::{self, Means, Todo};
+use crate::error::Error;
+use crate::fleet::{Fleet, Machines};
+use crate::hands::{Hands, Look};
+use crate::job::{Action, Duty, Job, JobId, Request, State, Step};
+use crate::outcome::{self, Next};
+
+/// A machine and the name of a duty.
+pub type Key = (String, String);
+
+/// How often a repository is pruned.
+const PRUNED_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// What was known when the daemon was started.
+#[derive(Debug, Default)]
+pub struct Remembered {
+    /// When each duty was begun last.
+    pub begun: HashMap<Key, Timestamp>,
+    /// The latest job of each duty that ended well; drills that ended at all.
+    pub achieved: HashMap<Key, Job>,
+    /// Jobs that are not over.
+    pub open: Vec<Job>,
+}
+
+impl Remembered {
+    /// What the catalog knows.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn of(catalog: &Catalog) -> Result<Self, Error> {
+        Ok(Self { begun: catalog.begun()?, achieved: catalog.achieved()?, open: catalog.open_jobs()? })
+    }
+
+    /// What jobs' own records tell, for a catalog that was lost.
+    #[must_use]
+    pub fn from_records(records: Vec<Job>) -> Self {
+        let mut remembered = Self::default();
+        for job in records {
+            if let Some(duty) = job.duty() {
+                let key = (job.machine.clone(), duty.key());
+                let at = job.began.unwrap_or(job.due).max(job.due);
+                let begun = remembered.begun.entry(key).or_insert(at);
+                *begun = at.max(*begun);
+            }
+            if let Some(key) = outcome::achieves(&job) {
+                remembered.achieved.insert(key, job.clone());
+            }
+            if !job.state.is_over() {
+                remembered.open.push(job);
+            }
+        }
+        remembered
+    }
+}
+
+/// The scheduler.
+#[derive(Debug)]
+pub struct Scheduler<F, H> {
+    fleet: F,
+    hands: H,
+    catalog: Catalog,
+    policies: Arc<Policies>,
+    machines: Arc<Machines>,
+    owed: BTreeMap<String, Owed>,
+    begun: HashMap<Key, Timestamp>,
+    achieved: HashMap<Key, Job>,
+    troubles: BTreeMap<Key, Job>,
+    agenda: Agenda,
+    jobs: BTreeMap<JobId, Job>,
+    /// Jobs and times that the catalog does not know yet.
+    unsaved: BTreeSet<JobId>,
+    over: Vec<Job>,
+    unsaved_begun: BTreeMap<(String, Duty), Timestamp>,
+    paused: bool,
+    draining: bool,
+    asked_at: Timestamp,
+    anchor: Option<String>,
+}
+
+/// When each duty is to be asked about next.
+#[derive(Debug, Default)]
+struct Agenda {
+    by_time: BTreeSet<(Timestamp, String, Duty)>,
+    at: HashMap<(String, Duty), Timestamp>,
+}
+
+impl Agenda {
+    fn put(&mut self, machine: &str, duty: &Duty, at: Timestamp) {
+        self.take(machine, duty);
+        self.at.insert((machine.to_owned(), duty.clone()), at);
+        self.by_time.insert((at, machine.to_owned(), duty.clone()));
+    }
+
+    fn take(&mut self, machine: &str, duty: &Duty) {
+        if let Some(at) = self.at.remove(&(machine.to_owned(), duty.clone())) {
+            self.by_time.remove(&(at, machine.to_owned(), duty.clone()));
+        }
+    }
+
+    /// What is to be asked about by `now`; it is on the agenda no more.
+    fn due(&mut self, now: Timestamp) -> Option<(String, Duty)> {
+        if self.by_time.first()?.0 > now {
+            return None;
+        }
+        let (_, machine, duty) = self.by_time.pop_first()?;
+        self.at.remove(&(machine.clone(), duty.clone()));
+        Some((machine, duty))
+    }
+
+    fn next(&self) -> Option<Timestamp> {
+        self.by_time.first().map(|(at, ..)| *at)
+    }
+}
+
+impl<F: Fleet, H: Hands> Scheduler<F, H> {
+    /// One that goes on from what is remembered.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`] when that cannot be kept.
+    pub fn new(
+        fleet: F,
+        hands: H,
+        catalog: Catalog,
+        policies: Arc<Policies>,
+        remembered: Remembered,
+        now: Timestamp,
+    ) -> Result<Self, Error> {
+        let mut scheduler = Self {
+            fleet,
+            hands,
+            catalog,
+            policies,
+            machines: Arc::default(),
+            owed: BTreeMap::new(),
+            begun: remembered.begun,
+            achieved: remembered.achieved,
+            troubles: BTreeMap::new(),
+            agenda: Agenda::default(),
+            jobs: remembered.open.into_iter().map(|job| (job.id.clone(), job)).collect(),
+            unsaved: BTreeSet::new(),
+            over: Vec::new(),
+            unsaved_begun: BTreeMap::new(),
+            paused: false,
+            draining: false,
+            asked_at: now,
+            anchor: None,
+        };
+        scheduler.see_machines(now);
+        Ok(scheduler)
+    }
+
+    /// What is owed, by machine.
+    #[must_use]
+    pub fn owed(&self) -> &BTreeMap<String, Owed> {
+        &self.owed
+    }
+
+    /// The machines, as they were seen last.
+    #[must_use]
+    pub fn machines(&self) -> &Arc<Machines> {
+        &self.machines
+    }
+
+    /// The policies that count.
+    #[must_use]
+    pub fn policies(&self) -> &Arc<Policies> {
+        &self.policies
+    }
+
+    /// Jobs that are not over, by age.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values()
+    }
+
+    /// The latest job of each duty that ended well; of drills, that ended at all.
+    #[must_use]
+    pub fn achieved(&self) -> &HashMap<Key, Job> {
+        &self.achieved
+    }
+
+    /// Duties whose last job was given up.
+    #[must_use]
+    pub fn troubles(&self) -> &BTreeMap<Key, Job> {
+        &self.troubles
+    }
+
+    /// What it remembers in.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// When a duty is looked at next: when it is due, as far as is known.
+    #[must_use]
+    pub fn next_of(&self, machine: &str, duty: &Duty) -> Option<Timestamp> {
+        self.agenda.at.get(&(machine.to_owned(), duty.clone())).copied()
+    }
+
+    /// The earliest time at which there may be something to do, besides seeing how commands end.
+    #[must_use]
+    pub fn wakes(&self) -> Option<Timestamp> {
+        let retries = self.jobs.values().filter(|job| job.state == State::Waiting).filter_map(|job| job.retry_at);
+        retries.chain(self.agenda.next()).min()
+    }
+
+    /// Whether nothing new is begun, by somebody's wish.
+    #[must_use]
+    pub fn paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Begins nothing new, or goes on: what was missed meanwhile is caught up once.
+    pub fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// Begins nothing any more.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// What is written into each point, so that the log of who did what cannot be changed unseen.
+    pub fn anchor(&mut self, head: Option<String>) {
+        self.anchor = head;
+    }
+
+    /// Uses other policies from now on.
+    pub fn use_policies(&mut self, policies: Arc<Policies>, now: Timestamp) {
+        self.policies = policies;
+        self.reckon(now);
+    }
+
+    /// Queues what somebody asks for.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for a machine that is not there; [`Error::Catalog`] when it cannot be kept: nothing is queued then.
+    pub fn ask(&mut self, machine: &str, action: Action, by: &str, now: Timestamp) -> Result<Job, Error> {
+        if !self.machines.contains_key(machine) {
+            return Err(Error::Refused(format!("there is no machine {machine}")));
+        }
+        if self.draining {
+            return Err(Error::Refused("the daemon is about to end".to_owned()));
+        }
+        let job = Job::asked(machine, action, by, now);
+        self.catalog.change(|catalog| catalog.put(&job))?;
+        self.jobs.insert(job.id.clone(), job.clone());
+        Ok(job)
+    }
+
+    /// Ends a job: at once where it waits, otherwise its command is asked to.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for one that is over or was never there.
+    pub fn cancel(&mut self, id: &JobId, by: &str, now: Timestamp) -> Result<Job, Error> {
+        let Some(mut job) = self.jobs.get(id).cloned() else {
+            return Err(Error::Refused(format!("there is no job {id} that could be cancelled")));
+        };
+        job.cancelling = true;
+        if job.state == State::Running {
+            self.hands.cancel(&job);
+            self.keep(job.clone());
+        } else {
+            job.what = Some(format!("cancelled by {by}"));
+            job = self.finish(job, State::Cancelled, now);
+        }
+        self.save()?;
+        Ok(job)
+    }
+
+    /// Does all that is to be done at `now`. Returns whether anything changed.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`] when what was decided cannot be kept: then nothing is started, and the next tick tries again.
+    pub fn tick(&mut self, now: Timestamp) -> Result<bool, Error> {
+        // A clock that was put back makes what was reckoned by it worthless.
+        if now < self.asked_at {
+            self.reckon(now);
+        }
+        self.asked_at = now;
+        self.see_machines(now);
+        let mut changed = self.see_commands(now);
+        if !self.paused && !self.draining {
+            while let Some((machine, duty)) = self.agenda.due(now) {
+                changed |= self.ask_about(&machine, &duty, now);
+            }
+        }
+        let starting = self.choose(now);
+        changed |= !starting.is_empty() || !self.over.is_empty();
+        self.save()?;
+        for (id, line) in starting {
+            self.start(&id, &line, now);
+        }
+        self.save()?;
+        Ok(changed)
+    }
+
+    /// Machines come, go, and get other tags.
+    fn see_machines(&mut self, now: Timestamp) {
+        let machines = self.fleet.machines();
+        if Arc::ptr_eq(&machines, &self.machines) {
+            return;
+        }
+        let named = |machines: &Machines| {
+            machines.iter().map(|(name, seen)| (name.clone(), seen.tags.clone())).collect::<Vec<_>>()
+        };
+        let same = named(&machines) == named(&self.machines);
+        self.machines = machines;
+        if !same {
+            self.reckon(now);
+        }
+    }
+
+    /// Reckons anew what is owed, and when.
+    fn reckon(&mut self, now: Timestamp) {
+        let owed = |(name, seen): (&String, &crate::fleet::Seen)| {
+            Some((name.clone(), self.policies.for_machine(name, &seen.tags)?))
+        };
+        self.owed = self.machines.iter().filter_map(owed).collect();
+        self.agenda = Agenda::default();
+        let all: Vec<(String, Duty)> = self
+            .owed
+            .iter()
+            .flat_map(|(name, owed)| duties(owed).into_iter().map(move |duty| (name.clone(), duty)))
+            .collect();
+        for (machine, duty) in all {
+            let at = self.decide(&machine, &duty, now);
+            match at {
+                Some(Due::Now { .. } | Due::Forget { .. }) => self.agenda.put(&machine, &duty, now),
+                Some(Due::At { at, .. }) => self.agenda.put(&machine, &duty, at),
+                Some(Due::Never) | None => {}
+            }
+        }
+        let live =
+            |key: &Key| self.owed.get(&key.0).is_some_and(|owed| duties(owed).iter().any(|duty| duty.key() == key.1));
+        self.troubles.retain(|key, _| live(key));
+    }
+
+    fn decide(&self, machine: &str, duty: &Duty, now: Timestamp) -> Option<Due> {
+        let owed = self.owed.get(machine)?;
+        let (timetable, work) = timetable(owed, duty)?;
+        let last = self.begun.get(&(machine.to_owned(), duty.key())).copied();
+        Some(Due::decide(timetable, last, now).within(&owed.windows, work, now))
+    }
+
+    /// Queues a duty if it is due; puts it on the agenda again.
+    fn ask_about(&mut self, machine: &str, duty: &Duty, now: Timestamp) -> bool {
+        let Some(due) = self.decide(machine, duty, now) else { return false };
+        let queued = match due {
+            Due::Now { since, missed } => {
+                self.queue(machine, duty, since, missed, now);
+                self.stamp(machine, duty, due.stamp(now));
+                true
+            }
+            Due::Forget { .. } => {
+                self.stamp(machine, duty, now);
+                false
+            }
+            Due::At { .. } | Due::Never => false,
+        };
+        if let Some(Due::At { at, .. }) = self.decide(machine, duty, now) {
+            self.agenda.put(machine, duty, at);
+        }
+        queued
+    }
+
+    fn stamp(&mut self, machine: &str, duty: &Duty, at: Timestamp) {
+        self.begun.insert((machine.to_owned(), duty.key()), at);
+        self.unsaved_begun.insert((machine.to_owned(), duty.clone()), at);
+    }
+
+    /// Queues a job, unless one of the same duty is open: it stands for both then, and does not wait any longer.
+    fn queue(&mut self, machine: &str, duty: &Duty, since: Timestamp, missed: u32, now: Timestamp) {
+        let open = self.jobs.values().find(|job| job.machine == machine && job.duty() == Some(duty)).cloned();
+        if let Some(mut job) = open {
+            job.missed = job.missed.saturating_add(1).saturating_add(missed);
+            // A promise of its own: it begins with the first pause again.
+            (job.retry_at, job.attempt) = (None, 1);
+            self.keep(job);
+        } else if let Some(owed) = self.owed.get(machine) {
+            let job = Job::owed(machine, &owed.policy, duty.clone(), since, missed, now);
+            self.keep(job);
+        }
+    }
+
+    /// Notes that a job is other than the catalog knows it.
+    fn keep(&mut self, job: Job) {
+        self.unsaved.insert(job.id.clone());
+        self.jobs.insert(job.id.clone(), job);
+    }
+
+    /// Makes everything that was decided durable.
+    fn save(&mut self) -> Result<(), Error> {
+        if self.unsaved.is_empty() && self.over.is_empty() && self.unsaved_begun.is_empty() {
+            return Ok(());
+        }
+        let (jobs, over, begun) = (&self.jobs, &self.over, &self.unsaved_begun);
+        let unsaved: Vec<&Job> = self.unsaved.iter().filter_map(|id| jobs.get(id)).collect();
+        self.catalog.change(|catalog| {
+            unsaved.iter().copied().chain(over).try_for_each(|job| catalog.put(job))?;
+            for job in over {
+                if let Some((machine, duty)) = outcome::achieves(job) {
+                    catalog.achieve(&machine, &duty, job)?;
+                }
+            }
+            begun.iter().try_for_each(|((machine, duty), at)| catalog.begin(machine, duty, *at))
+        })?;
+        self.unsaved.clear();
+        self.over.clear();
+        self.unsaved_begun.clear();
+        Ok(())
+    }
+
+    /// How commands do that are at work.
+    fn see_commands(&mut self, now: Timestamp) -> bool {
+        let running: Vec<Job> = self.jobs.values().filter(|job| job.state == State::Running).cloned().collect();
+        let mut changed = false;
+        for job in running {
+            let look = self.hands.look(&job);
+            if look != Look::AtWork {
+                changed = true;
+                self.settle(job, look, now);
+            }
+        }
+        changed
+    }
+
+    fn settle(&mut self, mut job: Job, look: Look, now: Timestamp) {
+        match outcome::settle(&mut job, look, now) {
+            Next::GoOn => {
+                job.state = State::Waiting;
+                self.keep(job);
+            }
+            Next::Again(after) => {
+                job.state = State::Waiting;
+                job.retry_at = now.checked_add(after).ok();
+                self.keep(job);
+            }
+            Next::Over(state) => drop(self.finish(job, state, now)),
+        }
+    }
+
+    fn finish(&mut self, mut job: Job, state: State, now: Timestamp) -> Job {
+        job.state = state;
+        job.ended = Some(now);
+        job.retry_at = None;
+        job.steps.clear();
+        self.jobs.remove(&job.id);
+        self.unsaved.remove(&job.id);
+        self.hands.over(&job);
+        if let Some(duty) = job.duty() {
+            let key = (job.machine.clone(), duty.key());
+            match state {
+                State::Failed => drop(self.troubles.insert(key, job.clone())),
+                State::Done | State::Incomplete => drop(self.troubles.remove(&key)),
+                _ => {}
+            }
+        }
+        if let Some(key) = outcome::achieves(&job) {
+            self.achieved.insert(key, job.clone());
+        }
+        self.over.push(job.clone());
+        job
+    }
+
+    /// The commands that may be started now; their jobs are noted as running.
+    fn choose(&mut self, now: Timestamp) -> Vec<(JobId, commands::Line)> {
+        let ready = |job: &&Job| job.state == State::Waiting && job.retry_at.is_none_or(|at| at <= now);
+        let mut waiting: Vec<Job> = self.jobs.values().filter(ready).cloned().collect();
+        // What has begun is brought to its end first.
+        waiting.sort_by_key(|job| (std::cmp::Reverse((job.began.is_some(), job.priority())), job.due));
+        let mut room = Room::of(self);
+        let mut starting = Vec::new();
+        for mut job in waiting {
+            let fresh = job.began.is_none();
+            if fresh && (self.paused || self.draining) && job.duty().is_some() || !room.has(&job, self) {
+                continue;
+            }
+            if let Some(line) = self.next_line(&mut job, now) {
+                room.take(&job, self);
+                job.state = State::Running;
+                job.began = job.began.or(Some(now));
+                job.retry_at = None;
+                job.commands += 1;
+                starting.push((job.id.clone(), line));
+                self.keep(job);
+            }
+        }
+        starting
+    }
+
+    /// The next command of a job; nothing when the job is over without one.
+    fn next_line(&mut self, job: &mut Job, now: Timestamp) -> Option<commands::Line> {
+        let snapshots = match (&job.request, self.fleet.snapshots(&job.machine)) {
+            (Request::Owed { duty: Duty::Backup(_), .. } | Request::Asked(_), _) => Vec::new(),
+            (_, Ok(snapshots)) => snapshots,
+            (_, Err(error)) => {
+                // The command will say so, too: it is started, and fails for the same reason.
+                tracing::warn!("{}: {error}", job.machine);
+                Vec::new()
+            }
+        };
+        loop {
+            let repository = self.repository(job);
+            let pruned = repository.as_ref().and_then(|repository| self.begun.get(&pruning(repository)).copied());
+            let owed = self.owed.get(&job.machine);
+            let host = &self.policies.host;
+            let means = Means {
+                owed,
+                snapshots: &snapshots,
+                now,
+                share: host.bandwidth.map(|limit| (limit.bytes() / u64::from(host.jobs.max(1))).max(1)),
+                prune_due: pruned.is_none_or(|at| now.duration_since(at).unsigned_abs() >= PRUNED_EVERY),
+                anchor: self.anchor.as_deref(),
+            };
+            let step = job.steps.first().copied();
+            match commands::todo(job, means) {
+                Todo::Run(line) => {
+                    if let (Some(Step::Prune), Some(repository)) = (step, repository) {
+                        let (machine, duty) = pruning(&repository);
+                        self.begun.insert((machine, duty), now);
+                    }
+                    return Some(line);
+                }
+                Todo::Nothing if job.steps.is_empty() => {
+                    let state = outcome::verdict(job);
+                    self.finish(job.clone(), state, now);
+                    return None;
+                }
+                Todo::Nothing => outcome::passed_over(job, &snapshots),
+                Todo::Withdrawn(why) => {
+                    job.what = Some(why);
+                    self.finish(job.clone(), State::Cancelled, now);
+                    return None;
+                }
+            }
+        }
+    }
+
+    fn repository(&self, job: &Job) -> Option<String> {
+        let name = job.backup()?;
+        let owed = self.owed.get(&job.machine)?;
+        owed.backups.iter().find(|backup| backup.name.as_str() == name).map(|backup| backup.repository.clone())
+    }
+
+    fn start(&mut self, id: &JobId, line: &commands::Line, now: Timestamp) {
+        let Some(job) = self.jobs.get(id).cloned() else { return };
+        if let Err(error) = self.hands.start(&job, line) {
+            tracing::error!("{} of {}: {error}", job.kind(), job.machine);
+            self.settle(job, Look::Vanished, now);
+        }
+    }
+}
+
+/// The name under which it is remembered when a repository was pruned last.
+fn pruning(repository: &str) -> Key {
+    (String::new(), format!("prune:{repository}"))
+}
+
+/// What a machine is owed again and again.
+#[must_use]
+pub fn duties(owed: &Owed) -> Vec<Duty> {
+    let snapshot = owed.snapshot.is_some().then_some(Duty::Snapshot);
+    let backups = owed.backups.iter().map(|backup| Duty::Backup(backup.name.to_string()));
+    let drill = owed.drill.is_some().then_some(Duty::Drill);
+    snapshot.into_iter().chain(backups).chain(drill).collect()
+}
+
+fn timetable<'a>(owed: &'a Owed, duty: &Duty) -> Option<(Timetable<'a>, Work)> {
+    match duty {
+        Duty::Snapshot => Some((owed.snapshot_times()?, Work::Snapshot)),
+        Duty::Backup(name) => {
+            let backup = owed.backups.iter().find(|backup| backup.name.as_str() == name)?;
+            Some((owed.backup_times(backup), Work::Backup))
+        }
+        Duty::Drill => Some((owed.drill_times()?, Work::Drill)),
+    }
+}
+
+/// What may be at work at once, and what is.
+struct Room {
+    all: usize,
+    machines: BTreeSet<String>,
+    by_policy: HashMap<String, usize>,
+    by_device: HashMap<u64, usize>,
+    by_device_and_policy: HashMap<(u64, String), usize>,
+}
+
+impl Room {
+    fn of<F, H>(scheduler: &Scheduler<F, H>) -> Self {
+        let mut room = Self {
+            all: 0,
+            machines: BTreeSet::new(),
+            by_policy: HashMap::new(),
+            by_device: HashMap::new(),
+            by_device_and_policy: HashMap::new(),
+        };
+        for job in scheduler.jobs.values().filter(|job| job.state == State::Running) {
+            room.take(job, scheduler);
+        }
+        room
+    }
+
+    fn take<F, H>(&mut self, job: &Job, scheduler: &Scheduler<F, H>) {
+        self.all += 1;
+        self.machines.insert(job.machine.clone());
+        let policy = policy_of(job);
+        *self.by_policy.entry(policy.to_owned()).or_default() += 1;
+        for device in devices(job, scheduler) {
+            *self.by_device.entry(*device).or_default() += 1;
+            *self.by_device_and_policy.entry((*device, policy.to_owned())).or_default() += 1;
+        }
+    }
+
+    /// One at a time on a machine; what is owed also within the limits of the host and of the policy. What somebody waits for is
+    /// not limited.
+    fn has<F, H>(&self, job: &Job, scheduler: &Scheduler<F, H>) -> bool {
+        if self.machines.contains(&job.machine) {
+            return false;
+        }
+        if job.duty().is_none() {
+            return true;
+        }
+        let host = &scheduler.policies.host;
+        let limits = scheduler.owed.get(&job.machine).map(|owed| owed.limits).unwrap_or_default();
+        let policy = policy_of(job);
+        let below = |taken: Option<&usize>, limit: u32| taken.copied().unwrap_or(0) < limit as usize;
+        self.all < host.jobs as usize
+            && limits.jobs.is_none_or(|limit| below(self.by_policy.get(policy), limit))
+            && devices(job, scheduler).iter().all(|device| {
+                below(self.by_device.get(device), host.jobs_per_disk)
+                    && limits
+                        .jobs_per_disk
+                        .is_none_or(|limit| below(self.by_device_and_policy.get(&(*device, policy.to_owned())), limit))
+            })
+    }
+}
+
+fn policy_of(job: &Job) -> &str {
+    match &job.request {
+        Request::Owed { policy, .. } => policy,
+        Request::Asked(_) => "",
+    }
+}
+
+fn devices<'s, F, H>(job: &Job, scheduler: &'s Scheduler<F, H>) -> &'s [u64] {
+    scheduler.machines.get(&job.machine).map_or(&[], |seen| &seen.devices)
+}

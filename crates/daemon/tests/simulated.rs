@@ -1,0 +1,179 @@
+//! Days of a simulated host, seeded: whatever fails, dies or is set wrong, what is owed is done, once.
+
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keyframe_daemon::catalog::{Catalog, Found};
+use keyframe_daemon::scheduler::{Remembered, Scheduler};
+use world::{Faults, Host, place, play, policies, started};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+const POLICIES: &str = r#"
+    [host]
+    jobs = 3
+    time_zone = "UTC"
+
+    [policy.standard]
+    machines = { names = ["*"] }
+
+    [policy.standard.snapshot]
+    schedule = "hourly"
+    keep = { last = 5 }
+
+    [[policy.standard.backup]]
+    name = "away"
+    repository = "/srv/backup"
+    schedule = "03:00"
+    jitter = "30m"
+    keep = { last = 3 }
+    lock_days = 1
+
+    [policy.standard.drill]
+    schedule = "Sun 12:00"
+    what = "point"
+"#;
+
+fn begin() -> Timestamp {
+    "2026-11-02T00:30:00Z".parse().unwrap()
+}
+
+/// How often each name was made: more than once is once too often.
+fn made_twice(host: &Host) -> Vec<String> {
+    let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
+    for (machine, name, _) in &host.0.borrow().made {
+        *counts.entry((machine.clone(), name.clone())).or_default() += 1;
+    }
+    counts.into_iter().filter(|(_, count)| *count > 1).map(|((machine, name), _)| format!("{machine} {name}")).collect()
+}
+
+/// The hours of a machine in which no snapshot was made.
+fn hours_without(host: &Host, machine: &str, hours: u64) -> Vec<u64> {
+    let hour = |at: Timestamp| u64::try_from(at.duration_since(begin()).as_secs().max(0) / 3600).unwrap();
+    let world = host.0.borrow();
+    let made = world.made.iter().filter(|(of, name, _)| of == machine && name.starts_with("auto-"));
+    let seen: BTreeSet<u64> = made.map(|(_, _, at)| hour(*at)).collect();
+    (0..hours).filter(|hour| !seen.contains(hour)).collect()
+}
+
+#[test]
+fn nothing_is_missed_and_no_more_is_kept_than_should_be() {
+    let dir = place();
+    let (host, policies) = (Host::new(8, 1, begin(), Faults::default()), policies(POLICIES));
+    let (path, mut daemon) = (dir.path().join("catalog.db"), None);
+    play(&host, &mut daemon, &path, &policies, DAY * 9);
+    for machine in 0..8 {
+        let machine = format!("vm{machine:03}");
+        assert_eq!(hours_without(&host, &machine, 9 * 24), Vec::<u64>::new(), "{machine}");
+        assert_eq!(host.0.borrow().snapshots[&machine].len(), 5);
+        assert_eq!(host.0.borrow().points[&machine].len(), 3);
+    }
+    let world = host.0.borrow();
+    let points = world.made.iter().filter(|(_, name, _)| name.starts_with("job-")).count();
+    assert_eq!(points, 8 * 10, "at once, and on nine nights");
+    assert_eq!(world.drills, 8 * 2, "at once, and on one Sunday");
+    assert!(!world.two_on_one && world.most_at_once == 3, "{}", world.most_at_once);
+}
+
+#[test]
+fn what_is_owed_is_done_once_whatever_dies() {
+    for seed in 1..=4 {
+        let faults = Faults { fails: 12, killed_before: 25, killed_after: 25, daemon_dies: 20 };
+        let dir = place();
+        let (host, policies) = (Host::new(4, seed, begin(), faults), policies(POLICIES));
+        let (path, mut daemon) = (dir.path().join("catalog.db"), None);
+        play(&host, &mut daemon, &path, &policies, DAY * 8);
+        assert_eq!(made_twice(&host), Vec::<String>::new(), "seed {seed}");
+        assert!(!host.0.borrow().two_on_one, "seed {seed}: two commands on one machine");
+        for machine in 0..4 {
+            let machine = format!("vm{machine:03}");
+            let without = hours_without(&host, &machine, 8 * 24);
+            // Four attempts take longer than an hour: one hour in some hundreds may go without, and never two in a row.
+            assert!(without.windows(2).all(|two| two[1] - two[0] > 1), "seed {seed}: {machine} {without:?}");
+            assert!(without.len() <= 2, "seed {seed}: {machine} {without:?}");
+        }
+    }
+}
+
+#[test]
+fn a_repository_that_is_away_for_days_is_backed_up_to_when_it_is_there_again() {
+    let dir = place();
+    let (host, policies) = (Host::new(3, 7, begin(), Faults::default()), policies(POLICIES));
+    let (path, mut daemon) = (dir.path().join("catalog.db"), None);
+    play(&host, &mut daemon, &path, &policies, DAY);
+    host.0.borrow_mut().repository_away = true;
+    play(&host, &mut daemon, &path, &policies, DAY * 3);
+    let troubled: BTreeSet<String> = daemon.as_ref().unwrap().troubles().keys().map(|key| key.1.clone()).collect();
+    assert!(troubled.contains("backup:away"), "somebody must hear of it: {troubled:?}");
+    host.0.borrow_mut().repository_away = false;
+    let back = host.now();
+    play(&host, &mut daemon, &path, &policies, DAY);
+    for machine in 0..3 {
+        let machine = format!("vm{machine:03}");
+        let world = host.0.borrow();
+        assert!(world.points[&machine].iter().any(|point| point.created > back), "{machine}");
+        drop(world);
+        assert_eq!(hours_without(&host, &machine, 5 * 24), Vec::<u64>::new(), "snapshots go on meanwhile");
+    }
+    assert!(daemon.unwrap().troubles().is_empty());
+}
+
+#[test]
+fn clocks_that_are_set_make_neither_a_storm_nor_silence() {
+    let dir = place();
+    let (host, policies) = (Host::new(2, 3, begin(), Faults::default()), policies(POLICIES));
+    let (path, mut daemon) = (dir.path().join("catalog.db"), None);
+    play(&host, &mut daemon, &path, &policies, DAY);
+    let count = || host.0.borrow().made.len();
+    // A month asleep: each duty is made up for once.
+    let before = count();
+    host.pass(DAY * 30);
+    play(&host, &mut daemon, &path, &policies, HOUR / 2);
+    assert_eq!(count() - before, 2 * 2, "a snapshot and a point of each");
+    // A year ahead, by mistake, and back again.
+    let right = host.now();
+    host.pass(DAY * 365);
+    play(&host, &mut daemon, &path, &policies, HOUR / 2);
+    host.0.borrow_mut().now = right.checked_add(HOUR / 2).unwrap();
+    let before = count();
+    play(&host, &mut daemon, &path, &policies, DAY * 2);
+    let made = count() - before;
+    let expected = 2 * (48 + 2);
+    assert!((expected - 4..=expected + 4).contains(&made), "{made} and not about {expected}");
+    // A little back: nothing is done twice.
+    let before = count();
+    let back = host.now().checked_sub(Duration::from_secs(600)).unwrap();
+    host.0.borrow_mut().now = back;
+    play(&host, &mut daemon, &path, &policies, Duration::from_secs(500));
+    assert_eq!(count(), before);
+}
+
+#[test]
+fn a_catalog_that_is_lost_is_made_anew_from_records() {
+    let dir = place();
+    let (host, policies) = (Host::new(3, 5, begin(), Faults::default()), policies(POLICIES));
+    let (path, mut daemon) = (dir.path().join("catalog.db"), None);
+    play(&host, &mut daemon, &path, &policies, DAY * 2);
+    let known = daemon.take().map(|daemon| daemon.achieved().keys().cloned().collect::<BTreeSet<_>>()).unwrap();
+    std::fs::write(&path, vec![0x5a; 100_000]).unwrap();
+    let (catalog, found) = Catalog::open(&path, host.now()).unwrap();
+    assert!(matches!(found, Found::Damaged(_)));
+    let remembered = Remembered::from_records(host.records());
+    assert_eq!(remembered.achieved.keys().cloned().collect::<BTreeSet<_>>(), known);
+    let before = host.0.borrow().made.len();
+    let policies: Arc<_> = policies;
+    let fresh = Scheduler::new(host.clone(), host.clone(), catalog, Arc::clone(&policies), remembered, host.now());
+    let mut daemon = Some(fresh.unwrap());
+    play(&host, &mut daemon, &path, &policies, Duration::from_secs(60));
+    assert_eq!(host.0.borrow().made.len(), before, "nothing is done again");
+    drop(daemon);
+    let (path, mut daemon) =
+        (dir.path().join("other.db"), Some(started(&host, &dir.path().join("other.db"), &policies)));
+    play(&host, &mut daemon, &path, &policies, HOUR);
+    assert!(host.0.borrow().made.len() > before, "without records everything is due at once: the check can fail");
+}

@@ -1,0 +1,370 @@
+//! A simulated host: machines, repositories, commands that take time and fail, and a clock that somebody sets.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use keyframe_daemon::Error;
+use keyframe_daemon::catalog::Catalog;
+use keyframe_daemon::commands::Line;
+use keyframe_daemon::fleet::{Fleet, Machines, Seen, SeenSnapshot};
+use keyframe_daemon::hands::{Hands, Look, Outcome};
+use keyframe_daemon::job::{Job, JobId};
+use keyframe_daemon::scheduler::{Remembered, Scheduler};
+use keyframe_policy::Policies;
+use serde_json::json;
+
+/// Numbers that look random and are the same for the same seed: `SplitMix64`.
+#[derive(Debug, Clone)]
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn roll(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % below
+    }
+
+    pub fn one_in(&mut self, times: u64) -> bool {
+        times > 0 && self.roll(times) == 0
+    }
+}
+
+/// How often something goes wrong: one in so many; 0 for never.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faults {
+    /// A command fails.
+    pub fails: u64,
+    /// A command is killed before it did anything.
+    pub killed_before: u64,
+    /// A command is killed after it did what it should.
+    pub killed_after: u64,
+    /// The daemon dies as it starts a command, before or after that.
+    pub daemon_dies: u64,
+}
+
+/// A point.
+#[derive(Debug, Clone)]
+pub struct Point {
+    pub id: String,
+    pub tags: Vec<String>,
+    pub created: Timestamp,
+}
+
+#[derive(Debug)]
+struct Running {
+    ends: Timestamp,
+    outcome: Option<Outcome>,
+}
+
+#[derive(Debug)]
+pub struct World {
+    pub now: Timestamp,
+    pub dice: Dice,
+    pub faults: Faults,
+    pub repository_away: bool,
+    pub daemon_died: bool,
+    machines: Arc<Machines>,
+    pub snapshots: BTreeMap<String, Vec<SeenSnapshot>>,
+    pub points: BTreeMap<String, Vec<Point>>,
+    /// Everything that was ever made: machine, name or tag, and when.
+    pub made: Vec<(String, String, Timestamp)>,
+    pub drills: usize,
+    running: BTreeMap<JobId, (String, Running)>,
+    pub most_at_once: usize,
+    pub two_on_one: bool,
+    pub commands: u64,
+    records: BTreeMap<JobId, Job>,
+    keep_history: bool,
+}
+
+/// The world, as the daemon's two sides of it share it.
+#[derive(Debug, Clone)]
+pub struct Host(pub Rc<RefCell<World>>);
+
+impl Host {
+    pub fn new(machines: usize, seed: u64, now: Timestamp, faults: Faults) -> Self {
+        let seen = |number: usize| {
+            (
+                format!("vm{number:03}"),
+                Seen { state: "running".into(), devices: vec![number as u64], ..Seen::default() },
+            )
+        };
+        Self(Rc::new(RefCell::new(World {
+            now,
+            dice: Dice::new(seed),
+            faults,
+            repository_away: false,
+            daemon_died: false,
+            machines: Arc::new((0..machines).map(seen).collect()),
+            snapshots: BTreeMap::new(),
+            points: BTreeMap::new(),
+            made: Vec::new(),
+            drills: 0,
+            running: BTreeMap::new(),
+            most_at_once: 0,
+            two_on_one: false,
+            commands: 0,
+            records: BTreeMap::new(),
+            keep_history: true,
+        })))
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.0.borrow().now
+    }
+
+    pub fn pass(&self, span: Duration) {
+        let mut world = self.0.borrow_mut();
+        world.now = world.now.checked_add(span).unwrap();
+    }
+
+    /// When the next command ends.
+    pub fn next_end(&self) -> Option<Timestamp> {
+        self.0.borrow().running.values().map(|(_, running)| running.ends).min()
+    }
+
+    /// What jobs' own records tell.
+    pub fn records(&self) -> Vec<Job> {
+        self.0.borrow().records.values().cloned().collect()
+    }
+}
+
+impl Fleet for Host {
+    fn machines(&mut self) -> Arc<Machines> {
+        Arc::clone(&self.0.borrow().machines)
+    }
+
+    fn snapshots(&mut self, machine: &str) -> Result<Vec<SeenSnapshot>, Error> {
+        Ok(self.0.borrow().snapshots.get(machine).cloned().unwrap_or_default())
+    }
+}
+
+fn option<'a>(arguments: &'a [String], name: &str) -> Vec<&'a str> {
+    let pairs = arguments.windows(2).filter(|pair| pair[0] == name);
+    pairs.map(|pair| pair[1].as_str()).collect()
+}
+
+impl World {
+    fn fresh_id(&mut self) -> String {
+        format!("{:016x}", self.dice.roll(u64::MAX))
+    }
+
+    fn ended(exit: i32, document: serde_json::Value) -> Outcome {
+        let error = (exit != 0).then(|| "something went wrong".to_owned());
+        Outcome { exit, document: Some(document), error }
+    }
+
+    /// Does what a command does.
+    fn carry_out(&mut self, arguments: &[String], began: Timestamp) -> Outcome {
+        let needs_repository = !option(arguments, "--repo").is_empty();
+        if needs_repository && self.repository_away {
+            return Self::ended(1, json!({"error": "the repository does not answer"}));
+        }
+        if self.dice.clone().one_in(self.faults.fails) {
+            self.dice.roll(2);
+            return Self::ended(1, json!({"error": "no luck"}));
+        }
+        self.dice.roll(2);
+        let machine = arguments.get(1).cloned().unwrap_or_default();
+        match arguments[0].as_str() {
+            "snapshot" => {
+                let name = option(arguments, "--name")[0].to_owned();
+                let all = self.snapshots.entry(machine.clone()).or_default();
+                if all.iter().any(|one| one.name == name) {
+                    return Self::ended(1, json!({"error": "there is one of that name"}));
+                }
+                let id = self.fresh_id();
+                let expires = option(arguments, "--ttl").first().map(|ttl| {
+                    let seconds = ttl.trim_end_matches('s').parse().unwrap();
+                    began.checked_add(Duration::from_secs(seconds)).unwrap()
+                });
+                let owner = option(arguments, "--owner")[0].to_owned();
+                let taken =
+                    SeenSnapshot { id: id.clone(), name: name.clone(), created: began, owner, expires, held: false };
+                self.snapshots.entry(machine.clone()).or_default().push(taken);
+                self.note(machine, name, began);
+                Self::ended(0, json!({"id": id, "consistency": "running-state", "pause_ms": 5.0}))
+            }
+            "delete" => {
+                for reference in &arguments[1..] {
+                    let (machine, id) = reference.split_once('@').unwrap();
+                    self.snapshots.get_mut(machine).unwrap().retain(|one| one.id != id);
+                }
+                Self::ended(0, json!({}))
+            }
+            "expire" => {
+                let now = self.now;
+                self.snapshots.entry(machine).or_default().retain(|one| one.expires.is_none_or(|at| at > now));
+                Self::ended(0, json!({}))
+            }
+            "backup" => {
+                let id = self.fresh_id();
+                let tags: Vec<String> = option(arguments, "--tag").iter().map(ToString::to_string).collect();
+                let tag = tags.iter().find(|tag| tag.starts_with("job-")).unwrap().clone();
+                self.points.entry(machine.clone()).or_default().push(Point { id: id.clone(), tags, created: began });
+                self.note(machine, tag, began);
+                Self::ended(
+                    0,
+                    json!({"id": id, "state_of": began, "consistency": "crash", "totals": {"stored_bytes": 1}}),
+                )
+            }
+            "points" => {
+                let points = self.points.entry(machine).or_default();
+                let points: Vec<_> = points
+                    .iter()
+                    .map(|point| json!({"id": point.id, "state_of": point.created, "tags": point.tags}))
+                    .collect();
+                Self::ended(0, json!({"points": points}))
+            }
+            "repo" if arguments[1] == "forget" => {
+                let machine = option(arguments, "--name")[0].to_owned();
+                let last: usize = option(arguments, "--keep-last").first().map_or(0, |last| last.parse().unwrap());
+                let points = self.points.entry(machine).or_default();
+                points.drain(..points.len().saturating_sub(last));
+                Self::ended(0, json!({}))
+            }
+            "drill" | "test" => {
+                self.drills += 1;
+                Self::ended(
+                    0,
+                    json!({"verdict": "passed", "restored_ms": 100.0, "resume": {"verdict": "passed", "total_ms": 900.0}}),
+                )
+            }
+            _ => Self::ended(0, json!({})),
+        }
+    }
+
+    fn note(&mut self, machine: String, name: String, at: Timestamp) {
+        if self.keep_history {
+            self.made.push((machine, name, at));
+        }
+    }
+}
+
+impl Hands for Host {
+    fn start(&mut self, job: &Job, line: &Line) -> Result<(), Error> {
+        let mut world = self.0.borrow_mut();
+        if world.daemon_died {
+            return Err(Error::Refused("nobody is there".to_owned()));
+        }
+        if world.keep_history {
+            world.records.insert(job.id.clone(), job.clone());
+        }
+        let dies = world.faults.daemon_dies;
+        if world.dice.one_in(dies) {
+            world.daemon_died = true;
+            if world.dice.one_in(2) {
+                return Err(Error::Refused("the daemon died before it started this".to_owned()));
+            }
+        }
+        world.commands += 1;
+        let seconds = 5 + world.dice.roll(90);
+        let ends = world.now.checked_add(Duration::from_secs(seconds)).unwrap();
+        let faults = world.faults;
+        let began = world.now;
+        let outcome = if world.dice.one_in(faults.killed_before) {
+            None
+        } else {
+            let outcome = world.carry_out(&line.arguments, began);
+            let killed = world.dice.one_in(faults.killed_after);
+            (!killed).then_some(outcome)
+        };
+        world.two_on_one |= world.running.values().any(|(machine, _)| *machine == job.machine);
+        world.running.insert(job.id.clone(), (job.machine.clone(), Running { ends, outcome }));
+        world.most_at_once = world.most_at_once.max(world.running.len());
+        Ok(())
+    }
+
+    fn look(&mut self, job: &Job) -> Look {
+        let mut world = self.0.borrow_mut();
+        let now = world.now;
+        match world.running.get(&job.id) {
+            None => Look::Vanished,
+            // A clock that was put back does not make a command longer.
+            Some((_, running))
+                if running.ends > now
+                    && running.ends.duration_since(now) < Duration::from_secs(120).try_into().unwrap() =>
+            {
+                Look::AtWork
+            }
+            Some(_) => world
+                .running
+                .remove(&job.id)
+                .and_then(|(_, running)| running.outcome)
+                .map_or(Look::Vanished, Look::Ended),
+        }
+    }
+
+    fn cancel(&mut self, job: &Job) {
+        let mut world = self.0.borrow_mut();
+        let now = world.now;
+        if let Some((_, running)) = world.running.get_mut(&job.id) {
+            running.ends = now;
+            running.outcome = Some(World::ended(130, json!({})));
+        }
+    }
+
+    fn over(&mut self, job: &Job) {
+        let mut world = self.0.borrow_mut();
+        if world.keep_history {
+            world.records.insert(job.id.clone(), job.clone());
+        }
+    }
+}
+
+/// A place for catalogs that need not outlive a power cut, where syncing costs nothing.
+pub fn place() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+pub fn policies(text: &str) -> Arc<Policies> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("policies.toml"), text).unwrap();
+    let loaded = keyframe_policy::load(&[dir.path()], Timestamp::now());
+    Arc::new(loaded.policies.unwrap_or_else(|| panic!("{:?}", loaded.mistakes)))
+}
+
+pub type Simulated = Scheduler<Host, Host>;
+
+/// The daemon, started on what its catalog remembers.
+pub fn started(host: &Host, catalog: &Path, policies: &Arc<Policies>) -> Simulated {
+    host.0.borrow_mut().daemon_died = false;
+    let (catalog, _) = Catalog::open(catalog, host.now()).unwrap();
+    let remembered = Remembered::of(&catalog).unwrap();
+    Scheduler::new(host.clone(), host.clone(), catalog, Arc::clone(policies), remembered, host.now()).unwrap()
+}
+
+/// Lets `span` of the world's time pass, and starts the daemon again whenever it dies.
+pub fn play(host: &Host, scheduler: &mut Option<Simulated>, path: &PathBuf, policies: &Arc<Policies>, span: Duration) {
+    let until = host.now().checked_add(span).unwrap();
+    loop {
+        let daemon = scheduler.get_or_insert_with(|| started(host, path, policies));
+        daemon.tick(host.now()).unwrap();
+        if host.0.borrow().daemon_died {
+            *scheduler = None;
+            host.pass(Duration::from_secs(3));
+            continue;
+        }
+        let next = daemon.wakes().into_iter().chain(host.next_end()).min().unwrap_or(until);
+        let now = host.now();
+        if next.min(until) > now {
+            host.0.borrow_mut().now = next.min(until);
+        } else if now < until {
+            host.pass(Duration::from_secs(1));
+        }
+        if host.now() >= until {
+            return;
+        }
+    }
+}
