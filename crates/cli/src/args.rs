@@ -15,11 +15,12 @@ use crate::backup_args::{BackupArgs, BootArgs, DrillArgs, DrillsArgs, HoldArgs, 
 use crate::files_args::{DiffArgs, FilesArgs, MountArgs};
 use crate::policy_args::PolicyCommand;
 use crate::repo_args::{ImageCommand, RepoCommand};
+use crate::serve_args::{AuditCommand, ServeArgs, StatusArgs, TokenCommand};
 
 /// Snapshots of running virtual machines on stock QEMU: memory, devices and disks of one instant, with
 /// milliseconds of pause.
 #[derive(Debug, Parser)]
-#[command(name = "keyframe", version, max_term_width = 100, infer_long_args = false)]
+#[command(name = "keyframe", version = crate::VERSION, max_term_width = 100, infer_long_args = false)]
 pub struct Arguments {
     #[command(flatten)]
     pub global: Global,
@@ -146,9 +147,27 @@ pub enum Command {
     /// Say what machines are owed: snapshots, backups and drills, when, and how long they stay
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Give every machine what policies owe it, prove it, and show it: schedules, API, metrics, dashboard
+    #[command(after_help = SERVING)]
+    Serve(ServeArgs),
+    /// Say how everything is: what is protected and what is not, what comes next, what is to be seen to
+    #[command(
+        after_help = "With --check, status 0: all is well. 1: a warning. 2: critical. 3: nobody knows, for no daemon answers."
+    )]
+    Status(StatusArgs),
+    /// Make, list and revoke tokens, for those who come over the network
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Say who did what, from a log in which no line can be changed unseen
+    #[command(subcommand)]
+    Audit(AuditCommand),
     #[command(flatten)]
     Internal(Internal),
 }
+
+const SERVING: &str = "It runs the same commands as a person would, each in a process of its own that outlives it. Ended or killed, it \
+    goes on where it was when it is started again; without it, the command line works as ever. Policies: docs/POLICIES.md; what is asked and \
+    answered over HTTP: docs/API.md.";
 
 #[derive(Debug, Subcommand)]
 pub enum MemoryCommand {
@@ -193,6 +212,13 @@ pub enum Internal {
     },
     #[command(name = keyframe_engine::files::SUBCOMMAND, hide = true)]
     Files,
+    #[command(name = keyframe_daemon::hands::SUBCOMMAND, hide = true)]
+    Hand {
+        place: PathBuf,
+        number: u32,
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

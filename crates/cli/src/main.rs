@@ -8,6 +8,7 @@ mod output;
 mod policy_args;
 mod progress;
 mod repo_args;
+mod serve_args;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,6 +20,9 @@ use keyframe_engine::{Context, Error, Home, Kind};
 use args::{Arguments, Command};
 use output::Output;
 use progress::{Telling, Terminal};
+
+/// The version, with the commit that it was built from where that is known.
+pub const VERSION: &str = env!("KEYFRAME_VERSION");
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -98,6 +102,19 @@ fn run(arguments: Arguments, output: &Output) -> Result<u8, Error> {
         // Nor is one made by looking at policies.
         Command::Policy(command) => {
             commands::policy::run(&global.home.unwrap_or_else(Home::default_root), command, output)
+        }
+        Command::Status(args) => {
+            commands::serve::status(&global.home.unwrap_or_else(Home::default_root), &args, output)
+        }
+        Command::Audit(command) => {
+            commands::serve::audit(&global.home.unwrap_or_else(Home::default_root), command, output)
+        }
+        Command::Token(command) => {
+            commands::serve::token(&Home::open(&global.home.unwrap_or_else(Home::default_root))?, command, output)
+        }
+        Command::Serve(args) => {
+            listen_for_signals(&cancel)?;
+            commands::serve::serve(&Home::open(&global.home.unwrap_or_else(Home::default_root))?, args, &cancel, output)
         }
         Command::Machine(command) => {
             listen_for_signals(&cancel)?;

@@ -1,8 +1,9 @@
 //! Progress on the terminal: a bar with rate and time left while bytes move, a word for what goes on otherwise.
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use keyframe_engine::Progress;
@@ -22,7 +23,54 @@ pub enum Telling {
 pub struct Terminal {
     notes: bool,
     bar: Option<ProgressBar>,
-    step: Mutex<String>,
+    file: Option<Mutex<ToFile>>,
+}
+
+/// Progress for the daemon that runs this command: a small document, written anew a few times a second.
+struct ToFile {
+    path: PathBuf,
+    step: String,
+    begun: Instant,
+    written: Option<Instant>,
+}
+
+/// How often it is.
+const WRITTEN_EVERY: Duration = Duration::from_millis(250);
+
+impl ToFile {
+    /// The one that the environment names.
+    fn of_environment() -> Option<Mutex<Self>> {
+        let path = std::env::var_os(keyframe_daemon::hands::PROGRESS)?.into();
+        Some(Mutex::new(Self { path, step: String::new(), begun: Instant::now(), written: None }))
+    }
+
+    fn step(&mut self, what: &str) {
+        if self.step != what {
+            what.clone_into(&mut self.step);
+            (self.begun, self.written) = (Instant::now(), None);
+        }
+        self.write(None);
+    }
+
+    fn write(&mut self, bytes: Option<(u64, u64)>) {
+        if self.written.is_some_and(|at| at.elapsed() < WRITTEN_EVERY) {
+            return;
+        }
+        self.written = Some(Instant::now());
+        let took_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        let rate = bytes.map(|(done, _)| done.saturating_mul(1000) / took_ms);
+        let left = bytes
+            .zip(rate)
+            .filter(|(_, rate)| *rate > 0)
+            .map(|((done, total), rate)| total.saturating_sub(done) / rate);
+        let document = serde_json::json!({
+            "text": self.step, "done_bytes": bytes.map(|(done, _)| done), "total_bytes": bytes.map(|(_, total)| total),
+            "rate_bytes_s": rate, "left_s": left,
+        });
+        let aside = self.path.with_extension("progress-next");
+        // Who cannot be told how far it is sees how it ends.
+        let _ = std::fs::write(&aside, document.to_string()).and_then(|()| std::fs::rename(&aside, &self.path));
+    }
 }
 
 impl Terminal {
@@ -34,7 +82,7 @@ impl Terminal {
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        Self { notes: telling != Telling::Nothing, bar, step: Mutex::new(String::new()) }
+        Self { notes: telling != Telling::Nothing, bar, file: ToFile::of_environment() }
     }
 
     /// Leaves nothing behind on the terminal.
@@ -56,8 +104,8 @@ fn with_bytes() -> ProgressStyle {
 
 impl Progress for Terminal {
     fn step(&self, what: &str) {
-        if let Ok(mut step) = self.step.lock() {
-            what.clone_into(&mut step);
+        if let Some(mut file) = self.file.as_ref().and_then(|file| file.lock().ok()) {
+            file.step(what);
         }
         if let Some(bar) = &self.bar {
             bar.set_style(spinner());
@@ -66,6 +114,9 @@ impl Progress for Terminal {
     }
 
     fn bytes(&self, done: u64, total: u64) {
+        if let Some(mut file) = self.file.as_ref().and_then(|file| file.lock().ok()) {
+            file.write((total > 0).then_some((done.min(total), total)));
+        }
         if let Some(bar) = self.bar.as_ref().filter(|_| total > 0) {
             if bar.length() != Some(total) {
                 bar.set_style(with_bytes());

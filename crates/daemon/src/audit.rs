@@ -8,8 +8,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
+use keyframe_engine::state::durable;
+use keyframe_engine::state::lock::Lock;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext as _};
@@ -60,7 +63,12 @@ pub struct Flaw {
 pub struct Audit {
     path: PathBuf,
     last: Option<Entry>,
+    /// How long the file was then: others add to it, too.
+    length: u64,
 }
+
+/// How long somebody else may take to add an entry.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Audit {
     /// The log's file below `HOME/serve`.
@@ -74,7 +82,13 @@ impl Audit {
     /// # Errors
     /// [`Error::Io`]; [`Error::Refused`] for a last line that is no entry: nothing is added to what is broken.
     pub fn open(serve: &Path) -> Result<Self, Error> {
+        durable::create_private_dir(serve)?;
         let path = Self::file(serve);
+        let _lock = lock(&path)?;
+        Self::scan(path)
+    }
+
+    fn scan(path: PathBuf) -> Result<Self, Error> {
         let mut file = options().open(&path).or_io("open", &path)?;
         let (mut last, mut whole, mut line) = (None, 0, Vec::new());
         let mut reader = BufReader::new(&mut file);
@@ -91,7 +105,7 @@ impl Audit {
         let last = last.map(|line| serde_json::from_slice(&line)).transpose();
         let last =
             last.map_err(|error| Error::Refused(format!("the last line of {} is no entry: {error}", path.display())))?;
-        Ok(Self { path, last })
+        Ok(Self { path, last, length: whole })
     }
 
     /// Adds an entry, durably.
@@ -99,6 +113,10 @@ impl Audit {
     /// # Errors
     /// [`Error::Io`]: then there is no such entry.
     pub fn add(&mut self, at: Timestamp, who: &str, what: &str, result: &str) -> Result<(), Error> {
+        let _lock = lock(&self.path)?;
+        if std::fs::metadata(&self.path).map_or(0, |meta| meta.len()) != self.length {
+            *self = Self::scan(self.path.clone())?;
+        }
         let short = |text: &str| text.chars().take(MOST).collect::<String>();
         let entry = Entry {
             n: self.last.as_ref().map_or(1, |last| last.n + 1),
@@ -120,6 +138,7 @@ impl Audit {
             return Err(error).or_io("write", &self.path);
         }
         self.last = Some(entry);
+        self.length = end + line.len() as u64;
         Ok(())
     }
 
@@ -128,6 +147,10 @@ impl Audit {
     pub fn head(&self) -> Option<String> {
         self.last.as_ref().map(|last| format!("{} {}", last.n, last.hash))
     }
+}
+
+fn lock(path: &Path) -> Result<Lock, Error> {
+    Ok(Lock::wait(&path.with_extension("lock"), "audit", PATIENCE)?)
 }
 
 fn options() -> OpenOptions {
@@ -215,6 +238,18 @@ mod tests {
         assert!(!flaws_of(vec![lines[0].clone(), lines[2].clone()]).is_empty(), "taken away");
         assert!(!flaws_of(vec![lines[0].clone(), lines[0].clone(), lines[1].clone()]).is_empty(), "added");
         assert!(!flaws_of(vec![lines[0].clone(), "nonsense".to_owned(), lines[1].clone()]).is_empty());
+    }
+
+    #[test]
+    fn two_who_add_make_one_chain() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut one, mut other) = (Audit::open(dir.path()).unwrap(), Audit::open(dir.path()).unwrap());
+        for _ in 0..3 {
+            one.add(at(), "keyframe serve", "snapshot db", "done").unwrap();
+            other.add(at(), "uid 0", "token add anna", "done").unwrap();
+        }
+        let (entries, flaws) = read(dir.path()).unwrap();
+        assert_eq!((entries.len(), flaws), (6, vec![]));
     }
 
     #[test]

@@ -87,6 +87,18 @@ impl Catalog {
         Ok((Self::usable(path)?, Found::Damaged(aside)))
     }
 
+    /// One that is only read, beside whoever writes it.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`] when there is none, or none that can be read.
+    pub fn reader(path: &Path) -> Result<Self, Error> {
+        use rusqlite::OpenFlags;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let database = Connection::open_with_flags(path, flags)?;
+        database.busy_timeout(std::time::Duration::from_secs(5))?;
+        Ok(Self { database, path: path.to_owned() })
+    }
+
     fn usable(path: &Path) -> Result<Self, Error> {
         let database = Connection::open(path)?;
         database.pragma_update(None, "journal_mode", "WAL")?;

@@ -10,12 +10,22 @@
 //! | [`outcome`] | what follows from how a command ended |
 //! | [`scheduler`] | what is due, what may be at work at once |
 //! | [`verdict`] | whether a machine has what it is owed, and why not |
+//! | [`alerts`] | what is to be seen to, since when |
+//! | [`rules`] | the policies that count, whatever is in the files |
+//! | [`space`] | how much room there is, and for how long |
+//! | [`service`] | the one thread that decides |
+//! | [`view`] | what is shown |
+//! | [`server`], [`tls`], [`access`] | who connects, how, and what they may |
+//! | [`api`] | REST, metrics, the dashboard |
 //! | [`event`] | what happens, for whoever is to be told |
 //! | [`audit`] | who did what, in a log that cannot be changed unseen |
 //!
 //! The daemon changes nothing itself. Each thing that is done is a command that a person could have typed, in a process of its own:
 //! the command line works the same with and without it, and what it is in the middle of when it is killed goes on.
 
+pub mod access;
+pub mod alerts;
+pub mod api;
 pub mod audit;
 pub mod catalog;
 pub mod commands;
@@ -26,7 +36,16 @@ pub mod hands;
 pub mod job;
 pub mod outcome;
 pub mod records;
+pub mod rules;
+mod run;
 pub mod scheduler;
+pub mod server;
+pub mod service;
+pub mod space;
+mod supervision;
+pub mod tls;
 pub mod verdict;
+pub mod view;
 
 pub use error::Error;
+pub use run::serve;

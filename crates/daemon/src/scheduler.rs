@@ -66,6 +66,21 @@ impl Remembered {
         }
         remembered
     }
+
+    /// Puts it into a catalog that was made anew.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn put(&self, jobs: &[Job], catalog: &Catalog) -> Result<(), Error> {
+        jobs.iter().try_for_each(|job| catalog.put(job))?;
+        self.achieved.iter().try_for_each(|((machine, duty), job)| catalog.achieve(machine, duty, job))?;
+        let duties = jobs.iter().filter_map(|job| Some((&job.machine, job.duty()?)));
+        let begun = |(machine, duty): (&String, &Duty)| {
+            let at = self.begun.get(&(machine.clone(), duty.key()));
+            at.map_or(Ok(()), |at| catalog.begin(machine, duty, *at))
+        };
+        duties.into_iter().try_for_each(begun)
+    }
 }
 
 /// The scheduler.
@@ -90,6 +105,7 @@ pub struct Scheduler<F, H> {
     draining: bool,
     asked_at: Timestamp,
     anchor: Option<String>,
+    news: Vec<Job>,
 }
 
 /// When each duty is to be asked about next.
@@ -159,6 +175,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             draining: false,
             asked_at: now,
             anchor: None,
+            news: Vec::new(),
         };
         scheduler.see_machines(now);
         Ok(scheduler)
@@ -197,6 +214,11 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
     #[must_use]
     pub fn troubles(&self) -> &BTreeMap<Key, Job> {
         &self.troubles
+    }
+
+    /// Jobs that began or were over since this was asked last, as they were then.
+    pub fn take_news(&mut self) -> Vec<Job> {
+        std::mem::take(&mut self.news)
     }
 
     /// What it remembers in.
@@ -474,6 +496,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             self.achieved.insert(key, job.clone());
         }
         self.over.push(job.clone());
+        self.news.push(job.clone());
         job
     }
 
@@ -496,6 +519,9 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
                 job.began = job.began.or(Some(now));
                 job.retry_at = None;
                 job.commands += 1;
+                if fresh {
+                    self.news.push(job.clone());
+                }
                 starting.push((job.id.clone(), line));
                 self.keep(job);
             }

@@ -82,6 +82,8 @@ pub enum Error {
     TooManyDisks { found: usize, limit: usize },
     #[error("{what}")]
     BadRequest { what: String },
+    #[error("{what}")]
+    Failed { what: String },
     #[error(transparent)]
     RefusedArgument(#[from] RefusedArgument),
     #[error("the machine's definition is not usable: {0}")]

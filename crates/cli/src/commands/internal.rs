@@ -16,6 +16,9 @@ pub fn run(internal: Internal) -> Result<u8, Error> {
         // Its directory is only for whoever looks at the list of processes.
         Internal::PageWorker { dir } => pages::work(&dir, std::io::stdin())?,
         Internal::Files => files::read()?,
+        Internal::Hand { place, number, command } => {
+            keyframe_daemon::hands::hand(&place, number, &command).map_err(super::serve::failed)?;
+        }
         Internal::Release => release::hold()?,
         Internal::BootServer { server_home, vm } => server::supervise(&Home::open(&server_home)?, &vm)?,
         Internal::BootWorker { server_home, vm, restarts } => {

@@ -17,6 +17,7 @@ mod machines;
 pub mod policy;
 pub mod repo;
 mod repository;
+pub mod serve;
 mod snapshots;
 mod test;
 mod tidying;

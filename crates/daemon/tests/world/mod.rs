@@ -351,6 +351,7 @@ pub fn play(host: &Host, scheduler: &mut Option<Simulated>, path: &PathBuf, poli
     loop {
         let daemon = scheduler.get_or_insert_with(|| started(host, path, policies));
         daemon.tick(host.now()).unwrap();
+        daemon.take_news();
         if host.0.borrow().daemon_died {
             *scheduler = None;
             host.pass(Duration::from_secs(3));

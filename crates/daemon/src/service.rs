@@ -1,0 +1,480 @@
+//! The daemon's one thread that decides: takes wishes, lets the scheduler tick, keeps the log, publishes what is shown.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use keyframe_engine::Home;
+use keyframe_engine::state::durable;
+use keyframe_engine::state::lock::Lock;
+use tokio::sync::{oneshot, watch};
+
+use crate::alerts::{Alert, Alerts};
+use crate::audit::Audit;
+use crate::catalog::{Catalog, Found, Wanted};
+use crate::error::Error;
+use crate::event::{Event, What};
+use crate::fleet::Watched;
+use crate::hands::Processes;
+use crate::job::{Action, Job, JobId, Request, State};
+use crate::records::Records;
+use crate::rules::Rules;
+use crate::scheduler::{Remembered, Scheduler};
+use crate::space::{Mark, Space};
+use crate::verdict;
+use crate::view::{Counts, JobShown, Overview, PoliciesShown, View};
+
+/// How long it waits for wishes between ticks.
+const TICK: Duration = Duration::from_millis(250);
+/// How often what is shown is made anew, although nothing happened: ages grow.
+const SHOWN_EVERY: Duration = Duration::from_secs(5);
+/// The same while commands are at work.
+const SHOWN_EVERY_AT_WORK: Duration = Duration::from_secs(1);
+/// How often room is noted.
+const SPACE_EVERY: Duration = Duration::from_secs(600);
+/// How often what is old is forgotten.
+const FORGOTTEN_EVERY: Duration = Duration::from_secs(3600);
+/// How long jobs are remembered.
+const REMEMBERED_FOR: Duration = Duration::from_secs(400 * 24 * 3600);
+/// How long what their commands wrote is.
+const RECORDS_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How often those who listen are told that nothing happened.
+const ALIVE_EVERY: Duration = Duration::from_secs(3600);
+/// How many jobs that are over are shown.
+const LATEST: usize = 20;
+
+/// How a daemon is set up.
+#[derive(Debug)]
+pub struct Config {
+    /// The home that it serves.
+    pub home: Home,
+    /// Where policies are; where they always are if there is none.
+    pub policies: Vec<PathBuf>,
+    /// The `keyframe` that runs commands.
+    pub program: PathBuf,
+    /// Its version, as people are told.
+    pub version: String,
+}
+
+/// What somebody wants.
+#[derive(Debug)]
+pub enum Wish {
+    /// Something done for a machine.
+    Do(String, Action),
+    /// A job ended.
+    Cancel(JobId),
+    /// Nothing new begun, or that again.
+    Pause(bool),
+    /// The policies read again.
+    Reload,
+}
+
+/// A wish, whose it is, and where the answer goes.
+#[derive(Debug)]
+pub struct Wanting {
+    /// What.
+    pub wish: Wish,
+    /// Who.
+    pub by: String,
+    /// The job that came of it, where one did.
+    pub answer: oneshot::Sender<Result<Option<Job>, Error>>,
+}
+
+/// What the server shares with the service.
+#[derive(Debug)]
+pub struct Shared {
+    /// The home.
+    pub home: Home,
+    /// `HOME/serve`.
+    pub serve: PathBuf,
+    /// The `keyframe` that runs commands.
+    pub program: PathBuf,
+    /// What jobs left.
+    pub records: Records,
+    /// What is shown.
+    view: RwLock<Arc<View>>,
+    /// Counts up whenever that changes.
+    pub changes: watch::Sender<u64>,
+    /// Wishes.
+    wishes: std::sync::mpsc::Sender<Wanting>,
+    audit: Mutex<Audit>,
+}
+
+impl Shared {
+    /// What is shown now.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Hands a wish over.
+    ///
+    /// # Errors
+    /// What became of it.
+    pub async fn wish(&self, wish: Wish, by: &str) -> Result<Option<Job>, Error> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || Error::Refused("the daemon is about to end".to_owned());
+        self.wishes.send(Wanting { wish, by: by.to_owned(), answer }).map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// Notes who did what.
+    ///
+    /// # Errors
+    /// When it cannot be noted: then it must not be done.
+    pub fn note(&self, who: &str, what: &str, result: &str) -> Result<(), Error> {
+        self.audit.lock().unwrap_or_else(PoisonError::into_inner).add(Timestamp::now(), who, what, result)
+    }
+
+    /// A catalog to read in.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn catalog(&self) -> Result<Catalog, Error> {
+        Catalog::reader(&catalog_file(&self.serve))
+    }
+}
+
+/// Where the catalog is.
+#[must_use]
+pub fn catalog_file(serve: &Path) -> PathBuf {
+    serve.join("catalog.db")
+}
+
+/// The directory of a home's daemon.
+#[must_use]
+pub fn directory(home: &Home) -> PathBuf {
+    home.root().join("serve")
+}
+
+/// The service.
+#[derive(Debug)]
+pub struct Service {
+    shared: Arc<Shared>,
+    scheduler: Scheduler<Watched, Processes>,
+    rules: Rules,
+    alerts: Alerts,
+    wishes: Receiver<Wanting>,
+    space: Space,
+    version: String,
+    host: String,
+    troubles: Vec<String>,
+    events: Vec<Event>,
+    shown: Instant,
+    noted: Option<Instant>,
+    forgotten: Instant,
+    alive: Instant,
+    _lock: Lock,
+}
+
+impl Service {
+    /// Takes the home, and goes on where the last daemon was.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] with `Busy` when another serves it; whatever else keeps it from starting.
+    pub fn start(config: Config, over: &Arc<AtomicBool>) -> Result<(Self, Arc<Shared>), Error> {
+        let now = Timestamp::now();
+        let serve = directory(&config.home);
+        durable::create_private_dir(&serve)?;
+        let lock = Lock::take(&serve.join("lock"), "serve")?;
+        let records = Records::of(&serve);
+        let (mut catalog, found) = Catalog::open(&catalog_file(&serve), now)?;
+        let mut troubles = Vec::new();
+        let remembered = match found {
+            Found::Whole => Remembered::of(&catalog)?,
+            Found::Damaged(aside) => {
+                troubles
+                    .push(format!("the catalog was damaged, and made anew from records; it is in {}", aside.display()));
+                let jobs = records.all()?;
+                let remembered = Remembered::from_records(jobs.clone());
+                catalog.change(|catalog| remembered.put(&jobs, catalog))?;
+                remembered
+            }
+        };
+        let rules = Rules::read(config.home.root(), &serve, config.policies, now);
+        let fleet = Watched::watch(&config.home, Arc::clone(over))?;
+        let hands = Processes::new(config.program.clone(), config.home.root().to_owned(), records.clone());
+        let history: Vec<Mark> = catalog.space()?.into_iter().map(|(at, free_bytes)| Mark { at, free_bytes }).collect();
+        let space = Space::of(config.home.root(), history, now);
+        let scheduler = Scheduler::new(fleet, hands, catalog, Arc::clone(&rules.policies), remembered, now)?;
+        let (wish, wishes) = std::sync::mpsc::channel();
+        let audit = Audit::open(&serve)?;
+        let shared = Arc::new(Shared {
+            home: config.home,
+            serve,
+            program: config.program,
+            records,
+            view: RwLock::default(),
+            changes: watch::Sender::new(0),
+            wishes: wish,
+            audit: Mutex::new(audit),
+        });
+        let mut service = Self {
+            shared: Arc::clone(&shared),
+            scheduler,
+            rules,
+            alerts: Alerts::default(),
+            wishes,
+            space,
+            version: config.version,
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            troubles,
+            events: Vec::new(),
+            shown: Instant::now(),
+            noted: None,
+            forgotten: Instant::now(),
+            alive: Instant::now(),
+            _lock: lock,
+        };
+        service.shared.note("keyframe serve", "start", &service.version)?;
+        service.show(now);
+        Ok((service, shared))
+    }
+
+    /// Serves until `over`, then leaves what is at work to itself: whoever starts next finds it.
+    pub fn run(mut self, over: &AtomicBool, mut beat: impl FnMut()) {
+        while !over.load(Ordering::Relaxed) {
+            match self.wishes.recv_timeout(TICK) {
+                Ok(wanting) => self.grant(wanting),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            while let Ok(wanting) = self.wishes.try_recv() {
+                self.grant(wanting);
+            }
+            self.turn(Timestamp::now());
+            beat();
+        }
+        self.scheduler.drain();
+        let waiting = self.scheduler.jobs().filter(|job| job.state == State::Running).count();
+        let result = format!("{waiting} job(s) go on by themselves");
+        if let Err(error) = self.shared.note("keyframe serve", "stop", &result) {
+            tracing::warn!("{error}");
+        }
+    }
+
+    fn turn(&mut self, now: Timestamp) {
+        if self.rules.look(now) {
+            self.use_rules("keyframe serve", now);
+        }
+        let audit = self.shared.audit.lock().unwrap_or_else(PoisonError::into_inner).head();
+        self.scheduler.anchor(audit);
+        self.troubles.retain(|trouble| !trouble.starts_with(UNSAVED));
+        let changed = self.scheduler.tick(now).unwrap_or_else(|error| {
+            // Nothing was started. The next tick tries again.
+            tracing::error!("what was decided cannot be kept: {error}");
+            self.troubles.push(format!("{UNSAVED}: nothing is begun until it can: {error}"));
+            false
+        });
+        let news = self.scheduler.take_news();
+        let told = !news.is_empty();
+        news.iter().for_each(|job| self.tell(job));
+        self.look_after(now);
+        let at_work = self.scheduler.jobs().any(|job| job.state == State::Running);
+        let every = if at_work { SHOWN_EVERY_AT_WORK } else { SHOWN_EVERY };
+        if changed || told || self.shown.elapsed() >= every {
+            self.show(now);
+        }
+    }
+
+    /// Notes a job that began or was over, and tells those who are to be told.
+    fn tell(&mut self, job: &Job) {
+        let of = job.backup().map(|backup| format!(" {backup}")).unwrap_or_default();
+        let what = format!("{} {}{of}", job.kind(), job.machine);
+        let result = job.what.clone().unwrap_or_default();
+        if job.state.is_over() {
+            let noted = self.shared.note(&job.by, &what, &format!("{}: {result} (job {})", job.state.as_str(), job.id));
+            if let Err(error) = noted {
+                tracing::error!("what was done cannot be noted: {error}");
+            }
+        }
+        let kind = match job.state {
+            State::Running => What::JobBegan,
+            State::Done => What::JobDone,
+            State::Incomplete => What::JobIncomplete,
+            State::Failed => What::JobFailed,
+            State::Waiting | State::Cancelled => return,
+        };
+        let policy = match &job.request {
+            Request::Owed { policy, .. } => Some(policy.clone()),
+            Request::Asked(_) => None,
+        };
+        let advice =
+            (job.state == State::Failed).then(|| format!("see HOME/serve/jobs/{} for all that it said", job.id));
+        self.events.push(Event {
+            what: kind,
+            at: job.ended.or(job.began).unwrap_or(job.due),
+            host: self.host.clone(),
+            machine: Some(job.machine.clone()),
+            policy,
+            id: job.id.to_string(),
+            kind: Some(job.kind().to_owned()),
+            severity: None,
+            text: if result.is_empty() {
+                format!("{what}: {}", job.state.as_str())
+            } else {
+                format!("{what}: {result}")
+            },
+            advice,
+        });
+    }
+
+    fn alert(&self, what: What, alert: &Alert, now: Timestamp) -> Event {
+        let policy = alert.machine.as_ref().and_then(|name| self.scheduler.owed().get(name));
+        Event {
+            what,
+            at: now,
+            host: self.host.clone(),
+            machine: alert.machine.clone(),
+            policy: policy.map(|owed| owed.policy.to_string()),
+            id: alert.id.clone(),
+            kind: None,
+            severity: Some(alert.severity),
+            text: alert.what.clone(),
+            advice: Some(alert.advice.clone()),
+        }
+    }
+
+    /// What is done from time to time.
+    fn look_after(&mut self, now: Timestamp) {
+        if self.noted.is_none_or(|at| at.elapsed() >= SPACE_EVERY) {
+            self.noted = Some(Instant::now());
+            let mut history = std::mem::take(&mut self.space.history);
+            self.space = Space::of(self.shared.home.root(), Vec::new(), now);
+            history.push(Mark { at: now, free_bytes: self.space.free_bytes });
+            self.space = Space::of(self.shared.home.root(), history, now);
+            if let Err(error) = self.scheduler.catalog().note_space(now, self.space.free_bytes) {
+                tracing::warn!("the room that is left cannot be noted: {error}");
+            }
+        }
+        if self.forgotten.elapsed() >= FORGOTTEN_EVERY {
+            self.forgotten = Instant::now();
+            let before = |span: Duration| now.checked_sub(span).unwrap_or(Timestamp::MIN);
+            if let Err(error) = self.scheduler.catalog().forget(before(REMEMBERED_FOR)) {
+                tracing::warn!("old jobs cannot be forgotten: {error}");
+            }
+            self.shared.records.forget(before(RECORDS_FOR));
+        }
+        if self.alive.elapsed() >= ALIVE_EVERY {
+            self.alive = Instant::now();
+            let counts = self.shared.view().overview.counts;
+            self.events.push(Event {
+                what: What::Alive,
+                at: now,
+                host: self.host.clone(),
+                machine: None,
+                policy: None,
+                id: "alive".to_owned(),
+                kind: None,
+                severity: None,
+                text: format!("{} of {} machines are protected", counts.protected, counts.machines),
+                advice: None,
+            });
+        }
+    }
+
+    fn grant(&mut self, wanting: Wanting) {
+        let now = Timestamp::now();
+        let granted = self.granted(wanting.wish, &wanting.by, now);
+        // Who went away does not want to know.
+        let _ = wanting.answer.send(granted);
+        self.show(now);
+    }
+
+    fn granted(&mut self, wish: Wish, by: &str, now: Timestamp) -> Result<Option<Job>, Error> {
+        match wish {
+            Wish::Do(machine, action) => {
+                let command = format!("keyframe {}", action.arguments.join(" "));
+                self.shared.note(by, &command, "asked for")?;
+                self.scheduler.ask(&machine, action, by, now).map(Some)
+            }
+            Wish::Cancel(id) => {
+                self.shared.note(by, &format!("cancel job {id}"), "asked for")?;
+                self.scheduler.cancel(&id, by, now).map(Some)
+            }
+            Wish::Pause(paused) => {
+                self.shared.note(by, if paused { "pause" } else { "resume" }, "done")?;
+                self.scheduler.pause(paused);
+                Ok(None)
+            }
+            Wish::Reload => {
+                self.rules.reload(now);
+                self.use_rules(by, now);
+                Ok(None)
+            }
+        }
+    }
+
+    fn use_rules(&mut self, by: &str, now: Timestamp) {
+        let result = if self.rules.usable { "they count" } else { "a mistake: what was in force before stays" };
+        if let Err(error) = self.shared.note(by, "read policies", result) {
+            tracing::error!("what was done cannot be noted: {error}");
+        }
+        self.scheduler.use_policies(Arc::clone(&self.rules.policies), now);
+        self.show(now);
+    }
+
+    /// Makes anew what is shown.
+    fn show(&mut self, now: Timestamp) {
+        self.shown = Instant::now();
+        let rows = verdict::rows(&self.scheduler, now);
+        let changes = self.alerts.look(&rows, &self.rules, &self.space, &self.troubles, now);
+        let raised: Vec<Event> = changes.raised.iter().map(|alert| self.alert(What::AlertRaised, alert, now)).collect();
+        let cleared: Vec<Event> =
+            changes.cleared.iter().map(|alert| self.alert(What::AlertCleared, alert, now)).collect();
+        self.events.extend(raised.into_iter().chain(cleared));
+        // Nobody is told yet: whoever is to be takes them from here.
+        self.events.clear();
+        let alerts = self.alerts.all();
+        let jobs = self.jobs_shown();
+        let overview = Overview {
+            schema: "keyframe.overview/1",
+            now,
+            version: self.version.clone(),
+            host: self.host.clone(),
+            home: self.shared.home.root().to_owned(),
+            paused: self.scheduler.paused(),
+            draining: false,
+            disk: self.space.clone(),
+            policies: PoliciesShown {
+                usable: self.rules.usable,
+                files: self.rules.policies.files.clone(),
+                loaded: self.rules.loaded,
+                mistakes: self.rules.mistakes.iter().map(Into::into).collect(),
+            },
+            counts: Counts::of(&rows, &jobs, &alerts),
+            alerts,
+            machines: rows,
+            jobs,
+        };
+        let view = View { overview, seen: Arc::clone(self.scheduler.machines()), owed: self.scheduler.owed().clone() };
+        *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+        self.shared.changes.send_modify(|count| *count += 1);
+    }
+
+    fn jobs_shown(&self) -> Vec<JobShown> {
+        let mut open: Vec<&Job> = self.scheduler.jobs().collect();
+        open.sort_by_key(|job| (job.state != State::Running, job.due));
+        let shown = |job: &Job| {
+            let at_work = job.state == State::Running;
+            let progress = at_work.then(|| self.shared.records.progress(&job.id, job.commands)).flatten();
+            JobShown::of(job, progress)
+        };
+        let mut jobs: Vec<JobShown> = open.into_iter().map(shown).collect();
+        let latest = Wanted { limit: LATEST + jobs.len(), ..Wanted::default() };
+        match self.scheduler.catalog().jobs(&latest) {
+            Ok(latest) => {
+                let over = latest.iter().filter(|job| job.state.is_over()).take(LATEST);
+                jobs.extend(over.map(|job| JobShown::of(job, None)));
+            }
+            Err(error) => tracing::warn!("the latest jobs cannot be listed: {error}"),
+        }
+        jobs
+    }
+}
+
+/// How the trouble begins that what was decided cannot be kept.
+const UNSAVED: &str = "the catalog cannot be written";
