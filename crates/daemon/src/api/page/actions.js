@@ -90,12 +90,12 @@ export function openAction(action, vm, fixed = {}, context = {}) {
 function drawn(is, dialog) {
   const danger = Boolean(is.what.danger?.(is.values));
   return [
-    is.fields.length ? el('form', { class: 'fields', onsubmit: (event) => submitted(event, is, dialog) },
+    is.fields.length ? el('form', { class: is.fields.every(({ kind }) => kind === 'check') ? 'fields checks' : 'fields', onsubmit: (event) => submitted(event, is, dialog) },
       is.fields.map((field) => drawnField(field, is, dialog)),
       el('input', { type: 'submit', hidden: true })) : null,
     el('h3', { class: 'plan-title' }, 'What will happen'),
     el('div', { class: 'plan-box', 'aria-live': 'polite', 'aria-busy': String(is.planning), 'data-plan': is.plan ? 'ready' : 'none' }, drawnPlan(is)),
-    buttons(dialog, is.what.verb, { danger, disabled: !is.plan || is.planning || is.busy, confirm: () => carryOut(is, dialog) }),
+    buttons(dialog, is.what.verb, { danger, first: is.fields.length ? null : 'dismiss', disabled: !is.plan || is.planning || is.busy, confirm: () => carryOut(is, dialog) }),
   ];
 }
 

@@ -40,6 +40,16 @@ export function isFullSoon(disk) {
   return disk.full_in_days !== null && disk.full_in_days !== undefined && disk.full_in_days < SOON_DAYS;
 }
 
+/** What stands below a chart: where it begins, where it is now, where it leads. */
+export function chartFoot(disk) {
+  const history = disk.history.filter(({ at }) => Date.parse(at));
+  if (history.length < 2) return null;
+  const [first, last] = [history[0], history.at(-1)];
+  const ahead = forecast(disk, { at: Date.parse(last.at) }, Date.parse(last.at) - Date.parse(first.at));
+  const place = (at, free, word = '') => el('span', {}, `${date(at)}${word}: ${bytes(free)}`);
+  return el('figcaption', {}, place(first.at, first.free_bytes), place(last.at, last.free_bytes), ahead ? place(ahead.at, ahead.free, ', if it goes on') : null);
+}
+
 /** When it is full, in words. */
 export function forecastWords(disk) {
   if (disk.full_in_days === null || disk.full_in_days === undefined) return 'not filling up';

@@ -41,7 +41,7 @@ export function ask({ name, title, lines, verb, danger = false, act }) {
   openDialog(name, title, (dialog) => [
     el('ul', { class: 'plan' }, lines.map((line) => el('li', {}, line))),
     is.error ? trouble(is.error) : null,
-    buttons(dialog, verb, { danger, disabled: is.busy, confirm: () => carryOut(dialog, is, act) }),
+    buttons(dialog, verb, { danger, first: danger ? 'dismiss' : 'confirm', disabled: is.busy, confirm: () => carryOut(dialog, is, act) }),
   ]);
 }
 
@@ -57,11 +57,11 @@ async function carryOut(dialog, is, act) {
   }
 }
 
-/** The row of buttons that ends a dialog. What cannot be undone is not what Enter does at once. */
-export function buttons(dialog, verb, { danger = false, disabled = false, confirm }) {
+/** The row of buttons that ends a dialog; `first` has the focus. What cannot be undone is not what Enter does at once. */
+export function buttons(dialog, verb, { danger = false, first = null, disabled = false, confirm }) {
   return el('div', { class: 'dialog-buttons' },
-    button('Cancel', { 'data-action': 'dismiss', 'data-first': danger, onclick: dialog.close }),
-    button(verb, { class: danger ? 'danger' : 'primary', 'data-action': 'confirm', 'data-first': !danger, disabled, onclick: confirm }));
+    button('Cancel', { 'data-action': 'dismiss', 'data-first': first === 'dismiss', onclick: dialog.close }),
+    button(verb, { class: danger ? 'danger' : 'primary', 'data-action': 'confirm', 'data-first': first === 'confirm', disabled, onclick: confirm }));
 }
 
 /** A message that goes by itself, except one of a failure. */

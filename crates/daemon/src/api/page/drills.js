@@ -65,7 +65,7 @@ function enlarge(drill) {
 }
 
 function way(way) {
-  const times = [['CPUs', way.vcpus_ms], ['agent', way.agent_ms], ['all probes', way.all_ms]].filter(([, ms]) => ms != null);
+  const times = [['CPUs', way.vcpus_ms], ['agent', way.agent_ms], ['probes', way.all_ms]].filter(([, ms]) => ms != null);
   const end = times.length ? Math.max(...times.map(([, ms]) => ms)) : null;
   return el('li', { class: way.passed ? '' : 'bad' },
     el('span', { class: 'way-name' }, icon(way.passed ? 'drills' : 'crashed'), capital(WAYS[way.way] ?? way.way)),

@@ -2,6 +2,7 @@
 
 import { el } from './dom.js';
 import { cancelButton, jobState, jobTitle, runningCard, took } from './jobs.js';
+import { icon } from './icons.js';
 import { facts, heading, machineLink, shown, whenInFull } from './parts.js';
 import { freshest } from './state.js';
 
@@ -19,7 +20,8 @@ const latest = (job) => (job.state === 'running' ? freshest(job) : job);
 function drawn(job, log, result) {
   const alive = job.state === 'running';
   return [
-    heading(jobTitle(job), jobState(job), alive ? null : cancelButton(job)),
+    el('a', { href: '#/jobs', class: 'back' }, icon('back'), 'Jobs'),
+    heading(`${jobTitle(job)}${job.machine ? ` of ${job.machine}` : ''}`, jobState(job), alive ? null : cancelButton(job)),
     alive ? runningCard(job) : null,
     job.what ? el('p', { class: job.state === 'failed' ? 'outcome bad' : 'outcome' }, job.what) : null,
     facts([

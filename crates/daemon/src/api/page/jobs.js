@@ -5,7 +5,7 @@ import { el } from './dom.js';
 import { ask } from './dialog.js';
 import { bytes, capital, measured, span } from './format.js';
 import { icon, verdictShape } from './icons.js';
-import { button, heading, machineLink, nothing, shown, table, when } from './parts.js';
+import { button, heading, machineLink, nothing, progressBar, shown, table, when } from './parts.js';
 import { freshest, hash, may, setQuery, state } from './state.js';
 
 const LIMIT = 200;
@@ -73,16 +73,6 @@ export function runningCard(job) {
 
 export function jobTitle(job) {
   return `${capital(job.kind)}${job.backup ? ` “${job.backup}”` : ''}`;
-}
-
-export function progressBar(job) {
-  const { done_bytes: done, total_bytes: total } = job.progress ?? {};
-  const known = done != null && total > 0;
-  const share = known ? Math.min(100, (done / total) * 100) : 0;
-  return el('span', {
-    class: known ? 'progress' : 'progress unknown', role: 'progressbar', 'aria-label': `${job.kind} of ${job.machine ?? 'all'}`,
-    'aria-valuemin': 0, 'aria-valuemax': 100, 'aria-valuenow': known ? Math.round(share) : null,
-  }, el('span', { class: 'progress-fill', style: { width: known ? `${share.toFixed(1)}%` : '30%' } }));
 }
 
 function progressWords({ progress }) {

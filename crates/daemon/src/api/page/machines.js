@@ -4,12 +4,11 @@ import { el } from './dom.js';
 import { bytes, capital, count, relative } from './format.js';
 import { forecastWords, isFullSoon, spaceChart } from './chart.js';
 import { icon, verdictShape } from './icons.js';
-import { progressBar } from './jobs.js';
 import { alertLine } from './alerts.js';
-import { button, heading, loading, machineState, nothing, objective, tag, trouble, verdict, when, WORDS } from './parts.js';
+import { button, loading, machineState, nothing, objective, progressBar, tag, trouble, verdict, when, WORDS } from './parts.js';
 import { freshest, hash, now, redraw, setQuery, state } from './state.js';
 
-const ROWS_AT_FIRST = 60;
+const ROWS_AT_FIRST = 40;
 const ROWS_MORE = 120;
 const ALERTS_SHOWN = 3;
 const JOBS_SHOWN = 3;

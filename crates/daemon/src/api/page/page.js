@@ -3,37 +3,47 @@
 import { connected, get, listenAgain, part, refresh, watch } from './api.js';
 import { openAction, tellEnds, allowed } from './actions.js';
 import { el, morphChildren, several } from './dom.js';
-import { heading, nothing, tickTimes, WORDS } from './parts.js';
+import { heading, loading, nothing, tickTimes, trouble, WORDS } from './parts.js';
 import { drawLogin } from './login.js';
 import { drawShell, help, VIEWS } from './shell.js';
 import { announce, hash, onAnnounce, onRedraw, redraw, route, state } from './state.js';
 import alerts from './alerts.js';
-import audit from './audit.js';
-import drills from './drills.js';
-import files from './files.js';
-import job from './job.js';
-import jobs from './jobs.js';
-import machine from './machine.js';
 import machines from './machines.js';
-import more from './more.js';
-import policies from './policies.js';
-import space from './space.js';
 
 const TICK_MS = 5000;
 const SLOW_AGAIN_MS = 30000;
 const CHORD_MS = 1500;
 
-const TOP = { machines, jobs, drills, alerts, space, policies, audit, more };
+/** Views that are there; the others are fetched when the first one is drawn, or sooner if they are asked for. */
+const loaded = { machines, alerts };
+const LATER = ['machine', 'jobs', 'job', 'drills', 'space', 'policies', 'audit', 'files', 'more'];
 const main = document.getElementById('main');
 
-/** The view of a route. `parts` are paths of the API; those named in `slow` are not asked for at each change. */
-function viewOf({ path }) {
-  const [first = 'machines', second, third] = path;
-  if (first === 'machines' && third === 'points') return files;
-  if (first === 'machines' && second !== undefined) return machine;
-  if (first === 'jobs' && second !== undefined) return job;
-  return TOP[first] ?? lost;
+function nameOf({ path: [first = 'machines', second, third] }) {
+  if (first === 'machines' && third === 'points') return 'files';
+  if (second !== undefined && ['machines', 'jobs'].includes(first)) return first.slice(0, -1);
+  return first;
 }
+
+/** The view of a route. `parts` are paths of the API; those named in `slow` are not asked for at each change. */
+function viewOf(at) {
+  const name = nameOf(at);
+  if (Object.hasOwn(loaded, name)) return loaded[name];
+  if (!LATER.includes(name)) return lost;
+  load(name).then(moved);
+  return coming;
+}
+
+/** A view that cannot be fetched says so. */
+async function load(name) {
+  try {
+    loaded[name] ??= (await import(`./${name}.js`)).default;
+  } catch {
+    loaded[name] = { title: () => name, draw: () => trouble({ message: 'This page could not be fetched.', advice: 'load it again when the daemon answers' }) };
+  }
+}
+
+const coming = { title: () => 'Keyframe', draw: () => loading() };
 
 const lost = {
   title: () => 'Not found',
@@ -144,7 +154,7 @@ function single(key) {
   if (key === 'g') chord = Date.now() + CHORD_MS;
   else if (key === '?') help();
   else if (key === '/') search();
-  else if (key === 's' && viewOf(route()) === machine && allowed('snapshot')) openAction('snapshot', route().path[1]);
+  else if (key === 's' && nameOf(route()) === 'machine' && allowed('snapshot')) openAction('snapshot', route().path[1]);
   else return false;
   return true;
 }
@@ -220,3 +230,5 @@ watch(() => {
   fetchOverview();
   fetchView();
 });
+
+for (const name of LATER) await load(name);

@@ -1,7 +1,7 @@
 // Pieces that several views are made of.
 
 import { el } from './dom.js';
-import { absolute, bytes, capital, exactSpan, measured, relative, span } from './format.js';
+import { absolute, bytes, exactSpan, measured, relative, span } from './format.js';
 import { icon, verdictShape } from './icons.js';
 import { hash, now } from './state.js';
 
@@ -97,8 +97,8 @@ export function trouble(error) {
   return el('div', { class: 'trouble', role: 'alert' },
     verdictShape('at-risk'),
     el('div', {},
-      el('p', {}, capital(error.message ?? String(error))),
-      error.advice ? el('p', { class: 'advice' }, capital(error.advice)) : null));
+      el('p', {}, error.message ?? String(error)),
+      error.advice ? el('p', { class: 'advice' }, error.advice) : null));
 }
 
 /** A part that may still be on its way, or have failed; what was known before stays to be seen. */
@@ -128,4 +128,14 @@ export function table(label, heads, rows, kind = '') {
 
 export function size(n) {
   return el('span', { class: 'number', title: n == null ? null : `${n} bytes` }, bytes(n));
+}
+
+export function progressBar(job) {
+  const { done_bytes: done, total_bytes: total } = job.progress ?? {};
+  const known = done != null && total > 0;
+  const share = known ? Math.min(100, (done / total) * 100) : 0;
+  return el('span', {
+    class: known ? 'progress' : 'progress unknown', role: 'progressbar', 'aria-label': `${job.kind} of ${job.machine ?? 'all'}`,
+    'aria-valuemin': 0, 'aria-valuemax': 100, 'aria-valuenow': known ? Math.round(share) : null,
+  }, el('span', { class: 'progress-fill', style: { width: known ? `${share.toFixed(1)}%` : '30%' } }));
 }

@@ -1,8 +1,8 @@
 // Space: what is free, where that leads, who takes it.
 
 import { el } from './dom.js';
-import { bytes, capital, count, date } from './format.js';
-import { forecastWords, isFullSoon, spaceChart } from './chart.js';
+import { bytes, capital, count } from './format.js';
+import { chartFoot, forecastWords, isFullSoon, spaceChart } from './chart.js';
 import { heading, loading, machineLink, section, size, table, trouble } from './parts.js';
 import { state } from './state.js';
 
@@ -19,16 +19,11 @@ export default {
       el('div', { class: 'space-words' },
         el('p', { class: 'figure' }, el('span', {}, bytes(disk.free_bytes)), el('span', { class: 'figure-words' }, `free of ${bytes(disk.total_bytes)}`)),
         el('p', { class: isFullSoon(disk) ? 'bad' : '' }, capital(forecastWords(disk)))),
-      el('figure', { class: 'card chart-box' }, spaceChart(disk, 180), axis(disk)),
+      el('figure', { class: 'card chart-box' }, spaceChart(disk, 180), chartFoot(disk)),
       section('Snapshots of machines', 'takers', takers(overview.machines)),
     ];
   },
 };
-
-function axis({ history }) {
-  if (history.length < 2) return null;
-  return el('figcaption', {}, el('span', {}, date(history[0].at)), el('span', {}, 'free bytes; dashed: as it goes on'), el('span', {}, `measured until ${date(history.at(-1).at)}`));
-}
 
 function takers(machines) {
   const sorted = [...machines].sort((a, b) => (b.snapshots_bytes ?? 0) - (a.snapshots_bytes ?? 0));

@@ -77,17 +77,17 @@ const x = (lane) => Math.min(lane, LANES_AT_MOST) * LANE + LANE / 2;
 function gutter({ snapshot, lane, from, passing, goesOn, width }) {
   const line = (at, begin, end) => svg('line', { x1: x(at), x2: x(at), y1: begin, y2: end, class: `line lane-${at % 4}` });
   const bend = (at) => svg('path', { d: `M${x(at)} 0C${x(at)} ${NODE_AT * 0.8} ${x(lane)} ${NODE_AT * 0.3} ${x(lane)} ${NODE_AT}`, class: `line lane-${at % 4}` });
-  return svg('svg', { class: 'gutter', width: width * LANE, 'aria-hidden': 'true' },
+  return el('span', { class: 'gutter', style: { width: `${width * LANE}px` }, 'aria-hidden': 'true' }, svg('svg', {},
     passing.map((at) => line(at, 0, '100%')),
     from.map((at) => (at === lane ? line(at, 0, NODE_AT) : bend(at))),
     goesOn ? line(lane, NODE_AT, '100%') : null,
-    node(snapshot, lane));
+    node(snapshot, lane)));
 }
 
 function node(snapshot, lane) {
   if (!snapshot) return svg('circle', { cx: x(lane), cy: NODE_AT, r: 5, class: 'node present' });
   const kind = snapshot.memory ? 'whole' : 'disks';
-  return svg('path', { d: `M${x(lane)} ${NODE_AT - 6}l6 6-6 6-6-6z`, class: `node ${kind} lane-${lane % 4}` });
+  return svg('path', { d: `M${x(lane)} ${NODE_AT - 7}l7 7-7 7-7-7z`, class: `node ${kind} lane-${lane % 4}` });
 }
 
 function drawn(vm, row, machine) {
