@@ -12,7 +12,7 @@ const AHEAD_AT_MOST_DAYS = 90;
 /** A chart of `disk`; `height` in units of which its width has 600. */
 export function spaceChart(disk, height) {
   const history = disk.history.map(({ at, free_bytes }) => ({ at: Date.parse(at), free: free_bytes })).filter(({ at }) => at);
-  if (history.length < 2) return el('p', { class: 'faint' }, 'Too little is known yet for a forecast.');
+  if (history.length < 2) return null;
   const begin = history[0].at;
   const last = history.at(-1);
   const ahead = forecast(disk, last, last.at - begin);
@@ -52,6 +52,7 @@ export function chartFoot(disk) {
 
 /** When it is full, in words. */
 export function forecastWords(disk) {
+  if (disk.history.length < 2) return 'no forecast yet';
   if (disk.full_in_days === null || disk.full_in_days === undefined) return 'not filling up';
   const days = disk.full_in_days;
   if (days < 2) return `full in ${span(days * 86400)}`;

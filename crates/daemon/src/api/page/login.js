@@ -12,8 +12,9 @@ export function drawLogin(loggedIn) {
   return el('form', { class: 'login', 'data-dialog': 'login', onsubmit: (event) => logIn(event, loggedIn) },
     mark(),
     el('h1', {}, 'Keyframe'),
+    el('input', { type: 'text', name: 'user', autocomplete: 'username', value: 'keyframe', readOnly: true, hidden: true }),
     el('label', { for: 'token' }, 'Token'),
-    el('input', { id: 'token', name: 'token', type: 'password', autocomplete: 'current-password', required: true, autofocus: true, spellcheck: 'false' }),
+    el('input', { id: 'token', name: 'token', type: 'password', autocomplete: 'current-password', required: true, 'data-first': true, spellcheck: 'false' }),
     el('button', { type: 'submit', class: 'button primary', 'data-action': 'log-in', disabled: is.busy }, 'Log in'),
     is.error ? trouble(is.error) : null,
     el('p', { class: 'faint' }, 'Whoever runs this daemon hands out tokens. On the host itself no token is needed: its socket knows who asks.'));

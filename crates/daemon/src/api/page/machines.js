@@ -1,17 +1,17 @@
 // All machines: how safe they are as a whole, then one row each.
 
 import { el } from './dom.js';
-import { bytes, capital, count, relative } from './format.js';
+import { bytes, capital, count } from './format.js';
 import { forecastWords, isFullSoon, spaceChart } from './chart.js';
 import { icon, verdictShape } from './icons.js';
 import { alertLine } from './alerts.js';
 import { button, loading, machineState, nothing, objective, progressBar, tag, trouble, verdict, when, WORDS } from './parts.js';
-import { freshest, hash, now, redraw, setQuery, state } from './state.js';
+import { freshest, hash, redraw, setQuery, state } from './state.js';
 
-const ROWS_AT_FIRST = 40;
+const ROWS_AT_FIRST = 24;
 const ROWS_MORE = 120;
 const ALERTS_SHOWN = 3;
-const JOBS_SHOWN = 3;
+const LINES = 3;
 const RANK = { unprotected: 0, 'at-risk': 1, protected: 2 };
 
 const SORTS = {
@@ -23,8 +23,18 @@ const SORTS = {
 };
 
 const instant = (at) => (at ? Date.parse(at) : 0);
-const { compare } = new Intl.Collator('en', { numeric: true });
-const byName = (a, b) => compare(a.name, b.name);
+
+/** Names with their numbers as long as each other, so that web-9 comes before web-10; of each name once. */
+const keys = new Map();
+function keyOf({ name }) {
+  if (!keys.has(name)) keys.set(name, name.toLowerCase().replace(/\d+/g, (digits) => digits.padStart(12, '0')));
+  return keys.get(name);
+}
+
+function byName(a, b) {
+  const [one, other] = [keyOf(a), keyOf(b)];
+  return one < other ? -1 : one > other ? 1 : 0;
+}
 
 const is = { many: ROWS_AT_FIRST };
 
@@ -43,6 +53,7 @@ export default {
 };
 
 function protection({ counts }, query) {
+  if (!counts.machines) return el('section', { class: 'card' }, el('h2', { class: 'card-title' }, 'Protection'), el('p', { class: 'figure small' }, 'No machine yet'));
   const kinds = [['protected', counts.protected], ['at-risk', counts.at_risk], ['unprotected', counts.unprotected]];
   const worst = counts.unprotected ? 'unprotected' : counts.at_risk ? 'at-risk' : 'protected';
   return el('section', { class: `card protection is-${worst}`, 'aria-labelledby': 'protection-title' },
@@ -65,14 +76,15 @@ function filter(change) {
 }
 
 function work({ jobs, counts, machines, paused }) {
-  const running = jobs.map(freshest).filter((job) => job.state === 'running');
-  const more = counts.jobs_running - JOBS_SHOWN;
+  const running = jobs.map(freshest).filter((job) => job.state === 'running').slice(0, LINES);
+  const more = counts.jobs_running - running.length;
+  const foot = [more > 0 ? `${more} more run` : null, counts.jobs_waiting ? `${count(counts.jobs_waiting, 'job')} waiting` : null].filter(Boolean);
   return el('section', { class: 'card', 'aria-labelledby': 'work-title' },
     el('h2', { class: 'card-title', id: 'work-title' }, 'Work'),
-    running.length ? running.slice(0, JOBS_SHOWN).map(runningLine) : el('p', { class: 'figure small' }, paused ? 'Paused' : 'Nothing runs'),
-    el('p', { class: 'card-foot' },
-      more > 0 ? `${more} more run; ` : null,
-      counts.jobs_waiting ? `${count(counts.jobs_waiting, 'job')} waiting` : nextWords(machines)));
+    running.length ? null : el('p', { class: 'figure small' }, paused ? 'Paused' : 'Nothing runs'),
+    running.map(runningLine),
+    paused ? null : dueNext(machines, LINES - Math.max(1, running.length)).map(dueLine),
+    foot.length ? el('a', { class: 'card-foot', href: '#/jobs' }, foot.join(', ')) : null);
 }
 
 function runningLine(job) {
@@ -81,12 +93,23 @@ function runningLine(job) {
     progressBar(job));
 }
 
-function nextWords(machines) {
-  let next = null;
+function dueLine({ kind, at, name }) {
+  return el('p', { class: 'due' }, el('span', {}, `${capital(kind)} of ${name}`), when(at));
+}
+
+/** What is due next of all machines, the soonest first. */
+function dueNext(machines, many) {
+  const next = [];
   for (const row of machines) {
-    for (const [kind, at] of Object.entries(row.next)) if (at && (!next || at < next.at)) next = { kind, at, name: row.name };
+    for (const kind of ['snapshot', 'backup', 'drill']) {
+      const at = row.next[kind];
+      if (!at || (next.length === many && at >= next.at(-1)?.at)) continue;
+      next.push({ kind, at, name: row.name });
+      next.sort((a, b) => (a.at < b.at ? -1 : 1));
+      next.length = Math.min(next.length, many);
+    }
   }
-  return next ? `next: ${next.kind} of ${next.name} ${relative(Date.parse(next.at), now())}` : 'nothing is due';
+  return next;
 }
 
 function spaceCard(disk) {
@@ -104,13 +127,12 @@ function alertsCard(alerts) {
     more > 0 ? el('a', { href: '#/alerts', class: 'more-link' }, `${count(more, 'more alert')}`) : null);
 }
 
-function list(overview, query) {
-  const rows = chosen(overview.machines, query);
+function list({ machines }, query) {
+  if (!machines.length) return el('div', { class: 'section' }, nothing('There are no machines yet.', 'keyframe vm create NAME makes one; it appears here by itself.'));
+  const rows = chosen(machines, query);
   return el('section', { 'aria-label': 'Machines' },
-    toolbar(query, rows.length, overview.machines.length),
-    overview.machines.length === 0
-      ? nothing('There are no machines yet.', 'keyframe vm create NAME makes one; it appears here by itself.')
-      : rows.length ? grid(rows) : nothing('No machine is like that.', 'Esc empties the search.'));
+    toolbar(query, rows.length, machines.length),
+    rows.length ? grid(rows) : nothing('No machine is like that.', 'Esc empties the search.'));
 }
 
 function chosen(machines, { q = '', verdict: wanted, sort = 'verdict' }) {
@@ -143,7 +165,7 @@ function toolbar({ q = '', sort = 'verdict', verdict: wanted }, found, all) {
 
 const HEADS = ['Verdict', 'Machine', 'Why', 'Last point', 'Last drill', 'RPO', 'RTO'];
 
-/** Rows are drawn as the reader comes to them: the first view of 500 is that of 60. */
+/** Rows are drawn as the reader comes to them: the first view of 500 is that of the first few. */
 function grid(rows) {
   return [
     el('div', { class: 'grid', role: 'table', 'aria-label': 'Machines', 'aria-rowcount': rows.length + 1 },
@@ -164,7 +186,7 @@ function showMore() {
   redraw();
 }
 
-const end = new IntersectionObserver((seen) => { if (seen.some((one) => one.isIntersecting)) showMore(); }, { rootMargin: '600px' });
+const end = new IntersectionObserver((seen) => { if (seen.some((one) => one.isIntersecting)) showMore(); }, { rootMargin: '500px' });
 
 /** The end is looked for once it is in the page. */
 function watchEnd() {

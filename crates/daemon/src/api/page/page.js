@@ -106,21 +106,22 @@ function draw() {
 /** Another page begins at its top, with an empty stage; the same page keeps what may stay. */
 function drawMain(key, title, content) {
   const fresh = several(content());
-  const another = drawnFor !== null && drawnFor !== key;
-  if (drawnFor !== key) main.replaceChildren(fresh);
+  const first = drawnFor === null;
+  const another = drawnFor !== key;
+  if (another) main.replaceChildren(fresh);
   else morphChildren(main, fresh);
   drawnFor = key;
   main.setAttribute('aria-busy', 'false');
   document.title = `${title} · Keyframe${state.overview ? ` on ${state.overview.host}` : ''}`;
-  if (!another) return;
+  if (!another || (first && key !== 'login')) return;
   scrollTo(0, 0);
-  (main.querySelector('[autofocus]') ?? main.querySelector('h1') ?? main).focus({ preventScroll: true });
+  (main.querySelector('[data-first]') ?? main.querySelector('h1') ?? main).focus({ preventScroll: true });
 }
 
 function moved() {
   if (!location.hash) history.replaceState(null, '', '#/machines');
   if (!state.needsLogin) fetchView();
-  draw();
+  redraw();
 }
 
 async function start() {

@@ -96,7 +96,7 @@ function banners() {
     overview?.paused ? banner('paused', 'warn', 'Paused: nothing is begun by policy until somebody resumes.',
       may('admin') ? button('Resume', { class: 'small', 'data-action': 'resume', onclick: askResume }) : null) : null,
     overview?.draining ? banner('draining', 'warn', 'The daemon is ending: what runs is finished, nothing is begun.') : null,
-    overview ? policyBanner(overview.policies) : null,
+    overview && route().path[0] !== 'policies' ? policyBanner(overview.policies) : null,
   ];
 }
 
