@@ -118,7 +118,16 @@ export function watch(then) {
   setInterval(poll, POLL_MS);
   setInterval(() => tell(), LOOK_AGAIN_MS);
   setInterval(progress, PROGRESS_MS);
-  document.addEventListener('visibilitychange', () => { if (!document.hidden) tell(); });
+  document.addEventListener('visibilitychange', seen);
+  addEventListener('pagehide', () => source?.close());
+  addEventListener('pageshow', (event) => { if (event.persisted) seen(); });
+}
+
+/** A page that nobody sees needs no stream: browsers have few connections for each server, and all of its tabs share them. */
+function seen() {
+  if (document.hidden) return source?.close();
+  listen();
+  tell();
 }
 
 function listen() {
@@ -137,7 +146,7 @@ export const listenAgain = listen;
 
 function poll() {
   if (state.needsLogin) return;
-  if (source?.readyState === EventSource.CLOSED) listen();
+  if (source?.readyState === EventSource.CLOSED && !document.hidden) listen();
   if (state.connection !== 'live') tell();
 }
 

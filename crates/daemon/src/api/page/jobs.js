@@ -5,7 +5,7 @@ import { el } from './dom.js';
 import { ask } from './dialog.js';
 import { bytes, capital, measured, span } from './format.js';
 import { icon, verdictShape } from './icons.js';
-import { button, heading, machineLink, nothing, progressBar, shown, table, when } from './parts.js';
+import { button, due, heading, machineLink, nothing, progressBar, shown, table, when } from './parts.js';
 import { freshest, hash, may, setQuery, state } from './state.js';
 
 const LIMIT = 200;
@@ -107,7 +107,7 @@ export function jobState(job) {
 function waitingTable(jobs) {
   return table('Waiting jobs', ['Job', 'Machine', 'Due', 'By', 'Why', { text: '', class: 'end' }], jobs.map((job) => ({
     'data-job': job.id, 'data-state': job.state, 'data-key': job.id,
-    cells: [titleLink(job), whose(job), when(job.retry_at ?? job.due), job.by, waits(job), cancelButton(job)],
+    cells: [titleLink(job), whose(job), due(job.retry_at ?? job.due), job.by, waits(job), cancelButton(job)],
   })));
 }
 

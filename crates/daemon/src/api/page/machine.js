@@ -8,7 +8,7 @@ import { bytes, count, measured } from './format.js';
 import { icon } from './icons.js';
 import { jobsTable, runningCard } from './jobs.js';
 import { owed } from './owed.js';
-import { button, facts, machineState, nothing, objective, passed, section, shown, tag, verdict, when } from './parts.js';
+import { button, due, facts, machineState, nothing, objective, passed, section, shown, tag, verdict, when } from './parts.js';
 import { points } from './points.js';
 import { freshest, hash, state } from './state.js';
 import { tree } from './tree.js';
@@ -78,7 +78,7 @@ function standing(row) {
       row.reasons.length ? el('ul', { class: 'why' }, row.reasons.map((reason) => el('li', {}, reason))) : el('p', { class: 'faint' }, 'Everything that it is owed is there.')),
     el('dl', { class: 'standing-facts' },
       fact('Last snapshot', when(row.last_snapshot, 'none'), next('next', row.next.snapshot)),
-      fact('Last point', when(row.last_point?.at, 'none'), el('small', {}, row.last_point ? [row.last_point.backup, row.next.backup ? [', next ', when(row.next.backup)] : null] : next('next', row.next.backup))),
+      fact('Last point', when(row.last_point?.at, 'none'), el('small', {}, row.last_point ? [row.last_point.backup, row.next.backup ? [', next ', due(row.next.backup)] : null] : next('next', row.next.backup))),
       fact('Last drill', row.last_drill ? [passed(row.last_drill.passed), ' ', when(row.last_drill.at)] : when(null, 'never'), drillFoot(row)),
       fact('RPO', objective(row.rpo)),
       fact('RTO', objective(row.rto)),
@@ -90,14 +90,14 @@ function fact(name, value, foot = null) {
 }
 
 function next(word, time) {
-  return time ? el('small', {}, `${word} `, when(time)) : null;
+  return time ? el('small', {}, `${word} `, due(time)) : null;
 }
 
 function drillFoot(row) {
   const took = row.last_drill?.took_ms;
   return el('small', {},
     took != null ? `back in ${measured(took)}` : null,
-    row.next.drill ? [took != null ? ', ' : null, 'next ', when(row.next.drill)] : null,
+    row.next.drill ? [took != null ? ', ' : null, 'next ', due(row.next.drill)] : null,
     el('a', { href: hash(['drills'], { machine: row.name }), class: 'after' }, 'all'));
 }
 

@@ -5,7 +5,7 @@ import { bytes, capital, count } from './format.js';
 import { forecastWords, isFullSoon, spaceChart } from './chart.js';
 import { icon, verdictShape } from './icons.js';
 import { alertLine } from './alerts.js';
-import { button, loading, machineState, nothing, objective, progressBar, tag, trouble, verdict, when, WORDS } from './parts.js';
+import { button, due, loading, machineState, nothing, objective, progressBar, tag, trouble, verdict, when, WORDS } from './parts.js';
 import { freshest, hash, redraw, setQuery, state } from './state.js';
 
 const ROWS_AT_FIRST = 24;
@@ -94,7 +94,7 @@ function runningLine(job) {
 }
 
 function dueLine({ kind, at, name }) {
-  return el('p', { class: 'due' }, el('span', {}, `${capital(kind)} of ${name}`), when(at));
+  return el('p', { class: 'due' }, el('span', {}, `${capital(kind)} of ${name}`), due(at));
 }
 
 /** What is due next of all machines, the soonest first. */

@@ -2,7 +2,7 @@
 
 import { el } from './dom.js';
 import { exactSpan, bytes } from './format.js';
-import { facts, nothing, trouble, when } from './parts.js';
+import { due, facts, nothing, trouble } from './parts.js';
 
 export function owed(owed, row) {
   if (!owed) return nothing('It is owed nothing: no policy chooses it.', 'Name it, or one of its tags, in a policy; keyframe policy example shows one.');
@@ -78,5 +78,5 @@ function windows(windows) {
 
 function nextWords(next) {
   const list = Object.entries(next).filter(([, at]) => at);
-  return list.length ? list.map(([kind, at], n) => [n ? ', ' : null, `${kind} `, when(at)]) : 'nothing';
+  return list.length ? list.map(([kind, at], n) => [n ? ', ' : null, `${kind} `, due(at)]) : 'nothing';
 }

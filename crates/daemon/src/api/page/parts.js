@@ -13,6 +13,14 @@ export function when(at, none = '–') {
   return el('time', { datetime: at, title: absolute(at) }, relative(Date.parse(at), now()));
 }
 
+/** When something comes next; what is late is due now. */
+export function due(at, none = '–') {
+  const node = when(at, none);
+  if (at && Date.parse(at) < now()) node.textContent = 'now';
+  if (at) node.dataset.due = '';
+  return node;
+}
+
 /** An instant in full, and its distance. */
 export function whenInFull(at) {
   return el('span', {}, absolute(at), ' ', el('span', { class: 'faint' }, '(', when(at), ')'));
@@ -21,7 +29,8 @@ export function whenInFull(at) {
 /** Distances go on being true while nothing else changes. */
 export function tickTimes(root) {
   for (const node of root.querySelectorAll('time[datetime]')) {
-    const text = relative(Date.parse(node.dateTime), now());
+    const at = Date.parse(node.dateTime);
+    const text = relative('due' in node.dataset ? Math.max(at, now()) : at, now());
     if (node.textContent !== text) node.textContent = text;
   }
 }
