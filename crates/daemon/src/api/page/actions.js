@@ -41,7 +41,7 @@ const ACTIONS = {
   fork: {
     role: 'restore', label: 'Fork', verb: 'Fork', title: (vm, { named }) => `Fork ${vm}@${named}`,
     asks: () => [
-      text('name', 'New machine', { required: true, pattern: '[A-Za-z0-9][A-Za-z0-9._-]*' }),
+      text('name', 'New machine', { required: true, pattern: '[A-Za-z0-9][A-Za-z0-9._\\-]*' }),
       { kind: 'number', name: 'count', label: 'How many', min: 1, max: 100 },
     ],
     begin: (vm) => ({ name: `${vm}-fork`, count: 1 }),

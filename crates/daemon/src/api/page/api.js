@@ -36,7 +36,7 @@ async function request(path, { timeout, ...options }) {
   try {
     const response = await fetch(ROOT + path, { ...options, signal: AbortSignal.timeout(timeout) });
     state.answeredAt = Date.now();
-    if (state.connection === 'away') connected('polling');
+    if (state.connection === 'away') connected(source?.readyState === EventSource.OPEN ? 'live' : 'polling');
     return response;
   } catch (error) {
     const late = error.name === 'TimeoutError';
@@ -104,6 +104,7 @@ let changed = () => {};
 let source = null;
 let waiting = null;
 let lastTold = 0;
+let listenedAt = 0;
 
 export function connected(how) {
   if (state.connection === how) return;
@@ -133,6 +134,7 @@ function seen() {
 function listen() {
   source?.close();
   if (state.needsLogin) return;
+  listenedAt = Date.now();
   source = new EventSource(`${ROOT}/events`);
   source.onopen = () => {
     connected('live');
@@ -146,7 +148,7 @@ export const listenAgain = listen;
 
 function poll() {
   if (state.needsLogin) return;
-  if (source?.readyState === EventSource.CLOSED && !document.hidden) listen();
+  if (source?.readyState === EventSource.CLOSED && !document.hidden && Date.now() - listenedAt > LOOK_AGAIN_MS) listen();
   if (state.connection !== 'live') tell();
 }
 

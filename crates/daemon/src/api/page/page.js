@@ -96,11 +96,17 @@ let drawnFor = null;
 
 function draw() {
   drawShell();
-  if (state.needsLogin) return drawMain('login', 'Log in', () => drawLogin(start));
+  if (state.needsLogin) return drawLoginAlone();
   const at = route();
   const view = viewOf(at);
   const data = Object.fromEntries(partsOf(view, at).map(([name, path]) => [name, part(path)]));
   drawMain(`${location.hash.split('?')[0]}`, view.title(at), () => view.draw(data, at));
+}
+
+/** A session may end while a dialog is open. */
+function drawLoginAlone() {
+  for (const dialog of document.querySelectorAll('dialog[open]')) dialog.close();
+  drawMain('login', 'Log in', () => drawLogin(start));
 }
 
 /** Another page begins at its top, with an empty stage; the same page keeps what may stay. */
