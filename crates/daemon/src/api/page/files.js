@@ -48,7 +48,7 @@ function listing(place, entries) {
   const heads = ['Name', { text: 'Size', class: 'end' }, 'Changed', 'Mode', { text: '', class: 'end' }];
   return table('Files', heads, sorted.map((entry) => ({
     'data-entry': entry.name, 'data-kind': entry.kind, 'data-key': entry.path,
-    cells: [name(place, entry), entry.bytes == null ? '–' : size(entry.bytes), changed(entry.modified), entry.mode ? el('code', {}, entry.mode) : '–', download(place, entry)],
+    cells: [name(place, entry), entry.bytes == null ? null : size(entry.bytes), changed(entry.modified), entry.mode ? el('code', {}, entry.mode) : null, download(place, entry)],
   })), 'files-table');
 }
 
@@ -58,7 +58,7 @@ function name(place, entry) {
   return el('a', { class: 'entry name', 'data-row': true, href: filesHash(place.vm, place, entry.path) }, shape, entry.name, entry.kind === 'directory' ? null : el('span', { class: 'faint' }, entry.kind));
 }
 
-const changed = (at) => (at ? el('span', { title: absolute(at) }, when(at)) : '–');
+const changed = (at) => (at ? el('span', { title: absolute(at) }, when(at)) : null);
 
 function download(place, entry) {
   if (entry.kind !== 'file') return null;
