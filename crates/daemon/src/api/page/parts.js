@@ -112,7 +112,8 @@ export function trouble(error) {
 
 /** A part that may still be on its way, or have failed; what was known before stays to be seen. */
 export function shown(part, draw, what) {
-  if (part.value) return [part.error ? trouble(part.error) : null, draw(part.value)];
+  // That nothing answers at all is told once, on top of the page.
+  if (part.value) return [part.error && part.error.status !== 0 ? trouble(part.error) : null, draw(part.value)];
   return part.error ? trouble(part.error) : loading(what);
 }
 
