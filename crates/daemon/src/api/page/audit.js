@@ -1,0 +1,37 @@
+// Who did what: a chain, in which none can be changed or left out unnoticed.
+
+import { el } from './dom.js';
+import { button, heading, nothing, passed, shown, table, when } from './parts.js';
+import { setQuery } from './state.js';
+
+const AT_FIRST = 100;
+const AT_MOST = 10000;
+
+export default {
+  title: () => 'Audit',
+  parts: ({ query }) => ({ audit: `/audit?limit=${limitOf(query)}` }),
+  draw({ audit }, { query }) {
+    return [
+      heading('Audit', audit.value ? el('span', { 'data-verified': String(audit.value.verified) }, passed(audit.value.verified, ['chain verified', 'the chain is broken: something was changed or left out'])) : null),
+      shown(audit, ({ entries }) => entriesTable(entries, limitOf(query)), 'Verifying the chain'),
+    ];
+  },
+};
+
+const limitOf = ({ limit }) => Math.min(AT_MOST, Number.parseInt(limit, 10) || AT_FIRST);
+
+function entriesTable(entries, limit) {
+  if (!entries.length) return nothing('Nothing was changed yet.');
+  const newest = [...entries].sort((a, b) => b.n - a.n);
+  const heads = [{ text: 'No.', class: 'end' }, 'When', 'Who', 'What', 'Result', 'Hash'];
+  const rows = newest.map((entry) => ({
+    'data-key': String(entry.n), 'data-entry': entry.n,
+    cells: [String(entry.n), when(entry.at), entry.who, entry.what, entry.result === 'ok' ? el('span', { class: 'faint' }, 'ok') : el('span', { class: 'bad' }, entry.result), el('code', { class: 'faint', title: entry.hash }, entry.hash.slice(0, 12))],
+  }));
+  return [table('Audit log', heads, rows, 'audit-table'), entries.length >= limit ? button('Show older ones', { class: 'wide', onclick: () => older(limit) }) : null];
+}
+
+function older(limit) {
+  setQuery({ limit: String(limit * 5) });
+  dispatchEvent(new HashChangeEvent('hashchange'));
+}
