@@ -5,6 +5,7 @@
 //! | [`guests`] | kernels and disks that `cargo xtask guests` builds |
 //! | [`home`] | a `KEYFRAME_HOME` of one's own, and the runner of the command line |
 //! | [`running`] | a program at work, and how it went |
+//! | [`daemon`] | a `keyframe serve`, and HTTP spoken with it |
 //! | [`machine`] | one machine: create, look, type at its console, destroy |
 //! | [`serial`] | its serial log: reading, waiting, and how long it was silent |
 //! | [`checker`] | the lines of the program in the small guest |
@@ -21,6 +22,7 @@
 pub mod bare;
 pub mod checker;
 pub mod console;
+pub mod daemon;
 pub mod error;
 pub mod guests;
 pub mod home;
@@ -32,6 +34,7 @@ pub mod running;
 pub mod serial;
 pub mod small_fs;
 
+pub use daemon::Daemon;
 pub use error::{Error, Result};
 pub use home::Home;
 pub use machine::{Machine, MachineSpec};

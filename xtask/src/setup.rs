@@ -20,8 +20,9 @@ const QEMU: &str = "qemu-system-x86_64";
 const QEMU_PACKAGES: [&str; 2] = ["qemu-system-x86", "qemu-utils"];
 /// UEFI firmware; a Debian system out of packages; its file system, EFI partition and partition table; a reader of
 /// manifests and one of maps, for restoring without Keyframe; a server that the SFTP store is tested with; file systems
-/// whose files share extents; tools that make NTFS and FAT, for reading files out of them.
-const TOOL_PACKAGES: [&str; 12] = [
+/// whose files share extents; tools that make NTFS and FAT, for reading files out of them; a client that speaks
+/// TLS and a browser that is driven, for the daemon's API and its page.
+const TOOL_PACKAGES: [&str; 15] = [
     "ovmf",
     "mmdebstrap",
     "e2fsprogs",
@@ -34,6 +35,9 @@ const TOOL_PACKAGES: [&str; 12] = [
     "btrfs-progs",
     "ntfs-3g",
     "dosfstools",
+    "curl",
+    "chromium",
+    "chromium-driver",
 ];
 const BACKPORTS: &str = "bookworm-backports";
 

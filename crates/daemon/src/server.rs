@@ -82,6 +82,8 @@ pub async fn on_network(listener: TcpListener, tls: TlsAcceptor, router: Router)
             tokio::time::sleep(REST).await;
             continue;
         };
+        // Answers are small: none waits for more to be sent with it.
+        let _ = stream.set_nodelay(true);
         let (tls, router) = (tls.clone(), router.clone());
         tokio::spawn(async move {
             if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, tls.accept(stream)).await {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Extension, Request, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, COOKIE, SET_COOKIE};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, COOKIE, SET_COOKIE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -36,6 +36,8 @@ const CONTENT_OF_EVIDENCE: &str =
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox; frame-ancestors 'self'";
 /// How long a request that changes something may take to come in, and be answered.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest refusal, in bytes.
+const WORDS_MOST: usize = 4096;
 /// How long who guesses tokens waits for each answer.
 const WRONG_TOKEN: Duration = Duration::from_millis(500);
 
@@ -146,8 +148,22 @@ pub async fn gate(State(api): State<Api>, mut request: Request, next: Next) -> R
             }
         }
     };
+    if response.status().is_client_error() && !is_json(response.headers()) {
+        response = worded(response).await;
+    }
     protect(response.headers_mut(), &path);
     response
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"))
+}
+
+/// What could not be read is refused in the words of whoever tried: they become a refusal like any other.
+async fn worded(response: Response) -> Response {
+    let status = response.status();
+    let words = axum::body::to_bytes(response.into_body(), WORDS_MOST).await.unwrap_or_default();
+    Refusal::new(status, String::from_utf8_lossy(&words).into_owned()).into_response()
 }
 
 fn protect(headers: &mut HeaderMap, path: &str) {
