@@ -13,7 +13,7 @@ const LOOK_AGAIN_MS = 60000;
 const TIMEOUT_MS = 30000;
 const SLOW_TIMEOUT_MS = 300000;
 
-export class Refused extends Error {
+class Refused extends Error {
   constructor(status, body) {
     super(body?.error ?? `the server answered ${status}`);
     this.status = status;

@@ -10,14 +10,17 @@ const AT_MOST = 10000;
 export default {
   title: () => 'Audit',
   parts: ({ query }) => ({ audit: `/audit?limit=${limitOf(query)}` }),
+  slow: ['audit'],
   draw({ audit }, { query }) {
     return [
-      heading('Audit', audit.value ? el('span', { 'data-verified': String(audit.value.verified) }, passed(audit.value.verified, ['chain verified', 'the chain is broken: something was changed or left out'])) : null),
+      heading('Audit', audit.value ? standing(audit.value.verified) : null),
       shown(audit, ({ entries }) => entriesTable(entries, limitOf(query)), 'Verifying the chain'),
     ];
   },
 };
 
+const WORDS = ['chain verified', 'the chain is broken: something was changed or left out'];
+const standing = (verified) => el('span', { 'data-verified': String(verified) }, passed(verified, WORDS));
 const limitOf = ({ limit }) => Math.min(AT_MOST, Number.parseInt(limit, 10) || AT_FIRST);
 
 function entriesTable(entries, limit) {
@@ -26,7 +29,11 @@ function entriesTable(entries, limit) {
   const heads = [{ text: 'No.', class: 'end' }, 'When', 'Who', 'What', 'Result', 'Hash'];
   const rows = newest.map((entry) => ({
     'data-key': String(entry.n), 'data-entry': entry.n,
-    cells: [String(entry.n), when(entry.at), entry.who, entry.what, entry.result === 'ok' ? el('span', { class: 'faint' }, 'ok') : el('span', { class: 'bad' }, entry.result), el('code', { class: 'faint', title: entry.hash }, entry.hash.slice(0, 12))],
+    cells: [
+      String(entry.n), when(entry.at), entry.who, entry.what,
+      el('span', { class: entry.result === 'ok' ? 'faint' : 'bad' }, entry.result),
+      el('code', { class: 'faint', title: entry.hash }, entry.hash.slice(0, 12)),
+    ],
   }));
   return [table('Audit log', heads, rows, 'audit-table'), entries.length >= limit ? button('Show older ones', { class: 'wide', onclick: () => older(limit) }) : null];
 }

@@ -86,5 +86,7 @@ function words(day, none) {
 
 function legend() {
   const one = (kind, word) => el('span', { class: `day-mark is-${kind}` }, SHAPES[kind] ? icon(SHAPES[kind]) : el('span', { class: 'day-shape' }), word);
-  return el('p', { class: 'legend', 'aria-hidden': 'true' }, one('snapshot', 'snapshots'), one('point', 'points'), one('passed', 'drill passed'), one('failed', 'failed'), el('span', { class: 'day-mark is-coming' }, 'hollow: planned'));
+  return el('p', { class: 'legend', 'aria-hidden': 'true' },
+    one('snapshot', 'snapshots'), one('point', 'points'), one('passed', 'drill passed'), one('failed', 'failed'),
+    el('span', { class: 'day-mark is-coming' }, 'hollow: planned'));
 }

@@ -54,8 +54,9 @@ function listing(place, entries) {
 
 function name(place, entry) {
   const shape = icon(SHAPES[entry.kind] ?? 'disk');
-  if (!INSIDE.has(entry.kind)) return el('span', { class: 'entry' }, shape, entry.name, entry.kind === 'file' ? null : el('span', { class: 'faint' }, entry.kind));
-  return el('a', { class: 'entry name', 'data-row': true, href: filesHash(place.vm, place, entry.path) }, shape, entry.name, entry.kind === 'directory' ? null : el('span', { class: 'faint' }, entry.kind));
+  const kind = ['file', 'directory'].includes(entry.kind) ? null : el('span', { class: 'faint' }, entry.kind);
+  if (!INSIDE.has(entry.kind)) return el('span', { class: 'entry' }, shape, entry.name, kind);
+  return el('a', { class: 'entry name', 'data-row': true, href: filesHash(place.vm, place, entry.path) }, shape, entry.name, kind);
 }
 
 const changed = (at) => (at ? el('span', { title: absolute(at) }, when(at)) : null);

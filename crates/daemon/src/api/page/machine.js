@@ -20,7 +20,7 @@ const at = (name) => `/machines/${encodeURIComponent(name)}`;
 export default {
   title: ({ path }) => path[1],
   parts: ({ path }) => ({ machine: at(path[1]), calendar: `${at(path[1])}/calendar?days=30`, points: `${at(path[1])}/points` }),
-  slow: ['points'],
+  slow: ['points', 'calendar'],
   draw(data, { path }) {
     const name = path[1];
     const known = data.machine.value;
@@ -78,7 +78,7 @@ function standing(row) {
       row.reasons.length ? el('ul', { class: 'why' }, row.reasons.map((reason) => el('li', {}, reason))) : el('p', { class: 'faint' }, 'Everything that it is owed is there.')),
     el('dl', { class: 'standing-facts' },
       fact('Last snapshot', when(row.last_snapshot, 'none'), next('next', row.next.snapshot)),
-      fact('Last point', when(row.last_point?.at, 'none'), el('small', {}, row.last_point ? [row.last_point.backup, row.next.backup ? [', next ', due(row.next.backup)] : null] : next('next', row.next.backup))),
+      fact('Last point', when(row.last_point?.at, 'none'), pointFoot(row)),
       fact('Last drill', row.last_drill ? [passed(row.last_drill.passed), ' ', when(row.last_drill.at)] : when(null, 'never'), drillFoot(row)),
       fact('RPO', objective(row.rpo)),
       fact('RTO', objective(row.rto)),
@@ -91,6 +91,11 @@ function fact(name, value, foot = null) {
 
 function next(word, time) {
   return time ? el('small', {}, `${word} `, due(time)) : null;
+}
+
+function pointFoot({ last_point: point, next: { backup } }) {
+  if (!point) return next('next', backup);
+  return el('small', {}, point.backup, backup ? [', next ', due(backup)] : null);
 }
 
 function drillFoot(row) {
