@@ -55,7 +55,7 @@ async function answer(response) {
     state.needsLogin = true;
     redraw();
   }
-  if (!response.ok) throw new Refused(response.status, body);
+  if (!response.ok) throw new Refused(response.status, body ?? (text ? { error: text.slice(0, 300) } : null));
   return body ?? {};
 }
 

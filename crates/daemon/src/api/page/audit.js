@@ -1,7 +1,7 @@
 // Who did what: a chain, in which none can be changed or left out unnoticed.
 
 import { el } from './dom.js';
-import { button, heading, nothing, passed, shown, table, when } from './parts.js';
+import { button, heading, nothing, passed, shown, table, trouble, when } from './parts.js';
 import { setQuery } from './state.js';
 
 const AT_FIRST = 100;
@@ -14,14 +14,19 @@ export default {
   draw({ audit }, { query }) {
     return [
       heading('Audit', audit.value ? standing(audit.value.verified) : null),
-      shown(audit, ({ entries }) => entriesTable(entries, limitOf(query)), 'Verifying the chain'),
+      shown(audit, ({ entries, flaws }) => [(flaws ?? []).map(flaw), entriesTable(entries, limitOf(query))], 'Verifying the chain'),
     ];
   },
 };
 
 const WORDS = ['chain verified', 'the chain is broken: something was changed or left out'];
 const standing = (verified) => el('span', { 'data-verified': String(verified) }, passed(verified, WORDS));
+const BAD = /^(failed|refused|incomplete|error)/;
 const limitOf = ({ limit }) => Math.min(AT_MOST, Number.parseInt(limit, 10) || AT_FIRST);
+
+function flaw(found) {
+  return trouble({ message: typeof found === 'string' ? found : found.what ?? JSON.stringify(found) });
+}
 
 function entriesTable(entries, limit) {
   if (!entries.length) return nothing('Nothing was changed yet.');
@@ -31,7 +36,7 @@ function entriesTable(entries, limit) {
     'data-key': String(entry.n), 'data-entry': entry.n,
     cells: [
       String(entry.n), when(entry.at), entry.who, entry.what,
-      el('span', { class: entry.result === 'ok' ? 'faint' : 'bad' }, entry.result),
+      el('span', { class: BAD.test(entry.result) ? 'clamp bad' : 'clamp faint', title: entry.result }, entry.result),
       el('code', { class: 'faint', title: entry.hash }, entry.hash.slice(0, 12)),
     ],
   }));

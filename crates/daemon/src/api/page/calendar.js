@@ -14,11 +14,12 @@ export function calendar({ past, coming }) {
   for (const day of past) days.set(day.date, { ...day });
   for (const day of coming) days.set(day.date, { ...days.get(day.date), date: day.date, planned: day });
   const dates = [...days.keys()].sort();
+  const began = dates.find((at) => isAnything(days.get(at)));
   if (!dates.length) return el('p', { class: 'faint' }, 'Nothing was done, and nothing is planned.');
   return el('div', { class: 'calendar-box' },
     el('table', { class: 'calendar', 'aria-label': 'Past and coming days' },
       el('thead', {}, el('tr', {}, DAYS.map((day) => el('th', { scope: 'col' }, day)))),
-      el('tbody', {}, weeks(dates).map((week) => el('tr', {}, week.map((one) => cell(one, days.get(one))))))),
+      el('tbody', {}, weeks(dates).map((week) => el('tr', {}, week.map((one) => cell(one, days.get(one), began)))))),
     legend());
 }
 
@@ -33,14 +34,17 @@ function weeks(dates) {
   return weeks;
 }
 
-function cell(at, day) {
+const isAnything = (day) => Boolean(day.snapshots || day.points || day.failed || day.drills_failed || day.drills_passed);
+
+/** A day without anything is a gap only after there was something. */
+function cell(at, day, began) {
   const today = date(now());
   const number = Number(at.slice(8));
   const name = number === 1 ? ` ${MONTHS[Number(at.slice(5, 7)) - 1]}` : '';
   if (!day) return el('td', { class: 'day outside' }, el('span', { class: 'day-number' }, String(number)));
   const bad = day.failed || day.drills_failed;
   const kind = at > today ? 'coming' : at === today ? 'today' : 'past';
-  const empty = kind === 'past' && !day.snapshots && !day.points && !bad ? ' empty' : '';
+  const empty = kind === 'past' && at > began && !isAnything(day) ? ' empty' : '';
   return el('td', { class: `day ${kind}${bad ? ' bad' : ''}${empty}`, title: told(at, day, kind), 'data-date': at, 'data-day': kind },
     el('span', { class: 'day-number', 'aria-hidden': 'true' }, `${number}${name}`),
     el('span', { class: 'unseen' }, told(at, day, kind)),

@@ -14,6 +14,7 @@ import { freshest, hash, state } from './state.js';
 import { tree } from './tree.js';
 
 const JOBS_SHOWN = 12;
+const RANK = { running: 0, waiting: 1 };
 
 const at = (name) => `/machines/${encodeURIComponent(name)}`;
 
@@ -49,7 +50,7 @@ function actions(name, row, owed) {
   const buttons = [
     actionButton('snapshot', name, {}, { label: 'Snapshot now' }, { class: 'primary', 'aria-keyshortcuts': 's' }),
     backups.length ? actionButton('backup', name, {}, { backups }) : null,
-    actionButton('drill', name, {}, { backups }),
+    backups.length ? actionButton('drill', name, {}, { backups }) : null,
     up ? actionButton('stop', name) : actionButton('start', name),
   ].filter(Boolean);
   return buttons.length ? el('div', { class: 'actions' }, buttons) : el('p', { class: 'faint' }, 'Your role is read: nothing can be changed here.');
@@ -66,7 +67,7 @@ function body(name, machine, data) {
       section('Days', 'days', shown(data.calendar, calendar)),
       section('Owed', 'owed', owed(machine.owed, row), hardware(machine))),
     section('Restore points', 'points', pointsPart(name, data.points)),
-    section('Jobs', 'jobs', jobs(name, machine.jobs.map(freshest))),
+    section('Jobs', 'jobs', jobs(name, machine.jobs.map(freshest).sort(latestFirst))),
   ];
 }
 
@@ -103,7 +104,7 @@ function drillFoot(row) {
   return el('small', {},
     took != null ? `back in ${measured(took)}` : null,
     row.next.drill ? [took != null ? ', ' : null, 'next ', due(row.next.drill)] : null,
-    el('a', { href: hash(['drills'], { machine: row.name }), class: 'after' }, 'all'));
+    row.last_drill ? el('a', { href: hash(['drills'], { machine: row.name }), class: 'after' }, 'all') : null);
 }
 
 function hardware({ cpus, memory_bytes: memory, disks }) {
@@ -118,6 +119,11 @@ function pointsPart(name, part) {
     shown(part, (value) => points(name, value), 'Reading the repositories'),
     part.value || part.error ? button(part.pending ? 'Reading…' : 'Read again', { class: 'small', 'data-action': 'read-points', disabled: Boolean(part.pending), onclick: again }) : null,
   ];
+}
+
+function latestFirst(a, b) {
+  const time = (job) => job.ended ?? job.began ?? job.due;
+  return (RANK[a.state] ?? 2) - (RANK[b.state] ?? 2) || (time(a) < time(b) ? 1 : -1);
 }
 
 function jobs(name, list) {

@@ -89,7 +89,7 @@ function announceChanges(before, after) {
   if (changed.length > 3) announce(`${changed.length} machines have another verdict`);
   else for (const row of changed) announce(`${row.name} is ${WORDS[row.verdict]}`);
   const alerts = after.alerts.filter((alert) => !before.alerts.some((known) => known.id === alert.id));
-  for (const alert of alerts.slice(0, 3)) announce(`${alert.severity} alert: ${alert.what}`);
+  for (const alert of alerts.slice(0, 3)) announce(`${alert.severity} alert: ${alert.machine ? `${alert.machine}: ` : ''}${alert.what}`);
 }
 
 let drawnFor = null;
