@@ -106,7 +106,7 @@ let waiting = null;
 let lastTold = 0;
 let listenedAt = 0;
 
-export function connected(how) {
+function connected(how) {
   if (state.connection === how) return;
   state.connection = how;
   redraw();
@@ -141,7 +141,7 @@ function listen() {
     tell();
   };
   source.addEventListener('change', (event) => tell(parsed(event.data)));
-  source.onerror = () => { if (state.connection === 'live') connected('polling'); };
+  source.onerror = () => { if (state.connection !== 'away') connected('polling'); };
 }
 
 export const listenAgain = listen;

@@ -1,6 +1,6 @@
 // The dashboard: which view is shown, when it is fetched, when it is drawn.
 
-import { connected, get, listenAgain, part, refresh, watch } from './api.js';
+import { get, listenAgain, part, refresh, watch } from './api.js';
 import { openAction, tellEnds, allowed } from './actions.js';
 import { el, morphChildren, several } from './dom.js';
 import { heading, loading, nothing, tickTimes, trouble, WORDS } from './parts.js';
@@ -231,7 +231,6 @@ else {
 const first = await overview;
 if (!first.error) overviewIs(first);
 else if (!state.needsLogin) state.overviewError = first.error;
-if (state.connection === 'starting' && !first.error) connected('polling');
 moved();
 watch(() => {
   fetchOverview();
