@@ -3,6 +3,7 @@
 import { el } from './dom.js';
 import { count, date } from './format.js';
 import { icon } from './icons.js';
+import { nothing } from './parts.js';
 import { now } from './state.js';
 
 const DAYS = ['Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun'];
@@ -15,7 +16,7 @@ export function calendar({ past, coming }) {
   for (const day of coming) days.set(day.date, { ...days.get(day.date), date: day.date, planned: day });
   const dates = [...days.keys()].sort();
   const began = dates.find((at) => isAnything(days.get(at)));
-  if (!dates.length) return el('p', { class: 'faint' }, 'Nothing was done, and nothing is planned.');
+  if (!began && !coming.some(isAnything)) return nothing('Nothing was done, and nothing is planned.');
   return el('div', { class: 'calendar-box' },
     el('table', { class: 'calendar', 'aria-label': 'Past and coming days' },
       el('thead', {}, el('tr', {}, DAYS.map((day) => el('th', { scope: 'col' }, day)))),

@@ -23,8 +23,7 @@ export function tree(vm, told, row) {
   return [
     told.warning ? trouble({ message: told.warning }) : null,
     (told.damaged ?? []).map(damagedOne),
-    told.snapshots.length ? null : nothing('There is no snapshot yet.'),
-    el('ol', { class: 'tree', 'aria-label': `Snapshots of ${vm}, the newest first` }, cut.map((one) => drawn(vm, one, row))),
+    told.snapshots.length === 0 ? nothing('There is no snapshot yet.') : el('ol', { class: 'tree', 'aria-label': `Snapshots of ${vm}, the newest first` }, cut.map((one) => drawn(vm, one, row))),
     rows.length > cut.length ? button(`Show all ${told.snapshots.length} snapshots`, { class: 'wide', 'data-action': 'show-all', onclick: () => { is.all = true; redraw(); } }) : null,
     told.stray_forks?.length ? el('p', { class: 'faint' }, 'Forked from a snapshot that is gone: ', told.stray_forks.map((fork) => [machineLink(fork), ' '])) : null,
     chosenBar(vm, told.snapshots),
