@@ -11,7 +11,38 @@ macro_rules! files {
 }
 
 /// Name and content.
-const FILES: &[(&str, &[u8])] = files!["index.html"];
+const FILES: &[(&str, &[u8])] = files![
+    "index.html",
+    "actions.js",
+    "alerts.js",
+    "api.js",
+    "audit.js",
+    "calendar.js",
+    "chart.js",
+    "dialog.js",
+    "dom.js",
+    "drills.js",
+    "favicon.svg",
+    "files.js",
+    "format.js",
+    "icons.js",
+    "job.js",
+    "jobs.js",
+    "login.js",
+    "machine.js",
+    "machines.js",
+    "more.js",
+    "owed.js",
+    "page.css",
+    "page.js",
+    "parts.js",
+    "points.js",
+    "policies.js",
+    "shell.js",
+    "space.js",
+    "state.js",
+    "tree.js",
+];
 
 /// What is asked and answered, as OpenAPI 3.1.
 pub const OPENAPI: &str = include_str!("openapi.json");
