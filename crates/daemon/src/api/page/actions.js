@@ -29,7 +29,7 @@ const ACTIONS = {
   },
   drill: {
     role: 'operate', label: 'Drill', verb: 'Hold the drill', title: (vm) => `Hold a drill of ${vm}`,
-    asks: ({ backups }) => [{ kind: 'choice', name: 'backup', label: 'Of backup', options: backups, none: 'what the policy says' }],
+    asks: ({ backups }) => [{ kind: 'choice', name: 'backup', label: 'Of backup', options: backups }],
   },
   test: { role: 'operate', label: 'Test', verb: 'Test it', title: (vm, { named }) => `Test ${vm}@${named}`, asks: () => [] },
   start: { role: 'operate', label: 'Start', verb: 'Start', title: (vm) => `Start ${vm}`, asks: () => [] },
@@ -74,9 +74,9 @@ export function actionButton(action, vm, fixed = {}, context = {}, attributes = 
 
 export function openAction(action, vm, fixed = {}, context = {}) {
   const what = ACTIONS[action];
-  const fields = what.asks({ backups: [], ...context }).filter((field) => field.kind !== 'choice' || field.options.length || !field.none);
+  const fields = what.asks(context);
   const values = { ...what.begin?.(vm) };
-  for (const field of fields) if (field.kind === 'choice' && !field.none) values[field.name] = field.options[0] ?? '';
+  for (const field of fields) if (field.kind === 'choice') values[field.name] = field.options[0];
   const is = { action, vm, fixed, what, fields, values, plan: null, error: null, planning: false, busy: false, asked: 0, timer: null };
   const dialog = openDialog(action, capital(what.title(vm, context)), (dialog) => drawn(is, dialog), {
     closed: () => {
@@ -129,9 +129,8 @@ function drawnInput(field, id, is, changed) {
   const value = is.values[field.name] ?? '';
   const common = { id, name: field.name, value, 'aria-describedby': field.hint ? `${id}-hint` : null };
   if (field.kind === 'choice') {
-    const none = field.none ? el('option', { value: '' }, field.none) : null;
     return el('select', { ...common, onchange: (event) => changed(event.target.value) },
-      none, field.options.map((option) => el('option', { value: option }, option)));
+      field.options.map((option) => el('option', { value: option }, option)));
   }
   if (field.kind === 'number') {
     return el('input', { ...common, type: 'number', min: field.min, max: field.max, class: 'short', oninput: (event) => changed(event.target.valueAsNumber) });

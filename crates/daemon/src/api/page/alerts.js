@@ -30,14 +30,17 @@ function calm() {
 /** An alert as a line, where there is more to see than alerts. */
 export function alertLine(alert) {
   return el('a', { class: `alert-line is-${alert.severity}`, href: '#/alerts', 'data-alert': alert.id, 'data-key': alert.id },
-    verdictShape(SHAPES[alert.severity]), el('span', { class: 'alert-what' }, alert.what), el('span', { class: 'faint' }, when(alert.since)));
+    verdictShape(SHAPES[alert.severity]), el('span', { class: 'alert-what' }, whose(alert), alert.what), el('span', { class: 'faint' }, when(alert.since)));
 }
+
+/** The machine's name, where the words do not have it. */
+const whose = ({ machine, what }) => (machine && !what.includes(machine) ? `${machine}: ` : null);
 
 function alertCard(alert) {
   return el('li', { class: `alert is-${alert.severity}`, 'data-alert': alert.id, 'data-key': alert.id },
     verdictShape(SHAPES[alert.severity]),
     el('div', {},
-      el('p', { class: 'alert-what' }, alert.what),
+      el('p', { class: 'alert-what' }, whose(alert), alert.what),
       alert.advice ? el('p', { class: 'advice' }, alert.advice) : null,
       el('p', { class: 'alert-foot' }, alert.severity, ', since ', when(alert.since), alert.machine ? [' · ', machineLink(alert.machine)] : null)));
 }

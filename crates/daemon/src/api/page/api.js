@@ -13,7 +13,7 @@ const LOOK_AGAIN_MS = 60000;
 const TIMEOUT_MS = 30000;
 const SLOW_TIMEOUT_MS = 300000;
 
-export class Refused extends Error {
+class Refused extends Error {
   constructor(status, body) {
     super(body?.error ?? `the server answered ${status}`);
     this.status = status;
@@ -55,7 +55,7 @@ async function answer(response) {
     state.needsLogin = true;
     redraw();
   }
-  if (!response.ok) throw new Refused(response.status, body);
+  if (!response.ok) throw new Refused(response.status, body ?? (text ? { error: text.slice(0, 300) } : null));
   return body ?? {};
 }
 
@@ -106,7 +106,7 @@ let waiting = null;
 let lastTold = 0;
 let listenedAt = 0;
 
-export function connected(how) {
+function connected(how) {
   if (state.connection === how) return;
   state.connection = how;
   redraw();
@@ -141,7 +141,7 @@ function listen() {
     tell();
   };
   source.addEventListener('change', (event) => tell(parsed(event.data)));
-  source.onerror = () => { if (state.connection === 'live') connected('polling'); };
+  source.onerror = () => { if (state.connection !== 'away') connected('polling'); };
 }
 
 export const listenAgain = listen;

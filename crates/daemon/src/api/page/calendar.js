@@ -3,6 +3,7 @@
 import { el } from './dom.js';
 import { count, date } from './format.js';
 import { icon } from './icons.js';
+import { nothing } from './parts.js';
 import { now } from './state.js';
 
 const DAYS = ['Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat', 'Sun'];
@@ -14,11 +15,12 @@ export function calendar({ past, coming }) {
   for (const day of past) days.set(day.date, { ...day });
   for (const day of coming) days.set(day.date, { ...days.get(day.date), date: day.date, planned: day });
   const dates = [...days.keys()].sort();
-  if (!dates.length) return el('p', { class: 'faint' }, 'Nothing was done, and nothing is planned.');
+  const began = dates.find((at) => isAnything(days.get(at)));
+  if (!began && !coming.some(isAnything)) return nothing('Nothing was done, and nothing is planned.');
   return el('div', { class: 'calendar-box' },
     el('table', { class: 'calendar', 'aria-label': 'Past and coming days' },
       el('thead', {}, el('tr', {}, DAYS.map((day) => el('th', { scope: 'col' }, day)))),
-      el('tbody', {}, weeks(dates).map((week) => el('tr', {}, week.map((one) => cell(one, days.get(one))))))),
+      el('tbody', {}, weeks(dates).map((week) => el('tr', {}, week.map((one) => cell(one, days.get(one), began)))))),
     legend());
 }
 
@@ -33,14 +35,17 @@ function weeks(dates) {
   return weeks;
 }
 
-function cell(at, day) {
+const isAnything = (day) => Boolean(day.snapshots || day.points || day.failed || day.drills_failed || day.drills_passed);
+
+/** A day without anything is a gap only after there was something. */
+function cell(at, day, began) {
   const today = date(now());
   const number = Number(at.slice(8));
   const name = number === 1 ? ` ${MONTHS[Number(at.slice(5, 7)) - 1]}` : '';
   if (!day) return el('td', { class: 'day outside' }, el('span', { class: 'day-number' }, String(number)));
   const bad = day.failed || day.drills_failed;
   const kind = at > today ? 'coming' : at === today ? 'today' : 'past';
-  const empty = kind === 'past' && !day.snapshots && !day.points && !bad ? ' empty' : '';
+  const empty = kind === 'past' && at > began && !isAnything(day) ? ' empty' : '';
   return el('td', { class: `day ${kind}${bad ? ' bad' : ''}${empty}`, title: told(at, day, kind), 'data-date': at, 'data-day': kind },
     el('span', { class: 'day-number', 'aria-hidden': 'true' }, `${number}${name}`),
     el('span', { class: 'unseen' }, told(at, day, kind)),
@@ -86,5 +91,7 @@ function words(day, none) {
 
 function legend() {
   const one = (kind, word) => el('span', { class: `day-mark is-${kind}` }, SHAPES[kind] ? icon(SHAPES[kind]) : el('span', { class: 'day-shape' }), word);
-  return el('p', { class: 'legend', 'aria-hidden': 'true' }, one('snapshot', 'snapshots'), one('point', 'points'), one('passed', 'drill passed'), one('failed', 'failed'), el('span', { class: 'day-mark is-coming' }, 'hollow: planned'));
+  return el('p', { class: 'legend', 'aria-hidden': 'true' },
+    one('snapshot', 'snapshots'), one('point', 'points'), one('passed', 'drill passed'), one('failed', 'failed'),
+    el('span', { class: 'day-mark is-coming' }, 'hollow: planned'));
 }

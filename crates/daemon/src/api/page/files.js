@@ -47,21 +47,26 @@ function listing(place, entries) {
   const sorted = [...entries].sort((a, b) => INSIDE.has(b.kind) - INSIDE.has(a.kind) || (a.name < b.name ? -1 : 1));
   const heads = ['Name', { text: 'Size', class: 'end' }, 'Changed', 'Mode', { text: '', class: 'end' }];
   return table('Files', heads, sorted.map((entry) => ({
-    'data-entry': entry.name, 'data-kind': entry.kind, 'data-key': entry.path,
+    'data-entry': entry.name, 'data-kind': entry.kind, 'data-key': entry.path ?? entry.name,
     cells: [name(place, entry), entry.bytes == null ? null : size(entry.bytes), changed(entry.modified), entry.mode ? el('code', {}, entry.mode) : null, download(place, entry)],
   })), 'files-table');
 }
 
 function name(place, entry) {
   const shape = icon(SHAPES[entry.kind] ?? 'disk');
-  if (!INSIDE.has(entry.kind)) return el('span', { class: 'entry' }, shape, entry.name, entry.kind === 'file' ? null : el('span', { class: 'faint' }, entry.kind));
-  return el('a', { class: 'entry name', 'data-row': true, href: filesHash(place.vm, place, entry.path) }, shape, entry.name, entry.kind === 'directory' ? null : el('span', { class: 'faint' }, entry.kind));
+  const about = [
+    ['file', 'directory'].includes(entry.kind) ? null : entry.kind,
+    entry.content, entry.label, entry.target ? `to ${entry.target}` : null,
+  ].filter(Boolean).join(', ');
+  const kind = about ? el('span', { class: 'faint' }, about) : null;
+  if (!INSIDE.has(entry.kind) || entry.path === null) return el('span', { class: 'entry' }, shape, entry.name, kind);
+  return el('a', { class: 'entry name', 'data-row': true, href: filesHash(place.vm, place, entry.path) }, shape, entry.name, kind);
 }
 
 const changed = (at) => (at ? el('span', { title: absolute(at) }, when(at)) : null);
 
 function download(place, entry) {
-  if (entry.kind !== 'file') return null;
+  if (entry.kind !== 'file' || entry.path === null) return null;
   const href = `${ROOT}${api(place)}/file?${new URLSearchParams({ path: entry.path })}`;
   return el('a', { class: 'button small', href, download: entry.name, 'data-action': 'download', 'aria-label': `Download ${entry.name}`, 'data-row': true }, icon('down'), 'Download');
 }

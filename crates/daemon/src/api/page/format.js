@@ -74,12 +74,6 @@ export function count(n, one, more = `${one}s`) {
   return `${n} ${n === 1 ? one : more}`;
 }
 
-/** "a, b and c" */
-export function listed(words) {
-  if (words.length < 2) return words.join('');
-  return `${words.slice(0, -1).join(', ')} and ${words.at(-1)}`;
-}
-
 export function capital(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }

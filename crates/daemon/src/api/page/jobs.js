@@ -113,7 +113,7 @@ function waitingTable(jobs) {
 
 function waits(job) {
   if (!job.retry_at) return el('span', { class: 'faint' }, 'waits for its turn');
-  return el('span', {}, `attempt ${job.attempt} failed${job.what ? `: ${job.what}` : ''}`);
+  return el('span', {}, job.what ? `${job.what}; ` : null, `attempt ${job.attempt} follows`);
 }
 
 /** Jobs that ended, or all of one machine's. */

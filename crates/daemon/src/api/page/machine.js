@@ -14,13 +14,14 @@ import { freshest, hash, state } from './state.js';
 import { tree } from './tree.js';
 
 const JOBS_SHOWN = 12;
+const RANK = { running: 0, waiting: 1 };
 
 const at = (name) => `/machines/${encodeURIComponent(name)}`;
 
 export default {
   title: ({ path }) => path[1],
   parts: ({ path }) => ({ machine: at(path[1]), calendar: `${at(path[1])}/calendar?days=30`, points: `${at(path[1])}/points` }),
-  slow: ['points'],
+  slow: ['points', 'calendar'],
   draw(data, { path }) {
     const name = path[1];
     const known = data.machine.value;
@@ -49,7 +50,7 @@ function actions(name, row, owed) {
   const buttons = [
     actionButton('snapshot', name, {}, { label: 'Snapshot now' }, { class: 'primary', 'aria-keyshortcuts': 's' }),
     backups.length ? actionButton('backup', name, {}, { backups }) : null,
-    actionButton('drill', name, {}, { backups }),
+    backups.length ? actionButton('drill', name, {}, { backups }) : null,
     up ? actionButton('stop', name) : actionButton('start', name),
   ].filter(Boolean);
   return buttons.length ? el('div', { class: 'actions' }, buttons) : el('p', { class: 'faint' }, 'Your role is read: nothing can be changed here.');
@@ -66,7 +67,7 @@ function body(name, machine, data) {
       section('Days', 'days', shown(data.calendar, calendar)),
       section('Owed', 'owed', owed(machine.owed, row), hardware(machine))),
     section('Restore points', 'points', pointsPart(name, data.points)),
-    section('Jobs', 'jobs', jobs(name, machine.jobs.map(freshest))),
+    section('Jobs', 'jobs', jobs(name, machine.jobs.map(freshest).sort(latestFirst))),
   ];
 }
 
@@ -78,7 +79,7 @@ function standing(row) {
       row.reasons.length ? el('ul', { class: 'why' }, row.reasons.map((reason) => el('li', {}, reason))) : el('p', { class: 'faint' }, 'Everything that it is owed is there.')),
     el('dl', { class: 'standing-facts' },
       fact('Last snapshot', when(row.last_snapshot, 'none'), next('next', row.next.snapshot)),
-      fact('Last point', when(row.last_point?.at, 'none'), el('small', {}, row.last_point ? [row.last_point.backup, row.next.backup ? [', next ', due(row.next.backup)] : null] : next('next', row.next.backup))),
+      fact('Last point', when(row.last_point?.at, 'none'), pointFoot(row)),
       fact('Last drill', row.last_drill ? [passed(row.last_drill.passed), ' ', when(row.last_drill.at)] : when(null, 'never'), drillFoot(row)),
       fact('RPO', objective(row.rpo)),
       fact('RTO', objective(row.rto)),
@@ -93,12 +94,17 @@ function next(word, time) {
   return time ? el('small', {}, `${word} `, due(time)) : null;
 }
 
+function pointFoot({ last_point: point, next: { backup } }) {
+  if (!point) return next('next', backup);
+  return el('small', {}, point.backup, backup ? [', next ', due(backup)] : null);
+}
+
 function drillFoot(row) {
   const took = row.last_drill?.took_ms;
   return el('small', {},
     took != null ? `back in ${measured(took)}` : null,
     row.next.drill ? [took != null ? ', ' : null, 'next ', due(row.next.drill)] : null,
-    el('a', { href: hash(['drills'], { machine: row.name }), class: 'after' }, 'all'));
+    row.last_drill ? el('a', { href: hash(['drills'], { machine: row.name }), class: 'after' }, 'all') : null);
 }
 
 function hardware({ cpus, memory_bytes: memory, disks }) {
@@ -113,6 +119,11 @@ function pointsPart(name, part) {
     shown(part, (value) => points(name, value), 'Reading the repositories'),
     part.value || part.error ? button(part.pending ? 'Reading…' : 'Read again', { class: 'small', 'data-action': 'read-points', disabled: Boolean(part.pending), onclick: again }) : null,
   ];
+}
+
+function latestFirst(a, b) {
+  const time = (job) => job.ended ?? job.began ?? job.due;
+  return (RANK[a.state] ?? 2) - (RANK[b.state] ?? 2) || (time(a) < time(b) ? 1 : -1);
 }
 
 function jobs(name, list) {

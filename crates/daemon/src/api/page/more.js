@@ -22,7 +22,7 @@ export default {
         overview ? ['Home', el('code', {}, overview.home)] : null,
         overview ? ['Version', overview.version] : null,
       ]),
-      el('div', { class: 'actions' }, button('Keyboard', { 'data-action': 'help', onclick: help }), button('Log out', { 'data-action': 'log-out', onclick: logOut })),
+      el('div', { class: 'actions' }, button('Keyboard', { 'data-action': 'help', onclick: help }), session?.can_log_out ? button('Log out', { 'data-action': 'log-out', onclick: logOut }) : null),
     ];
   },
 };

@@ -26,24 +26,28 @@ function placeWords(place) {
   return place ? `${place.file}:${place.line}` : '';
 }
 
-const MEMORY = (memory) => (memory ? 'with the running state' : 'disks only');
+/** A running state is of one instant whatever is frozen; disks alone are not. */
+function what({ memory, consistency }) {
+  if (memory) return consistency === 'crash' ? 'with the running state' : `with the running state, ${CONSISTENCY[consistency]}`;
+  return `disks only, ${CONSISTENCY[consistency] ?? consistency}`;
+}
 
 function snapshots(snapshot) {
   if (!snapshot) return ['none'];
   const limit = snapshot.max_pause ? `; a pause of at most ${snapshot.max_pause} ms${snapshot.or_disk_only ? ', otherwise disks only' : ''}` : '';
-  return lines(schedule(snapshot), kept(snapshot.keep, snapshot.ttl), `${MEMORY(snapshot.memory)}, ${consistency(snapshot.consistency)}${limit}`);
+  return lines(schedule(snapshot), kept(snapshot.keep, snapshot.ttl), `${what(snapshot)}${limit}`);
 }
 
 function backups(list) {
   if (!list?.length) return [['Backups', el('span', { class: 'warn' }, 'none: what is on this host only is lost with it')]];
   return list.map((backup) => [`Backup ${backup.name}`, ...lines(
-    schedule(backup), el('span', {}, 'to ', el('code', {}, backup.repository)), kept(backup.keep), `${MEMORY(backup.memory)}, ${consistency(backup.consistency)}`,
+    schedule(backup), el('span', {}, 'to ', el('code', {}, backup.repository)), kept(backup.keep), what(backup),
     [backup.lock_days ? `locked ${backup.lock_days} days` : null, backup.key_file ? 'encrypted' : null, backup.bandwidth ? `at most ${bytes(backup.bandwidth)}/s` : null].filter(Boolean).join(', '))]);
 }
 
 function drills(drill) {
   if (!drill) return [el('span', { class: 'warn' }, 'none: nothing proves that it comes back')];
-  const targets = drill.what.map((what) => (what === 'snapshot' ? 'the latest snapshot' : `the latest point of ${what.point}`));
+  const targets = drill.what.map((one) => (one === 'snapshot' ? 'the latest snapshot' : `the latest point of ${one.point}`));
   return lines(schedule(drill), `of ${targets.join(', ')}, back within ${exactSpan(drill.within)}`);
 }
 
@@ -54,7 +58,6 @@ function schedule({ schedule, jitter }) {
 }
 
 const CONSISTENCY = { crash: 'as after a power cut', 'freeze-if-possible': 'frozen if possible', freeze: 'frozen, or not at all' };
-const consistency = (wanted) => CONSISTENCY[wanted] ?? wanted;
 
 function kept(keep, ttl) {
   const rule = keep?.by ? `kept: ${counted(keep.by)}` : 'all kept';

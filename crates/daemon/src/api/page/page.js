@@ -1,6 +1,6 @@
 // The dashboard: which view is shown, when it is fetched, when it is drawn.
 
-import { connected, get, listenAgain, part, refresh, watch } from './api.js';
+import { get, listenAgain, part, refresh, watch } from './api.js';
 import { openAction, tellEnds, allowed } from './actions.js';
 import { el, morphChildren, several } from './dom.js';
 import { heading, loading, nothing, tickTimes, trouble, WORDS } from './parts.js';
@@ -89,7 +89,7 @@ function announceChanges(before, after) {
   if (changed.length > 3) announce(`${changed.length} machines have another verdict`);
   else for (const row of changed) announce(`${row.name} is ${WORDS[row.verdict]}`);
   const alerts = after.alerts.filter((alert) => !before.alerts.some((known) => known.id === alert.id));
-  for (const alert of alerts.slice(0, 3)) announce(`${alert.severity} alert: ${alert.what}`);
+  for (const alert of alerts.slice(0, 3)) announce(`${alert.severity} alert: ${alert.machine ? `${alert.machine}: ` : ''}${alert.what}`);
 }
 
 let drawnFor = null;
@@ -231,7 +231,6 @@ else {
 const first = await overview;
 if (!first.error) overviewIs(first);
 else if (!state.needsLogin) state.overviewError = first.error;
-if (state.connection === 'starting' && !first.error) connected('polling');
 moved();
 watch(() => {
   fetchOverview();

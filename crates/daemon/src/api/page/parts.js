@@ -73,6 +73,7 @@ export function objective(of, none = 'no objective') {
 
 /** Seconds may come with a fraction: a machine that is back in 0.4 s is not back in 0. */
 function measuredSpan(seconds) {
+  if (seconds === 0) return 'under 1 s';
   return seconds < 60 && !Number.isInteger(seconds) ? measured(seconds * 1000) : span(seconds);
 }
 
@@ -147,5 +148,5 @@ export function progressBar(job) {
   return el('span', {
     class: known ? 'progress' : 'progress unknown', role: 'progressbar', 'aria-label': `${job.kind} of ${job.machine ?? 'all'}`,
     'aria-valuemin': 0, 'aria-valuemax': 100, 'aria-valuenow': known ? Math.round(share) : null,
-  }, el('span', { class: 'progress-fill', style: { width: known ? `${share.toFixed(1)}%` : '30%' } }));
+  }, el('span', { class: 'progress-fill', style: known ? { width: `${share.toFixed(1)}%` } : {} }));
 }

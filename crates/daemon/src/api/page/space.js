@@ -29,12 +29,13 @@ function takers(machines) {
   const sorted = [...machines].sort((a, b) => (b.snapshots_bytes ?? 0) - (a.snapshots_bytes ?? 0));
   const most = sorted[0]?.snapshots_bytes || 1;
   const all = sorted.reduce((sum, row) => sum + (row.snapshots_bytes ?? 0), 0);
+  const snapshots = sorted.reduce((sum, row) => sum + row.snapshots, 0);
   const rows = sorted.slice(0, MACHINES_SHOWN).map((row) => ({
     'data-key': row.name,
     cells: [machineLink(row.name), String(row.snapshots), size(row.snapshots_bytes), bar((row.snapshots_bytes ?? 0) / most)],
   }));
   return [
-    el('p', { class: 'faint' }, `${bytes(all)} in ${count(machines.reduce((sum, row) => sum + row.snapshots, 0), 'snapshot')}${sorted.length > MACHINES_SHOWN ? `; the ${MACHINES_SHOWN} largest are shown` : ''}`),
+    el('p', { class: 'faint' }, `${bytes(all)} in ${count(snapshots, 'snapshot')}${sorted.length > MACHINES_SHOWN ? `; the ${MACHINES_SHOWN} largest are shown` : ''}`),
     table('Space of snapshots', ['Machine', { text: 'Snapshots', class: 'end' }, { text: 'Size', class: 'end' }, { text: '', class: 'bar-cell' }], rows, 'space-table'),
   ];
 }

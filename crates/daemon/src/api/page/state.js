@@ -46,7 +46,7 @@ export function redraw() {
 }
 
 /** `#/machines/db?x=y` is { path: ["machines", "db"], query: { x: "y" } }. */
-export function parseHash(hash) {
+function parseHash(hash) {
   const [path, query] = hash.replace(/^#\/?/, '').split('?', 2);
   const parts = path.split('/').filter(Boolean).map(decoded);
   return { path: parts, query: Object.fromEntries(new URLSearchParams(query ?? '')) };

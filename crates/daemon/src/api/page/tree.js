@@ -22,13 +22,16 @@ export function tree(vm, told, row) {
   const cut = is.all ? rows : rows.slice(0, ROWS_AT_FIRST);
   return [
     told.warning ? trouble({ message: told.warning }) : null,
-    (told.damaged ?? []).map((damaged) => trouble({ message: `Snapshot ${damaged.id} is damaged: ${damaged.reason}`, advice: 'keyframe fsck says what can be saved' })),
-    told.snapshots.length ? null : nothing('There is no snapshot yet.'),
-    el('ol', { class: 'tree', 'aria-label': `Snapshots of ${vm}, the newest first` }, cut.map((one) => drawn(vm, one, row))),
+    (told.damaged ?? []).map(damagedOne),
+    told.snapshots.length === 0 ? nothing('There is no snapshot yet.') : el('ol', { class: 'tree', 'aria-label': `Snapshots of ${vm}, the newest first` }, cut.map((one) => drawn(vm, one, row))),
     rows.length > cut.length ? button(`Show all ${told.snapshots.length} snapshots`, { class: 'wide', 'data-action': 'show-all', onclick: () => { is.all = true; redraw(); } }) : null,
     told.stray_forks?.length ? el('p', { class: 'faint' }, 'Forked from a snapshot that is gone: ', told.stray_forks.map((fork) => [machineLink(fork), ' '])) : null,
     chosenBar(vm, told.snapshots),
   ];
+}
+
+function damagedOne({ id, reason }) {
+  return trouble({ message: `Snapshot ${id} is damaged: ${reason}`, advice: 'keyframe fsck says what can be saved' });
 }
 
 /**
