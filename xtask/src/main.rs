@@ -45,8 +45,8 @@ enum Task {
     },
     /// Set up, build everything, check its style and run every test, real guests included.
     Test(test::Options),
-    /// Take a working Linux machine at one instant, wreck it, bring it back, and show the figures.
-    Demo,
+    /// Take a working Linux machine at one instant, wreck it, bring it back, and show the figures; or show the daemon at work.
+    Demo(demo::serve::Options),
     /// Check formatting and run clippy, warnings denied.
     Lint,
     /// Measure Keyframe beside what QEMU does on its own.
@@ -77,7 +77,8 @@ fn carry_out(task: Task) -> anyhow::Result<()> {
             wanted.into_iter().try_for_each(|guest| guests::ensure(guest, fresh).map(drop))
         }
         Task::Test(options) => test::test(options),
-        Task::Demo => demo::demo(),
+        Task::Demo(options) if options.serve => demo::serve::demo(options),
+        Task::Demo(_) => demo::demo(),
         Task::Lint => lint::lint(),
         Task::Bench(bench) => bench::bench(&bench),
         Task::BenchImages(options) => images::make(&options),

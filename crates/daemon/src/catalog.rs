@@ -266,13 +266,15 @@ impl Catalog {
         rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
     }
 
-    /// Forgets jobs that were over before `before`; returns how many.
+    /// Forgets jobs that were over before `before`, and snapshots that were taken as they should before `routine`; returns how many.
     ///
     /// # Errors
     /// [`Error::Catalog`].
-    pub fn forget(&self, before: Timestamp) -> Result<usize, Error> {
-        let mut statement = self.database.prepare_cached("DELETE FROM job WHERE over = 1 AND ended < ?1")?;
-        let jobs = statement.execute([ms(before)])?;
+    pub fn forget(&self, before: Timestamp, routine: Timestamp) -> Result<usize, Error> {
+        let mut statement = self.database.prepare_cached(
+            "DELETE FROM job WHERE over = 1 AND (ended < ?1 OR (ended < ?2 AND kind = 'snapshot' AND state = 'done'))",
+        )?;
+        let jobs = statement.execute([ms(before), ms(routine)])?;
         self.database.execute("DELETE FROM space WHERE at < ?1", [ms(before)])?;
         Ok(jobs)
     }

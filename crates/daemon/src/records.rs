@@ -19,10 +19,26 @@ use keyframe_engine::state::durable;
 use serde_json::Value;
 
 use crate::error::{Error, IoContext as _};
-use crate::job::{Job, JobId};
+use crate::job::{Job, JobId, State};
 
 /// The longest document of a command that is read, in bytes.
 const DOCUMENT_MOST: u64 = 16 << 20;
+
+/// How long past its time a record is looked at whether it may go.
+const LOOKED_AT_FOR: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+
+/// When the job was queued that a directory is named after.
+fn queued(name: &str) -> Option<Timestamp> {
+    let digits = name.get(..14).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+    let time = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", digits).ok()?;
+    Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
+}
+
+fn is_routine(place: &Path) -> bool {
+    let bytes = fs::read(place.join("job.json")).unwrap_or_default();
+    let job = serde_json::from_slice::<Job>(&bytes);
+    job.is_ok_and(|job| job.state == State::Done && job.kind() == "snapshot")
+}
 
 /// The directories of all jobs.
 #[derive(Debug, Clone)]
@@ -82,12 +98,18 @@ impl Records {
         Ok(jobs)
     }
 
-    /// Removes what jobs left that were over before `before`.
-    pub fn forget(&self, before: Timestamp) {
-        for job in self.all().unwrap_or_default() {
-            if job.ended.is_some_and(|ended| ended < before) {
+    /// Removes what jobs left that were queued before `before`, and before `routine` what is left of snapshots that were taken as
+    /// they should.
+    pub fn forget(&self, before: Timestamp, routine: Timestamp) {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        for (entry, queued) in
+            entries.filter_map(|entry| Some((entry.path(), queued(&entry.file_name().to_string_lossy())?)))
+        {
+            // Those that stay beyond that were looked at when they were as old.
+            let looked_at = routine.checked_sub(LOOKED_AT_FOR).unwrap_or(Timestamp::MIN);
+            if queued < before || ((looked_at..routine).contains(&queued) && is_routine(&entry)) {
                 // The next time, otherwise.
-                let _ = fs::remove_dir_all(self.place(&job.id));
+                let _ = fs::remove_dir_all(&entry);
             }
         }
     }
@@ -120,5 +142,35 @@ impl Records {
     pub fn progress(&self, id: &JobId, command: u32) -> Option<Value> {
         let bytes = fs::read(self.file(id, command, "progress")).ok()?;
         serde_json::from_slice(&bytes).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keyframe_policy::PolicyName;
+
+    use super::*;
+    use crate::job::Duty;
+
+    #[test]
+    fn what_is_old_goes_and_routine_earlier() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::of(dir.path());
+        let day = |day: i64| Timestamp::from_second(1_800_000_000 + day * 86_400).unwrap();
+        let policy: PolicyName = "standard".parse().unwrap();
+        let kept = |at, duty, state| {
+            let mut job = Job::owed("db", &policy, duty, at, 0, at);
+            job.state = state;
+            records.keep(&job).unwrap();
+            job.id
+        };
+        let ancient = kept(day(0), Duty::Drill, State::Done);
+        let routine = kept(day(8), Duty::Snapshot, State::Done);
+        let failed = kept(day(8), Duty::Snapshot, State::Failed);
+        let fresh = kept(day(10), Duty::Snapshot, State::Done);
+        records.forget(day(1), day(9));
+        let left: Vec<JobId> = records.all().unwrap().into_iter().map(|job| job.id).collect();
+        assert!(!left.contains(&ancient) && !left.contains(&routine), "{left:?}");
+        assert!(left.contains(&failed) && left.contains(&fresh), "{left:?}");
     }
 }

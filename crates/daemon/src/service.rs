@@ -39,7 +39,11 @@ const SPACE_EVERY: Duration = Duration::from_secs(600);
 const FORGOTTEN_EVERY: Duration = Duration::from_secs(3600);
 /// How long jobs are remembered.
 const REMEMBERED_FOR: Duration = Duration::from_secs(400 * 24 * 3600);
+/// How long snapshots are that were taken as they should: there are most of them.
+const ROUTINE_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long what their commands wrote is.
+const ROUTINE_RECORDS_FOR: Duration = Duration::from_secs(2 * 24 * 3600);
+/// How long what others' commands wrote is.
 const RECORDS_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How often those who listen are told that nothing happened.
 const ALIVE_EVERY: Duration = Duration::from_secs(3600);
@@ -353,10 +357,10 @@ impl Service {
         if self.forgotten.elapsed() >= FORGOTTEN_EVERY {
             self.forgotten = Instant::now();
             let before = |span: Duration| now.checked_sub(span).unwrap_or(Timestamp::MIN);
-            if let Err(error) = self.scheduler.catalog().forget(before(REMEMBERED_FOR)) {
+            if let Err(error) = self.scheduler.catalog().forget(before(REMEMBERED_FOR), before(ROUTINE_FOR)) {
                 tracing::warn!("old jobs cannot be forgotten: {error}");
             }
-            self.shared.records.forget(before(RECORDS_FOR));
+            self.shared.records.forget(before(RECORDS_FOR), before(ROUTINE_RECORDS_FOR));
         }
         if self.alive.elapsed() >= ALIVE_EVERY {
             self.alive = Instant::now();

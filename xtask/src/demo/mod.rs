@@ -6,6 +6,7 @@
 
 mod figures;
 mod guest;
+pub mod serve;
 mod stage;
 
 use std::path::Path;

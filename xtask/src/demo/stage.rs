@@ -7,7 +7,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -142,6 +142,25 @@ impl Stage {
     /// When it cannot be read.
     pub fn read(&self, file: &Path) -> Result<String> {
         fs::read_to_string(self.dir().join(file)).with_context(|| format!("cannot read {}", file.display()))
+    }
+
+    /// Where something of the stage's directory is.
+    pub fn path(&self, file: &Path) -> PathBuf {
+        self.dir().join(file)
+    }
+
+    /// Types a `keyframe` command and leaves it at work. It ends with the stage.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn leave(&self, words: &[&str]) -> Result<Child> {
+        let open = self.enter();
+        let mut shown = Command::new("keyframe");
+        say::typed(run::shown(shown.args(words)));
+        let mut command = self.command("keyframe", words);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        drop(open);
+        child.context("cannot run keyframe")
     }
 
     /// Looks something up with `keyframe … --json`, without showing it.

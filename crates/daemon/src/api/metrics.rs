@@ -184,4 +184,23 @@ mod tests {
         assert!(text.contains("keyframe_machine_snapshots{machine=\"a\\\"b\"} 2\n"), "{text}");
         assert!(text.contains("keyframe_machine_last_drill_seconds{machine=\"a\\\"b\"} 1.5\n"), "{text}");
     }
+
+    /// Words of a text that are names of metrics.
+    fn named(text: &str) -> std::collections::BTreeSet<&str> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        words.filter(|word| word.starts_with("keyframe_")).collect()
+    }
+
+    #[test]
+    fn alerts_dashboards_and_the_manual_know_these_metrics_and_no_others() {
+        let all: std::collections::BTreeSet<&str> = METRICS.iter().map(|(name, ..)| *name).collect();
+        let rules = include_str!("../../../../packaging/prometheus/keyframe.rules.yml");
+        let board = include_str!("../../../../packaging/grafana/keyframe.json");
+        let manual = include_str!("../../../../docs/MONITORING.md");
+        for (name, text) in [("rules", rules), ("board", board), ("manual", manual)] {
+            let unknown: Vec<&str> = named(text).difference(&all).copied().collect();
+            assert_eq!(unknown, Vec::<&str>::new(), "{name}");
+        }
+        assert_eq!(named(manual), all);
+    }
 }

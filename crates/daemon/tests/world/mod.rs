@@ -13,7 +13,7 @@ use keyframe_daemon::catalog::Catalog;
 use keyframe_daemon::commands::Line;
 use keyframe_daemon::fleet::{Fleet, Machines, Seen, SeenSnapshot};
 use keyframe_daemon::hands::{Hands, Look, Outcome};
-use keyframe_daemon::job::{Job, JobId};
+use keyframe_daemon::job::{Job, JobId, State};
 use keyframe_daemon::scheduler::{Remembered, Scheduler};
 use keyframe_policy::Policies;
 use serde_json::json;
@@ -84,7 +84,10 @@ pub struct World {
     pub two_on_one: bool,
     pub commands: u64,
     records: BTreeMap<JobId, Job>,
-    keep_history: bool,
+    /// Whether everything that was made is listed; for years it is only counted.
+    pub keep_history: bool,
+    /// How many there were of everything.
+    pub counts: BTreeMap<&'static str, u64>,
 }
 
 /// The world, as the daemon's two sides of it share it.
@@ -116,6 +119,7 @@ impl Host {
             commands: 0,
             records: BTreeMap::new(),
             keep_history: true,
+            counts: BTreeMap::new(),
         })))
     }
 
@@ -244,7 +248,12 @@ impl World {
         }
     }
 
+    fn count(&mut self, what: &'static str, more: u64) {
+        *self.counts.entry(what).or_default() += more;
+    }
+
     fn note(&mut self, machine: String, name: String, at: Timestamp) {
+        self.count(if name.starts_with("auto-") { "snapshots" } else { "points" }, 1);
         if self.keep_history {
             self.made.push((machine, name, at));
         }
@@ -316,6 +325,9 @@ impl Hands for Host {
 
     fn over(&mut self, job: &Job) {
         let mut world = self.0.borrow_mut();
+        world.count("jobs", 1);
+        world.count("missed", job.missed.into());
+        world.count("failed", u64::from(job.state == State::Failed));
         if world.keep_history {
             world.records.insert(job.id.clone(), job.clone());
         }
@@ -347,6 +359,18 @@ pub fn started(host: &Host, catalog: &Path, policies: &Arc<Policies>) -> Simulat
 
 /// Lets `span` of the world's time pass, and starts the daemon again whenever it dies.
 pub fn play(host: &Host, scheduler: &mut Option<Simulated>, path: &PathBuf, policies: &Arc<Policies>, span: Duration) {
+    play_in_steps(host, scheduler, path, policies, span, Duration::from_secs(1));
+}
+
+/// The same with a daemon that looks no more often than each `step`.
+pub fn play_in_steps(
+    host: &Host,
+    scheduler: &mut Option<Simulated>,
+    path: &PathBuf,
+    policies: &Arc<Policies>,
+    span: Duration,
+    step: Duration,
+) {
     let until = host.now().checked_add(span).unwrap();
     loop {
         let daemon = scheduler.get_or_insert_with(|| started(host, path, policies));
@@ -359,10 +383,11 @@ pub fn play(host: &Host, scheduler: &mut Option<Simulated>, path: &PathBuf, poli
         }
         let next = daemon.wakes().into_iter().chain(host.next_end()).min().unwrap_or(until);
         let now = host.now();
+        let soonest = now.checked_add(step).unwrap();
         if next.min(until) > now {
-            host.0.borrow_mut().now = next.min(until);
+            host.0.borrow_mut().now = next.max(soonest).min(until);
         } else if now < until {
-            host.pass(Duration::from_secs(1));
+            host.pass(step);
         }
         if host.now() >= until {
             return;
