@@ -11,6 +11,7 @@ mod guests;
 mod host;
 mod images;
 mod lint;
+mod package;
 mod paths;
 mod run;
 mod say;
@@ -54,6 +55,8 @@ enum Task {
     Bench(bench::Bench),
     /// Make the images that `bench repo` stores: a disk over five days, and memory.
     BenchImages(images::Options),
+    /// Make a Debian package, with manual pages, completions, the daemon's unit and examples.
+    Package,
     /// Run every fuzz target for a while.
     Fuzz(fuzz::Options),
 }
@@ -82,6 +85,7 @@ fn carry_out(task: Task) -> anyhow::Result<()> {
         Task::Lint => lint::lint(),
         Task::Bench(bench) => bench::bench(&bench),
         Task::BenchImages(options) => images::make(&options),
+        Task::Package => package::package(),
         Task::Fuzz(options) => fuzz::fuzz(&options),
     }
 }

@@ -212,6 +212,9 @@ pub enum Internal {
     },
     #[command(name = keyframe_engine::files::SUBCOMMAND, hide = true)]
     Files,
+    /// Writes manual pages and completions for packages
+    #[command(name = "internal-papers", hide = true)]
+    Papers { dir: PathBuf },
     #[command(name = keyframe_daemon::hands::SUBCOMMAND, hide = true)]
     Hand {
         place: PathBuf,

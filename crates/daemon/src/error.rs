@@ -6,14 +6,6 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Another daemon serves the same home.
-    #[error("another daemon serves {home}: {holder}")]
-    Second {
-        /// The home.
-        home: PathBuf,
-        /// Who.
-        holder: String,
-    },
     /// Something of the operating system.
     #[error("cannot {action} {path}")]
     Io {

@@ -510,7 +510,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         let mut starting = Vec::new();
         for mut job in waiting {
             let fresh = job.began.is_none();
-            if fresh && (self.paused || self.draining) && job.duty().is_some() || !room.has(&job, self) {
+            if fresh && !self.may_begin(&job, now) || !room.has(&job, self) {
                 continue;
             }
             if let Some(line) = self.next_line(&mut job, now) {
@@ -527,6 +527,15 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             }
         }
         starting
+    }
+
+    /// Whether a job may be begun now: what somebody asked for always, what is owed when nothing is paused and a window permits it.
+    fn may_begin(&self, job: &Job, now: Timestamp) -> bool {
+        let Some(duty) = job.duty() else { return true };
+        let owed = self.owed.get(&job.machine);
+        let permitted = owed.and_then(|owed| Some(owed.windows.permit(timetable(owed, duty)?.1, now)));
+        // What is owed no more is looked at all the same: it is withdrawn.
+        !self.paused && !self.draining && permitted.unwrap_or(true)
     }
 
     /// The next command of a job; nothing when the job is over without one.

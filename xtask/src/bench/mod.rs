@@ -13,6 +13,7 @@ mod qemu;
 mod repo;
 mod report;
 mod samples;
+mod serve;
 mod snapshot;
 mod table;
 mod tree;
@@ -31,6 +32,8 @@ pub enum Bench {
     Backup(backup::Options),
     /// Deleting, expiring, deep chains and shared memory, against what QEMU does on its own.
     Tree(tree::Options),
+    /// The daemon: a simulated year of hundreds of machines, its answers, and eight guests at once.
+    Serve(serve::Options),
 }
 
 /// Measures.
@@ -43,5 +46,6 @@ pub fn bench(bench: &Bench) -> Result<()> {
         Bench::Repo(options) => repo::run(options),
         Bench::Backup(options) => backup::run(options),
         Bench::Tree(options) => tree::run(options),
+        Bench::Serve(options) => serve::run(options),
     }
 }

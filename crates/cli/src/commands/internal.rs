@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keyframe_engine::boot::server;
 use keyframe_engine::{Error, Home, files, guard, pages, release};
 
-use super::{boot, repository};
+use super::{boot, papers, repository};
 use crate::args::Internal;
 
 /// Runs one.
@@ -16,6 +16,7 @@ pub fn run(internal: Internal) -> Result<u8, Error> {
         // Its directory is only for whoever looks at the list of processes.
         Internal::PageWorker { dir } => pages::work(&dir, std::io::stdin())?,
         Internal::Files => files::read()?,
+        Internal::Papers { dir } => papers::write(&dir)?,
         Internal::Hand { place, number, command } => {
             keyframe_daemon::hands::hand(&place, number, &command).map_err(super::serve::failed)?;
         }

@@ -14,6 +14,7 @@ pub mod internal;
 mod keys;
 mod listing;
 mod machines;
+mod papers;
 pub mod policy;
 pub mod repo;
 mod repository;
