@@ -112,23 +112,42 @@ impl ImageReader {
         Ok(parts)
     }
 
+    /// Reads what a range needs, as far as it is within the image, so that it need not be waited for later: as much of it as is kept.
+    ///
+    /// # Errors
+    /// As [`ImageReader::read_at`].
+    pub fn fetch(&self, range: Range<u64>) -> Result<()> {
+        let (mut at, end) = (range.start, range.end.min(self.image.bytes));
+        while at < end {
+            let most = usize::try_from(end - at).unwrap_or(usize::MAX);
+            at += self.locate(at, most).map_err(|error| self.unreadable(at, end - at, error))?.0 as u64;
+        }
+        Ok(())
+    }
+
     /// Fills as much of a buffer as lies in one run; gives how much.
     fn read_run(&self, here: u64, into: &mut [u8]) -> Result<usize> {
+        let (len, found) = self.locate(here, into.len())?;
+        let part = into.get_mut(..len).ok_or(Error::Pipeline)?;
+        match found {
+            Some((frame, start)) => part.copy_from_slice(frame.raw.get(start..start + len).ok_or(Error::Pipeline)?),
+            None => part.fill(0),
+        }
+        Ok(len)
+    }
+
+    /// How many bytes from a place on, `most` of them at most, lie in one run, and the frame that has them, from where on; `None` for
+    /// zeros.
+    fn locate(&self, here: u64, most: usize) -> Result<(usize, Option<(Arc<Frame>, usize)>)> {
         let (page, within) = (here / PAGE_BYTES as u64, (here % PAGE_BYTES as u64) as usize);
         let (run, ahead) = self.run_at(page)?;
-        let len = ((run.count - ahead) as usize * PAGE_BYTES - within).min(into.len());
-        let part = into.get_mut(..len).ok_or(Error::Pipeline)?;
-        let Some(at) = run.at.map(|at| at.ahead(ahead)) else {
-            part.fill(0);
-            return Ok(len);
-        };
+        let len = ((run.count - ahead) as usize * PAGE_BYTES - within).min(most);
+        let Some(at) = run.at.map(|at| at.ahead(ahead)) else { return Ok((len, None)) };
         let pages = (within + len).div_ceil(PAGE_BYTES) as u32;
         let needed = slots(at.slot, pages);
         let frame =
             self.frames.get(at.frame, |frame| needed & !frame.there == 0, || self.load_frame(at.frame, needed))?;
-        let start = usize::from(at.slot) * PAGE_BYTES + within;
-        part.copy_from_slice(frame.raw.get(start..start + len).ok_or(Error::Pipeline)?);
-        Ok(len)
+        Ok((len, Some((frame, usize::from(at.slot) * PAGE_BYTES + within))))
     }
 
     /// The run that a page is in, and how far ahead in it the page is.
