@@ -11,6 +11,8 @@ use super::shelf::Shelf;
 
 /// So far ahead is read: some of the frames that an image's reader keeps.
 const AHEAD_BYTES: u64 = 8 << 20;
+/// Whoever has read so much in order is expected to go on; page servers read a machine's memory in pieces of 1 MiB at places far apart.
+const IN_ORDER_BYTES: u64 = 2 << 20;
 /// So much is read by one thread at a time: a frame.
 const PIECE_BYTES: u64 = 512 << 10;
 /// Who read ahead of one image. A distant repository is asked for so many frames at a time.
@@ -61,6 +63,8 @@ struct Followed(Vec<Reader>);
 /// Somebody who may be reading in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Reader {
+    /// Where it began.
+    from: u64,
     /// Where the last read ended.
     at: u64,
     /// Up to where was read ahead.
@@ -74,15 +78,16 @@ impl Followed {
         let follows = |reader: &Reader| (reader.at..=reader.fetched.max(reader.at)).contains(&range.start);
         let Some(number) = self.0.iter().position(follows) else {
             self.0.truncate(FOLLOWED - 1);
-            self.0.insert(0, Reader { at: range.end, fetched: range.end });
+            self.0.insert(0, Reader { from: range.start, at: range.end, fetched: range.end });
             return range.end..range.end;
         };
         let mut reader = self.0.remove(number);
         reader.at = reader.at.max(range.end);
         let (from, to) = (reader.fetched.max(range.end), range.end + AHEAD_BYTES);
+        let goes_on = reader.at - reader.from >= IN_ORDER_BYTES;
         // In halves: each piece is a whole one then, however small the reads are.
-        let ahead = if from + AHEAD_BYTES / 2 <= to { from..to } else { from..from };
-        reader.fetched = ahead.end;
+        let ahead = if goes_on && from + AHEAD_BYTES / 2 <= to { from..to } else { from..from };
+        reader.fetched = reader.fetched.max(ahead.end);
         self.0.insert(0, reader);
         ahead
     }
@@ -121,8 +126,11 @@ mod tests {
     fn who_reads_here_and_there_fetches_nothing() {
         let mut followed = Followed::default();
         for number in 0..100 {
-            let at = number * 7 % 100 * (16 << 20);
-            assert!(followed.hear(&(at..at + READ)).is_empty(), "{number}");
+            // A page server: 1 MiB here, 1 MiB there.
+            let from = number * 7 % 100 * (16 << 20);
+            for at in (from..from + (1 << 20)).step_by(READ as usize) {
+                assert!(followed.hear(&(at..at + READ)).is_empty(), "{number}");
+            }
         }
     }
 
