@@ -38,6 +38,13 @@ pub struct ImageReader {
     idle: Mutex<Vec<Decompressor>>,
 }
 
+/// Bytes of an image that lie side by side.
+struct Located {
+    len: usize,
+    /// The frame that has them, and from where on; `None` for zeros.
+    found: Option<(Arc<Frame>, usize)>,
+}
+
 /// Pages of a frame, and which of them are there.
 #[derive(Debug)]
 struct Frame {
@@ -120,14 +127,14 @@ impl ImageReader {
         let (mut at, end) = (range.start, range.end.min(self.image.bytes));
         while at < end {
             let most = usize::try_from(end - at).unwrap_or(usize::MAX);
-            at += self.locate(at, most).map_err(|error| self.unreadable(at, end - at, error))?.0 as u64;
+            at += self.locate(at, most).map_err(|error| self.unreadable(at, end - at, error))?.len as u64;
         }
         Ok(())
     }
 
     /// Fills as much of a buffer as lies in one run; gives how much.
     fn read_run(&self, here: u64, into: &mut [u8]) -> Result<usize> {
-        let (len, found) = self.locate(here, into.len())?;
+        let Located { len, found } = self.locate(here, into.len())?;
         let part = into.get_mut(..len).ok_or(Error::Pipeline)?;
         match found {
             Some((frame, start)) => part.copy_from_slice(frame.raw.get(start..start + len).ok_or(Error::Pipeline)?),
@@ -136,18 +143,17 @@ impl ImageReader {
         Ok(len)
     }
 
-    /// How many bytes from a place on, `most` of them at most, lie in one run, and the frame that has them, from where on; `None` for
-    /// zeros.
-    fn locate(&self, here: u64, most: usize) -> Result<(usize, Option<(Arc<Frame>, usize)>)> {
+    /// Where the bytes from a place on are that lie in one run, `most` of them at most.
+    fn locate(&self, here: u64, most: usize) -> Result<Located> {
         let (page, within) = (here / PAGE_BYTES as u64, (here % PAGE_BYTES as u64) as usize);
         let (run, ahead) = self.run_at(page)?;
         let len = ((run.count - ahead) as usize * PAGE_BYTES - within).min(most);
-        let Some(at) = run.at.map(|at| at.ahead(ahead)) else { return Ok((len, None)) };
+        let Some(at) = run.at.map(|at| at.ahead(ahead)) else { return Ok(Located { len, found: None }) };
         let pages = (within + len).div_ceil(PAGE_BYTES) as u32;
         let needed = slots(at.slot, pages);
         let frame =
             self.frames.get(at.frame, |frame| needed & !frame.there == 0, || self.load_frame(at.frame, needed))?;
-        Ok((len, Some((frame, usize::from(at.slot) * PAGE_BYTES + within))))
+        Ok(Located { len, found: Some((frame, usize::from(at.slot) * PAGE_BYTES + within)) })
     }
 
     /// The run that a page is in, and how far ahead in it the page is.
