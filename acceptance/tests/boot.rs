@@ -15,6 +15,8 @@ const SECOND: Duration = Duration::from_secs(1);
 /// The disk that the checker leaves alone, and that takes some seconds to come.
 const LARGE: &str = "disk2";
 const LARGE_BYTES: u64 = 512 << 20;
+/// A repository that takes as long for it as a test needs.
+const SLOW: [&str; 2] = ["--bandwidth", "64M"];
 
 /// How large what is backed up shall be.
 #[derive(Clone, Copy, PartialEq)]
@@ -195,7 +197,7 @@ fn whoever_serves_may_die_and_the_repository_be_away() -> Result<()> {
     let home = Home::new("boot-away")?;
     let repository = Repository::init(&home)?;
     let BackedUp { token, original } = backed_up(&home, &repository, Size::Large, &["--memory"])?;
-    boot(&home, &repository, &[])?;
+    boot(&home, &repository, &SLOW)?;
     let again = Machine::existing(&home, "again");
     // The worker is replaced by its supervisor.
     let workers = running(&home, "internal-boot-worker");
@@ -260,7 +262,7 @@ fn a_machine_half_here_is_stopped_started_and_survives_a_power_cut() -> Result<(
     let home = Home::new("boot-stopped")?;
     let repository = Repository::init(&home)?;
     let BackedUp { token, original } = backed_up(&home, &repository, Size::Large, &["--memory"])?;
-    boot(&home, &repository, &[])?;
+    boot(&home, &repository, &SLOW)?;
     let again = Machine::existing(&home, "again");
     let refused = home.run(["snapshot", "again"])?;
     assert_eq!(refused.status, Some(1));

@@ -19,6 +19,7 @@ use keyframe_vmstate::shared::SegmentId;
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::courtesy::aside;
 use crate::error::Error;
 use crate::failpoint::{Failpoint, pass};
 use crate::layers;
@@ -90,7 +91,8 @@ fn share(ctx: &Context<'_>, machine: &Machine, id: &SnapshotId) -> Result<Option
     let Some(older) = ancestor_with_memory(&machine.dir, &manifest)? else { return Ok(None) };
     ctx.progress.step("comparing with the memory before");
     let store = store(&machine.dir);
-    let sharing = sharing::share(&store, segment(id), segment(&older), ctx.cancel, &step).map_err(trouble(id))?;
+    let sharing = aside(|| sharing::share(&store, segment(id), segment(&older), ctx.cancel, &step));
+    let sharing = sharing.map_err(trouble(id))?;
     let report = match sharing {
         Sharing::Shared(report) => report,
         Sharing::Left(why) => {

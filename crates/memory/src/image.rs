@@ -26,6 +26,9 @@ use crate::source::Source;
 /// Most bytes of sums that are taken into memory at once: those of 8 TiB of RAM.
 const SUMS_MOST: u64 = 5 << 30;
 
+/// Extents of an export that are best had together, 1 MiB: who serves a repository opens a frame of 512 KiB for the smallest part of it.
+const EXPORT_GRAIN: u64 = 16;
+
 /// Room for one extent, aligned to pages.
 #[derive(Debug)]
 #[repr(C, align(4096))]
@@ -192,6 +195,12 @@ impl MemoryImage {
                 .map_err(|errno| Error::io("drop cached pages of", &file.path)(errno.into()))
         })?;
         self.read_extent(block, extent, buf)
+    }
+
+    /// So many extents side by side, from a multiple of that on, are had together for hardly more than what one of them costs.
+    #[must_use]
+    pub fn grain(&self) -> u64 {
+        if self.image.is_export() { EXPORT_GRAIN } else { 1 }
     }
 
     /// Says that so many extents from this one on will be read soon, so that the disk may begin. A hint: it

@@ -71,6 +71,11 @@ impl Source {
         }
     }
 
+    /// Whether it is read from a server.
+    pub fn is_export(&self) -> bool {
+        matches!(self.content, Content::Export(_))
+    }
+
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), Error> {
         self.fill(buf, offset).map_err(Error::io("read", &self.path))
     }

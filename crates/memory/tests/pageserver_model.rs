@@ -28,6 +28,7 @@ struct Memory {
     configuration: Configuration,
     ram: Arc<RamLayout>,
     damaged: HashSet<ExtentAt>,
+    grain: u64,
     reads: AtomicU64,
     order: Mutex<Vec<ExtentAt>>,
 }
@@ -69,6 +70,7 @@ fn memory(damaged: &[ExtentAt]) -> Memory {
         configuration: Configuration::new(MACHINE).unwrap(),
         ram: Arc::new(layout()),
         damaged: damaged.iter().copied().collect(),
+        grain: 1,
         reads: AtomicU64::new(0),
         order: Mutex::new(Vec::new()),
     }
@@ -115,6 +117,10 @@ impl PageSource for Memory {
     }
 
     fn will_read(&self, _: ExtentAt, _: u64) {}
+
+    fn grain(&self) -> u64 {
+        self.grain
+    }
 }
 
 /// What the destination does with the bytes that come.
@@ -244,6 +250,27 @@ fn hot_extents_come_first_and_in_order() {
     let lazy: Vec<_> = pages.order.lock().unwrap().iter().filter(|at| at.block.get() != 1).copied().collect();
     assert_eq!(lazy[..4], wanted);
     assert_eq!(report.learned, hot(&wanted), "what was hot stays hot");
+}
+
+#[test]
+fn behind_the_first_hot_extents_those_beside_each_come_with_it() {
+    let (mut pages, mut there) = (memory(&[]), destination());
+    pages.grain = 8;
+    // Of the first block all but what is a hole, in an order that jumps; the first 128 recorded come alone.
+    let far_apart: Vec<_> = (0..128).map(|n| extent(0, n * 37 % 128)).chain([extent(2, 13)]).collect();
+    let report = with_destination(
+        &mut there,
+        |_| Then::Listen,
+        |socket| serve(&pages, socket, &hot(&far_apart), &Unobserved).expect("served"),
+    );
+    assert_complete(&there);
+    let lazy: Vec<_> = pages.order.lock().unwrap().iter().filter(|at| at.block.get() != 1).copied().collect();
+    let alone: Vec<_> = far_apart[..128].iter().filter(|at| !pages.held(**at).is_none()).copied().collect();
+    let (first, then) = lazy.split_at(alone.len());
+    assert_eq!(first, alone);
+    assert_eq!(then[..8], (8..16).map(|n| extent(2, n)).collect::<Vec<_>>());
+    let sent = [alone.as_slice(), &far_apart[128..]].concat();
+    assert_eq!(report.learned, hot(&sent), "what only came with it is not hot");
 }
 
 #[test]

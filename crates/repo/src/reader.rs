@@ -38,6 +38,13 @@ pub struct ImageReader {
     idle: Mutex<Vec<Decompressor>>,
 }
 
+/// Bytes of an image that lie side by side.
+struct Located {
+    len: usize,
+    /// The frame that has them, and from where on; `None` for zeros.
+    found: Option<(Arc<Frame>, usize)>,
+}
+
 /// Pages of a frame, and which of them are there.
 #[derive(Debug)]
 struct Frame {
@@ -112,23 +119,41 @@ impl ImageReader {
         Ok(parts)
     }
 
+    /// Reads what a range needs, as far as it is within the image, so that it need not be waited for later: as much of it as is kept.
+    ///
+    /// # Errors
+    /// As [`ImageReader::read_at`].
+    pub fn fetch(&self, range: Range<u64>) -> Result<()> {
+        let (mut at, end) = (range.start, range.end.min(self.image.bytes));
+        while at < end {
+            let most = usize::try_from(end - at).unwrap_or(usize::MAX);
+            at += self.locate(at, most).map_err(|error| self.unreadable(at, end - at, error))?.len as u64;
+        }
+        Ok(())
+    }
+
     /// Fills as much of a buffer as lies in one run; gives how much.
     fn read_run(&self, here: u64, into: &mut [u8]) -> Result<usize> {
+        let Located { len, found } = self.locate(here, into.len())?;
+        let part = into.get_mut(..len).ok_or(Error::Pipeline)?;
+        match found {
+            Some((frame, start)) => part.copy_from_slice(frame.raw.get(start..start + len).ok_or(Error::Pipeline)?),
+            None => part.fill(0),
+        }
+        Ok(len)
+    }
+
+    /// Where the bytes from a place on are that lie in one run, `most` of them at most.
+    fn locate(&self, here: u64, most: usize) -> Result<Located> {
         let (page, within) = (here / PAGE_BYTES as u64, (here % PAGE_BYTES as u64) as usize);
         let (run, ahead) = self.run_at(page)?;
-        let len = ((run.count - ahead) as usize * PAGE_BYTES - within).min(into.len());
-        let part = into.get_mut(..len).ok_or(Error::Pipeline)?;
-        let Some(at) = run.at.map(|at| at.ahead(ahead)) else {
-            part.fill(0);
-            return Ok(len);
-        };
+        let len = ((run.count - ahead) as usize * PAGE_BYTES - within).min(most);
+        let Some(at) = run.at.map(|at| at.ahead(ahead)) else { return Ok(Located { len, found: None }) };
         let pages = (within + len).div_ceil(PAGE_BYTES) as u32;
         let needed = slots(at.slot, pages);
         let frame =
             self.frames.get(at.frame, |frame| needed & !frame.there == 0, || self.load_frame(at.frame, needed))?;
-        let start = usize::from(at.slot) * PAGE_BYTES + within;
-        part.copy_from_slice(frame.raw.get(start..start + len).ok_or(Error::Pipeline)?);
-        Ok(len)
+        Ok(Located { len, found: Some((frame, usize::from(at.slot) * PAGE_BYTES + within)) })
     }
 
     /// The run that a page is in, and how far ahead in it the page is.

@@ -11,6 +11,7 @@ use keyframe_repo::{Repository, Run, Session};
 use keyframe_types::{DiskId, SnapshotId, SnapshotName, SnapshotSelector, TimeToLive, Timestamp, VmName};
 
 use crate::context::Context;
+use crate::courtesy::aside;
 use crate::delete::{self, DeleteOptions};
 use crate::drill::{self, Claim};
 use crate::error::Error;
@@ -166,12 +167,23 @@ fn store(
     previous: Option<&Previous>,
 ) -> Result<Stored, Error> {
     let before = previous.map(|(_, machine)| machine);
-    let Held { claim: _claim, machine, manifest, mut changes } = hold(ctx, &request.vm, selector, before)?;
-    let with_memory = memory && manifest.memory.is_some();
-    if memory && !with_memory {
-        return Err(Error::NoMemory { id: manifest.id });
+    let held = hold(ctx, &request.vm, selector, before)?;
+    if memory && held.manifest.memory.is_none() {
+        return Err(Error::NoMemory { id: held.manifest.id });
     }
     pass(Failpoint::BackupHeld)?;
+    // The guest's machine is not locked any more, and nobody waits for this but who wants the backup.
+    aside(|| store_held(ctx, repository, request, (held, memory), previous))
+}
+
+fn store_held(
+    ctx: &Context<'_>,
+    repository: &Arc<Repository>,
+    request: &BackupRequest,
+    (held, with_memory): (Held, bool),
+    previous: Option<&Previous>,
+) -> Result<Stored, Error> {
+    let Held { claim: _claim, machine, manifest, mut changes } = held;
     let run = Run { progress: ctx.progress, cancel: ctx.cancel };
     let mut storing = Storing::begin(repository, request, previous, run)?;
     for chain in manifest.chains() {

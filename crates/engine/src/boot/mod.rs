@@ -20,8 +20,10 @@
 //! Made as a fork is: aside, with a journal. **The head that names the process: the commit.** Whoever finds the journal before
 //! that removes the machine; behind it, lets it run.
 
+mod ahead;
 mod care;
 mod document;
+mod pace;
 mod pull;
 pub mod server;
 pub mod shelf;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use keyframe_hypervisor::launch::node_name;
 use keyframe_hypervisor::{InstanceRecord, Monitor};
 use keyframe_qmp::Client;
-use keyframe_qmp::commands::block::{BlockdevDel, QueryBlockstats, StatsOf};
+use keyframe_qmp::commands::block::BlockdevDel;
 use keyframe_qmp::commands::job::{Job, JobCancel, JobDismiss, JobFinalize, JobStatus, QueryJobs};
 use keyframe_qmp::commands::machine::{QueryStatus, RunState};
 use keyframe_qmp::ids::{JobId, NodeName};
@@ -23,6 +23,7 @@ use keyframe_types::{ByteLen, DiskId};
 use serde_json::json;
 
 use super::document::{Standing, StandingDisk, base_node, stands_on_export};
+use super::pace::Pace;
 use super::server::DiskProgress;
 use super::shelf::Shelf;
 use crate::error::{Error, IoContext as _};
@@ -39,12 +40,8 @@ use crate::state::lock::Lock;
 const OFF_FOR: Duration = Duration::from_secs(3);
 /// How long after a failure a disk is tried again.
 const AGAIN: Duration = Duration::from_secs(30);
-/// A guest that asked its disks for something within this time comes first.
-const BUSY_WITHIN: Duration = Duration::from_millis(500);
 /// How often a copied layer is looked at until the copy is given up: the guest may change its tables under our eyes.
 const LOOKS_MOST: u32 = 50;
-/// What is copied a second while the guest uses its disks.
-const BESIDE_BYTES_PER_S: u64 = 128 << 20;
 /// What others are told while a document is changed.
 const NOTING: &str = "noting what of it is local";
 
@@ -66,7 +63,8 @@ struct Pulled {
     data: Option<Vec<Range<u64>>>,
     done: u64,
     again_at: Option<Instant>,
-    speed: Option<u64>,
+    /// The limit that its job was given.
+    limit: Option<u64>,
     /// How often the copied layer was found not to hold all, on the disk.
     incomplete: u32,
 }
@@ -77,6 +75,7 @@ pub(super) struct Pull {
     dir: VmDir,
     shelf: Arc<Shelf>,
     disks: Vec<Pulled>,
+    pace: Pace,
     instance: Option<InstanceRecord>,
     off_since: Option<Instant>,
     told: Arc<Mutex<Told>>,
@@ -98,7 +97,7 @@ impl Pull {
             data: None,
             done: 0,
             again_at: None,
-            speed: None,
+            limit: None,
             incomplete: 0,
         };
         let pull = Self {
@@ -106,6 +105,7 @@ impl Pull {
             dir: dir.clone(),
             shelf,
             disks: standing.disks.iter().map(pulled).collect(),
+            pace: Pace::default(),
             instance: None,
             off_since: None,
             told: Arc::default(),
@@ -210,12 +210,13 @@ impl Pull {
     /// One step of whichever disk is on its way.
     fn pull(&mut self, monitor: &mut Client) -> Result<(), Error> {
         let jobs = monitor.call(&QueryJobs {})?;
+        self.pace.look(monitor)?;
         for disk in &mut self.disks {
             let id = job_id(&disk.standing.disk)?;
             match jobs.iter().find(|job| job.id == id) {
                 Some(job) => {
                     disk.done = u64::try_from(job.current_progress).unwrap_or(0).min(disk.standing.image.bytes);
-                    see_to(&self.dir, monitor, disk, job)?;
+                    see_to(&self.dir, monitor, disk, job, &self.pace)?;
                     // One at a time: what is read in order is read fastest.
                     break;
                 }
@@ -230,7 +231,7 @@ impl Pull {
                     }
                     let missing = missing(&self.dir, disk);
                     space::check(self.dir.root(), ByteLen::from_bytes(missing))?;
-                    begin(monitor, &id, disk)?;
+                    begin(monitor, &id, disk, &self.pace)?;
                     break;
                 }
             }
@@ -281,7 +282,7 @@ fn missing(dir: &VmDir, disk: &Pulled) -> u64 {
 }
 
 /// Sees to a job, wherever it stands.
-fn see_to(dir: &VmDir, monitor: &mut Client, disk: &mut Pulled, job: &Job) -> Result<(), Error> {
+fn see_to(dir: &VmDir, monitor: &mut Client, disk: &mut Pulled, job: &Job, pace: &Pace) -> Result<(), Error> {
     match job.status {
         JobStatus::Pending => {
             pass(Failpoint::PullCopied)?;
@@ -307,7 +308,7 @@ fn see_to(dir: &VmDir, monitor: &mut Client, disk: &mut Pulled, job: &Job) -> Re
             let _ = monitor.call(&BlockdevDel { node_name });
             Ok(())
         }
-        _ => give_way(monitor, disk, &job.id),
+        _ => keep_pace(monitor, disk, &job.id, pace),
     }
 }
 
@@ -327,13 +328,13 @@ fn job_id(disk: &DiskId) -> Result<JobId, Error> {
 }
 
 /// Begins to copy. Source: `block-stream` of qapi/block-core.json; an error that is ignored is passed over, and told at the end.
-fn begin(monitor: &mut Client, id: &JobId, disk: &mut Pulled) -> Result<(), Error> {
-    disk.speed = Some(BESIDE_BYTES_PER_S);
+fn begin(monitor: &mut Client, id: &JobId, disk: &mut Pulled, pace: &Pace) -> Result<(), Error> {
+    disk.limit = Some(pace.limit());
     let arguments = json!({
         "job-id": id.as_str(),
         "device": node_name(&disk.standing.layer),
         "on-error": "ignore",
-        "speed": BESIDE_BYTES_PER_S,
+        "speed": pace.limit(),
         "auto-finalize": false,
         "auto-dismiss": false,
     });
@@ -351,15 +352,12 @@ fn flush(monitor: &mut Client, disk: &Pulled) -> Result<(), Error> {
     }
 }
 
-/// Copies at full speed while the guest leaves its disks alone.
-fn give_way(monitor: &mut Client, disk: &mut Pulled, id: &JobId) -> Result<(), Error> {
-    let stats = monitor.call(&QueryBlockstats::of(StatsOf::Devices))?;
-    let idle = |ns: u64| Duration::from_nanos(ns) > BUSY_WITHIN;
-    let all_idle = stats.iter().filter_map(|device| device.stats.idle_time_ns).all(idle);
-    let speed = if all_idle { 0 } else { BESIDE_BYTES_PER_S };
-    if disk.speed != Some(speed) {
-        monitor.execute("block-job-set-speed", &json!({ "device": id.as_str(), "speed": speed }))?;
-        disk.speed = Some(speed);
+/// Has a job go as fast as the guest allows.
+fn keep_pace(monitor: &mut Client, disk: &mut Pulled, id: &JobId, pace: &Pace) -> Result<(), Error> {
+    let limit = pace.limit();
+    if disk.limit != Some(limit) {
+        monitor.execute("block-job-set-speed", &json!({ "device": id.as_str(), "speed": limit }))?;
+        disk.limit = Some(limit);
     }
     Ok(())
 }

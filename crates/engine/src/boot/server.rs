@@ -43,8 +43,10 @@ const READY_PATIENCE: Duration = Duration::from_secs(20);
 const TAKEOVER_PATIENCE: Duration = Duration::from_secs(2);
 /// What others are told meanwhile.
 const LEAVING: &str = "no longer serving a machine that is off";
-/// How often the worker looks at its jobs.
+/// How often the worker tells how it goes.
 const TICK: Duration = Duration::from_millis(200);
+/// How often it looks at its jobs: each step of each disk waits for the next look.
+const PULL_TICK: Duration = Duration::from_millis(50);
 /// The longest pause before a worker that died is replaced.
 const RESTART_MOST: Duration = Duration::from_secs(5);
 
@@ -203,8 +205,7 @@ pub fn work(home: &Home, vm: &VmName, opener: Arc<dyn Opener>, restarts: u32) ->
     let Some(standing) = Standing::read(&dir)? else { return Ok(()) };
     let shelf = Arc::new(Shelf::new(opener, &standing));
     for (label, image) in standing.images() {
-        let shown = Shown { shelf: Arc::clone(&shelf), label: label.to_owned(), bytes: image.bytes };
-        show(&dir, label, Arc::new(shown))?;
+        show(&dir, label, Arc::new(Shown::new(&shelf, label, image.bytes)))?;
     }
     // Opening takes a moment: while QEMU starts is a good one.
     std::thread::spawn({
@@ -254,7 +255,7 @@ fn pull_to_the_end(dir: &VmDir, mut pull: Pull) -> mpsc::Receiver<Result<(), Err
                     Err(_) => break Ok(()),
                 },
             }
-            std::thread::sleep(TICK);
+            std::thread::sleep(PULL_TICK);
         };
         // Nobody who listens is no reason to do anything else.
         let _ = say.send(ended);

@@ -19,6 +19,7 @@ use keyframe_repo::{Error, ImageReader, Repository, StoredImage};
 use keyframe_types::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::ahead::Ahead;
 use super::document::{Place, Standing};
 use crate::error::with_causes;
 
@@ -212,6 +213,13 @@ impl Shelf {
         Ok(ranges)
     }
 
+    /// Has what a range of an image needs at hand for whoever asks for it next. Whoever does is told what is wrong with it.
+    pub(super) fn fetch(&self, label: &str, range: Range<u64>) {
+        if let Some(reader) = self.opened().get(label) {
+            let _ = reader.fetch(range);
+        }
+    }
+
     fn close(&self, opened: &Arc<Opened>) {
         let mut open = lock(&self.open);
         if open.as_ref().is_some_and(|now| Arc::ptr_eq(now, opened)) {
@@ -233,9 +241,17 @@ impl Shelf {
 
 /// One image, shown to QEMU or to a page server.
 pub(super) struct Shown {
-    pub(super) shelf: Arc<Shelf>,
-    pub(super) label: String,
-    pub(super) bytes: u64,
+    shelf: Arc<Shelf>,
+    label: String,
+    bytes: u64,
+    ahead: Ahead,
+}
+
+impl Shown {
+    pub(super) fn new(shelf: &Arc<Shelf>, label: &str, bytes: u64) -> Self {
+        let ahead = Ahead::start(shelf, label);
+        Self { shelf: Arc::clone(shelf), label: label.to_owned(), bytes, ahead }
+    }
 }
 
 impl Export for Shown {
@@ -245,6 +261,7 @@ impl Export for Shown {
 
     fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         let range = offset..offset.saturating_add(into.len() as u64);
+        self.ahead.hear(&range);
         let buffer = Mutex::new(into);
         self.shelf.attempt(&self.label, &range, |reader| reader.read_at(offset, &mut lock(&buffer)))
     }

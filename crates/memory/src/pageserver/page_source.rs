@@ -85,6 +85,9 @@ pub trait PageSource: Sync {
 
     /// Says that so many extents from this one on will be read soon. A hint: it neither waits nor fails.
     fn will_read(&self, at: ExtentAt, extents: u64);
+
+    /// So many extents side by side, from a multiple of that on, are had together for hardly more than what one of them costs.
+    fn grain(&self) -> u64;
 }
 
 /// The memory image of a snapshot as a source.
@@ -128,5 +131,9 @@ impl PageSource for ImagePages {
 
     fn will_read(&self, at: ExtentAt, extents: u64) {
         self.image.prefetch(at.block, at.extent, extents);
+    }
+
+    fn grain(&self) -> u64 {
+        self.image.grain()
     }
 }

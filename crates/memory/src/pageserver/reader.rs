@@ -12,6 +12,9 @@ use super::{ExtentAt, PageSource};
 /// Extents by which reading ahead goes forward: 4 MiB keep a disk's queue filled.
 const ANNOUNCED: u64 = 64;
 
+/// So many hot extents come alone, 8 MiB, whatever they cost: the guest wakes with them. Behind them, those beside each come with it.
+const ALONE: usize = 128;
+
 /// The extents that have a page of a run, in order.
 pub(super) fn extents_of(run: PageRun) -> impl Iterator<Item = ExtentAt> {
     let last = run.first.get().saturating_add(run.count.get().saturating_sub(1)) / PAGES_PER_EXTENT as u64;
@@ -64,7 +67,9 @@ impl<'a> Plan<'a> {
     fn new(pages: &'a dyn PageSource, finished: &'a ExtentSet, hot: &'a HotList) -> Self {
         let sweep = BlockIndex::new(0).zip(ExtentIndex::new(0));
         let sweep = sweep.map(|(block, extent)| ExtentAt { block, extent });
-        let hot = Box::new(hot.runs().iter().flat_map(|run| extents_of(*run)));
+        let grain = pages.grain();
+        let hot = hot.runs().iter().flat_map(|run| extents_of(*run)).enumerate();
+        let hot = Box::new(hot.flat_map(move |(n, at)| together(at, if n < ALONE { 1 } else { grain })));
         Self { pages, finished, hot, sweep, announced_to: None }
     }
 
@@ -91,6 +96,13 @@ impl<'a> Plan<'a> {
             self.announced_to = end.map(|extent| ExtentAt { block: at.block, extent });
         }
     }
+}
+
+/// The extents that come with this one, and it; some of them may be behind the block's end.
+fn together(at: ExtentAt, grain: u64) -> impl Iterator<Item = ExtentAt> {
+    let first = at.extent.get() - at.extent.get() % grain.max(1);
+    let extents = (first..first.saturating_add(grain.max(1))).filter_map(ExtentIndex::new);
+    extents.map(move |extent| ExtentAt { block: at.block, extent })
 }
 
 /// The extent after this one: the block's next, or the first of the next block that has any.

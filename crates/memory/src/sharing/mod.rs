@@ -125,37 +125,11 @@ pub struct SharingReport {
     pub elapsed: Duration,
 }
 
-/// Stores pages of the image `id` once that the image `older` has at the same place. Runs on a thread of its own with
-/// little priority, so a busy guest hardly notices.
+/// Stores pages of the image `id` once that the image `older` has at the same place.
 ///
 /// # Errors
 /// [`Error::Cancelled`], and what reading either image or changing files may meet. The image is complete in any case.
 pub fn share(
-    store: &ImageStore,
-    id: SegmentId,
-    older: SegmentId,
-    cancel: &AtomicBool,
-    steps: Steps<'_>,
-) -> Result<Sharing, Error> {
-    std::thread::scope(|threads| {
-        let thread = threads.spawn(|| {
-            step_back();
-            share_here(store, id, older, cancel, steps)
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-/// Niceness of the thread that compares: a tenth of what a busy vCPU gets.
-const NICENESS: i32 = 10;
-
-/// Lets the calling thread take less of the processor than others.
-fn step_back() {
-    // A kernel that refuses leaves the thread as it is, which is right, only less gentle. On Linux this is the thread's own.
-    let _ = rustix::process::setpriority_process(None, NICENESS);
-}
-
-fn share_here(
     store: &ImageStore,
     id: SegmentId,
     older: SegmentId,

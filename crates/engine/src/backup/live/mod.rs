@@ -30,6 +30,7 @@ use serde::Serialize;
 
 use crate::boot;
 use crate::context::Context;
+use crate::courtesy::aside;
 use crate::error::{Error, IoContext as _};
 use crate::failpoint::{Failpoint, pass};
 use crate::guard::Guard;
@@ -204,7 +205,7 @@ impl<'a> Reading<'a> {
                     let _ = fleecing::remove(&mut monitor, &self.process.instance.dir, &self.filters.fleeces);
                 }
             });
-            let stored = self.disks(&mut storing, bases, before);
+            let stored = aside(|| self.disks(&mut storing, bases, before));
             done.store(true, Ordering::Relaxed);
             stored
         });
