@@ -3,43 +3,9 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
+pub use keyframe_policy::EventKind as What;
+
 use crate::verdict::Severity;
-
-/// What kind of thing happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum What {
-    /// A job's first command begins.
-    JobBegan,
-    /// A job ended well.
-    JobDone,
-    /// A job ended, and something is missing.
-    JobIncomplete,
-    /// A job was given up, or a drill failed.
-    JobFailed,
-    /// Something is to be seen to.
-    AlertRaised,
-    /// It is no more.
-    AlertCleared,
-    /// Nothing happened for a while, and that is as it should be: sent each hour, so that silence is an alarm at who listens.
-    Alive,
-}
-
-impl What {
-    /// Its name in policies and messages.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::JobBegan => "job-began",
-            Self::JobDone => "job-done",
-            Self::JobIncomplete => "job-incomplete",
-            Self::JobFailed => "job-failed",
-            Self::AlertRaised => "alert-raised",
-            Self::AlertCleared => "alert-cleared",
-            Self::Alive => "alive",
-        }
-    }
-}
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -18,6 +18,8 @@
 //! | [`server`], [`tls`], [`access`] | who connects, how, and what they may |
 //! | [`api`] | REST, metrics, the dashboard |
 //! | [`event`] | what happens, for whoever is to be told |
+//! | [`notify`] | telling them: pings, requests, letters |
+//! | [`report`] | what was promised and what was measured, for an auditor |
 //! | [`audit`] | who did what, in a log that cannot be changed unseen |
 //!
 //! The daemon changes nothing itself. Each thing that is done is a command that a person could have typed, in a process of its own:
@@ -34,10 +36,12 @@ pub mod event;
 pub mod fleet;
 pub mod hands;
 pub mod job;
+pub mod notify;
 pub mod outcome;
 pub mod records;
 pub mod rules;
 mod run;
+pub mod report;
 pub mod scheduler;
 pub mod server;
 pub mod service;

@@ -29,7 +29,7 @@ pub use load::{Loaded, Mistake, Place, Severity, default_directory, load};
 pub use owed::{Owed, Policies};
 pub use plan::{Day, Event, Plan, What};
 pub use policy::{
-    BackupPolicy, Consistency, DrillPolicy, DrillTarget, Group, Healthchecks, Host, Keep, Limits, Mail, Notify,
+    BackupPolicy, Consistency, DrillPolicy, DrillTarget, EventKind, EventKindError, Group, Healthchecks, Host, Keep, Limits, Mail, Notify,
     Objectives, Policy, PolicyName, SnapshotPolicy, Webhook,
 };
 pub use select::{Glob, Machine, Selector, Tag};

@@ -234,6 +234,66 @@ impl Default for Host {
     }
 }
 
+/// What kind of thing happened, of which somebody may be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// A job's first command begins.
+    JobBegan,
+    /// A job ended well.
+    JobDone,
+    /// A job ended, and something is missing.
+    JobIncomplete,
+    /// A job was given up, or a drill failed.
+    JobFailed,
+    /// Something is to be seen to.
+    AlertRaised,
+    /// It is no more.
+    AlertCleared,
+    /// Nothing happened for a while, and that is as it should be: sent each hour, so that silence is an alarm at who listens.
+    Alive,
+}
+
+impl EventKind {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::JobBegan,
+        Self::JobDone,
+        Self::JobIncomplete,
+        Self::JobFailed,
+        Self::AlertRaised,
+        Self::AlertCleared,
+        Self::Alive,
+    ];
+
+    /// Its name in policies and messages.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::JobBegan => "job-began",
+            Self::JobDone => "job-done",
+            Self::JobIncomplete => "job-incomplete",
+            Self::JobFailed => "job-failed",
+            Self::AlertRaised => "alert-raised",
+            Self::AlertCleared => "alert-cleared",
+            Self::Alive => "alive",
+        }
+    }
+}
+
+/// Why a text is no kind of event.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no kind of event: there are {kinds}", kinds = EventKind::ALL.map(EventKind::as_str).join(", "))]
+pub struct EventKindError(String);
+
+impl FromStr for EventKind {
+    type Err = EventKindError;
+
+    fn from_str(text: &str) -> Result<Self, EventKindError> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or_else(|| EventKindError(text.to_owned()))
+    }
+}
+
 /// Who is told what.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Notify {
@@ -262,12 +322,12 @@ pub struct Webhook {
     /// A file with the secret that signs bodies.
     pub secret_file: Option<PathBuf>,
     /// Kinds of events; all if there is none.
-    pub events: Vec<String>,
+    pub events: Vec<EventKind>,
     /// Of which policies; all if there is none.
     pub policies: Vec<PolicyName>,
 }
 
-/// A letter for each alert.
+/// A letter for alerts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mail {
     /// To whom.
@@ -280,8 +340,8 @@ pub struct Mail {
     pub user: Option<String>,
     /// A file with the password.
     pub password_file: Option<PathBuf>,
-    /// Kinds of events; all if there is none.
-    pub events: Vec<String>,
+    /// Kinds of events; alerts that are raised and jobs that failed if there is none.
+    pub events: Vec<EventKind>,
 }
 
 fn as_seconds<S: Serializer>(span: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -121,6 +121,20 @@ fn what_is_written_wrongly() {
             ("https://x.example/", "ftp://x", (24, 20), "no address of the web", "https://"),
             ("[\"a@b\"]", "[\"a\"]", (26, 8), "no mail address", "admin@example.org"),
             ("server = \"e:25\"", "server = \"e\"", (28, 10), "is no server", "HOST:PORT"),
+            (
+                "policies = [\"db\"] }]",
+                "events = [\"alive\", \"job-fail\"] }]",
+                (24, 61),
+                "\"job-fail\" is no kind of event",
+                "job-failed",
+            ),
+            (
+                "to = [\"a@b\"]",
+                "to = [\"a@b\"]\nevents = [\"alert\"]",
+                (27, 12),
+                "\"alert\" is no kind of event",
+                "alert-raised",
+            ),
             ("from = \"c@d\"\n", "", (25, 1), "mail.from is missing", "admin@example.org"),
             ("priority = 1", "priority = 1\npriority = 2", (6, 1), "this is no TOML", "toml.io"),
             (
