@@ -45,7 +45,14 @@ fn body(event: &Event) -> String {
     let machine = event.machine.as_deref().unwrap_or("?");
     let kind = event.kind.as_deref().unwrap_or("job");
     let advice = event.advice.as_ref().map(|advice| format!("try: {advice}\n")).unwrap_or_default();
-    format!("{} of {machine} on {}: {}\n{}\n{advice}job {}\n", kind, event.host, event.what.as_str(), event.text, event.id)
+    format!(
+        "{} of {machine} on {}: {}\n{}\n{advice}job {}\n",
+        kind,
+        event.host,
+        event.what.as_str(),
+        event.text,
+        event.id
+    )
 }
 
 pub(super) async fn attempt(check: &Healthchecks, client: &mut http::Client, batch: &Batch) -> Attempt {
@@ -67,8 +74,14 @@ mod tests {
         let check = |url: &str| Healthchecks { url: url.to_owned(), policies: Vec::new() };
         let at = |url: &str, what| address(&check(url), &event(what)).unwrap().to_string();
         let rid = run_of(&event(What::JobBegan).id);
-        assert_eq!(at("https://hc.example/ping/5f", What::JobBegan), format!("https://hc.example/ping/5f/start?rid={rid}"));
-        assert_eq!(at("https://hc.example/ping/5f/", What::JobFailed), format!("https://hc.example/ping/5f/fail?rid={rid}"));
+        assert_eq!(
+            at("https://hc.example/ping/5f", What::JobBegan),
+            format!("https://hc.example/ping/5f/start?rid={rid}")
+        );
+        assert_eq!(
+            at("https://hc.example/ping/5f/", What::JobFailed),
+            format!("https://hc.example/ping/5f/fail?rid={rid}")
+        );
         assert_eq!(
             at("https://hc.example/k/db?create=1", What::JobIncomplete),
             format!("https://hc.example/k/db/fail?create=1&rid={rid}")

@@ -91,7 +91,8 @@ async fn beginning(mut answer: reqwest::Response) -> Vec<u8> {
 /// A stranger's words for a person: one line, no control characters.
 fn shown(answer: &[u8]) -> String {
     let text = String::from_utf8_lossy(answer);
-    let words: Vec<&str> = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
+    let words: Vec<&str> =
+        text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()).collect();
     let line: String = words.join(" ").chars().take(MOST_SHOWN).collect();
     if line.is_empty() { line } else { format!(": {line}") }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use keyframe_policy::Mail;
 use lettre::message::Mailbox;
@@ -137,7 +137,9 @@ fn letter(mail: &Mail, batch: &Batch) -> Result<Message, String> {
     builder = builder.message_id(Some(format!("<{}@{host}>", batch.delivery))).subject(subject(batch));
     let auto = HeaderName::new_from_ascii_str("Auto-Submitted");
     builder = builder.raw_header(HeaderValue::new(auto, "auto-generated".to_owned()));
-    let builder = builder.header(ContentType::TEXT_PLAIN).date_now();
+    // Of the last event, so that a letter that is sent again is the same.
+    let date = batch.events.last().map_or_else(SystemTime::now, |event| event.at.into());
+    let builder = builder.header(ContentType::TEXT_PLAIN).date(date);
     builder.body(text(batch)).map_err(|error| error.to_string())
 }
 

@@ -163,8 +163,7 @@ struct Thread {
 
 impl Thread {
     fn start() -> std::io::Result<Self> {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(32).build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(32).build()?;
         let handle = runtime.handle().clone();
         let (alive, over) = tokio::sync::oneshot::channel::<()>();
         let serve = move || {
