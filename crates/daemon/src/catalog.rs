@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 
 use crate::error::{Error, IoContext as _};
 use crate::job::{Duty, Job, JobId, State};
@@ -123,6 +123,23 @@ impl Catalog {
         catalog.open_jobs()?;
         catalog.begun()?;
         Ok(catalog)
+    }
+
+    /// Opens the one at `path` to read it only, also while a daemon writes; nothing where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`] for one that cannot be read; [`Error::Refused`] for one of another form.
+    pub fn reader(path: &Path) -> Result<Option<Self>, Error> {
+        if !path.try_exists().or_io("look at", path)? {
+            return Ok(None);
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let database = Connection::open_with_flags(path, flags)?;
+        database.busy_timeout(std::time::Duration::from_secs(5))?;
+        match database.query_row("PRAGMA user_version", [], |row| row.get(0))? {
+            FORM => Ok(Some(Self { database, path: path.to_owned() })),
+            other => Err(Error::Refused(format!("{} is of form {other}, and this knows {FORM}", path.display()))),
+        }
     }
 
     /// Where it is.
@@ -267,6 +284,27 @@ impl Catalog {
     }
 
     /// Forgets jobs that were over before `before`, and snapshots that were taken as they should before `routine`; returns how many.
+    /// Machines of which a job ended at `from` or later.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn machines_between(&self, from: Timestamp, until: Timestamp) -> Result<Vec<String>, Error> {
+        let mut statement =
+            self.database.prepare_cached("SELECT DISTINCT machine FROM job WHERE ended >= ?1 AND ended < ?2")?;
+        let rows = statement.query_map(params![ms(from), ms(until)], |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// When the oldest job ended that is remembered.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn first_ended(&self) -> Result<Option<Timestamp>, Error> {
+        let first: Option<i64> = self.database.query_row("SELECT min(ended) FROM job", [], |row| row.get(0))?;
+        Ok(first.map(time))
+    }
+
+    /// Forgets jobs that were over before `before`; returns how many.
     ///
     /// # Errors
     /// [`Error::Catalog`].
@@ -356,6 +394,31 @@ mod tests {
         assert_eq!(catalog.jobs(&all).unwrap().len(), 2);
         let done = Wanted { state: Some(State::Done), machine: Some("db".to_owned()), limit: 10 };
         assert_eq!(catalog.jobs(&done).unwrap(), [over]);
+    }
+
+    #[test]
+    fn a_reader_sees_what_is_written_beside_it_and_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.db");
+        assert!(Catalog::reader(&path).unwrap().is_none() && !path.exists());
+        let (catalog, _) = Catalog::open(&path, now()).unwrap();
+        let reader = Catalog::reader(&path).unwrap().unwrap();
+        let mut over = job();
+        (over.state, over.ended) = (State::Done, Some(now()));
+        catalog.put(&over).unwrap();
+        assert_eq!(reader.job(&over.id).unwrap(), Some(over.clone()));
+        assert_eq!(reader.first_ended().unwrap(), Some(now()));
+        let after = now() + jiff::SignedDuration::from_secs(1);
+        assert_eq!(reader.machines_between(now(), after).unwrap(), ["db"]);
+        assert!(reader.machines_between(after, after).unwrap().is_empty());
+        assert!(reader.put(&over).is_err());
+        // A daemon that was killed leaves its log, and no index of it.
+        let killed = tempfile::tempdir().unwrap();
+        for name in ["catalog.db", "catalog.db-wal"] {
+            std::fs::copy(dir.path().join(name), killed.path().join(name)).unwrap();
+        }
+        let reader = Catalog::reader(&killed.path().join("catalog.db")).unwrap().unwrap();
+        assert_eq!(reader.job(&over.id).unwrap(), Some(over));
     }
 
     #[test]

@@ -237,7 +237,7 @@ fn proof_id(document: &Value) -> String {
 }
 
 /// How long until the machine was back and all probes satisfied, by the quickest way; with the time that restoring took.
-fn took_ms(document: &Value) -> Option<u64> {
+pub(crate) fn took_ms(document: &Value) -> Option<u64> {
     let restored = document["restored_ms"].as_f64().unwrap_or(0.0);
     let ways = [&document["resume"], &document["cold"], &document["tests"][0]];
     let took = ways.iter().filter(|way| way["verdict"] == "passed").filter_map(|way| way["total_ms"].as_f64());

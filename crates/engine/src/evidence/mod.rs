@@ -174,6 +174,22 @@ impl Ledger {
         Ok(entry)
     }
 
+    /// Signs a document by the key of this home, which is made if there is none. Returns the public key and the signature, both in
+    /// hexadecimal; [`is_signed`] checks them.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Damaged`] for a key that cannot be read; [`Error::BadRequest`] for what is so short that it could be
+    /// taken for the hash of an entry.
+    pub fn sign(&self, document: &[u8]) -> Result<(String, String), Error> {
+        if document.len() <= blake3::OUT_LEN {
+            return Err(Error::BadRequest { what: "what is to be signed is too short to be a document".to_owned() });
+        }
+        durable::create_private_dir(&self.dir)?;
+        let _lock = Lock::wait(&self.dir.join("lock"), "signing", PATIENCE)?;
+        let key = self.key()?;
+        Ok((hex(key.public_key().as_ref()), hex(key.sign(document).as_ref())))
+    }
+
     fn key(&self) -> Result<Ed25519KeyPair, Error> {
         let path = self.dir.join("signing.key");
         if !path.try_exists().or_io("look at", &path)? {
@@ -288,6 +304,14 @@ impl Ledger {
     }
 }
 
+/// Whether a document has this signature by this key, both in hexadecimal.
+#[must_use]
+pub fn is_signed(document: &[u8], public_key: &str, signature: &str) -> bool {
+    let (mut key, mut made) = ([0; PUBLIC_KEY_BYTES], [0; SIGNATURE_BYTES]);
+    let read = hex_decode(public_key.trim(), &mut key) && hex_decode(signature.trim(), &mut made);
+    read && UnparsedPublicKey::new(&ED25519, key).verify(document, &made).is_ok()
+}
+
 /// Files beside a document, by their names, with their BLAKE3 in hexadecimal: a member of every document.
 #[derive(Debug, Deserialize)]
 struct Files {
@@ -342,6 +366,21 @@ mod tests {
         let document = ledger.dir().join(&ledger.lines().unwrap()[1].entry.document);
         std::fs::write(document, "{}").unwrap();
         assert_eq!(ledger.verify(None, None).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_document_is_signed_by_the_key_of_the_log() {
+        let (_root, ledger) = ledger();
+        let document = b"{\"schema\": \"keyframe.report/1\", \"machines\": []}".to_vec();
+        let (key, signature) = ledger.sign(&document).unwrap();
+        assert_eq!(std::fs::read_to_string(ledger.public_key_file()).unwrap().trim(), key);
+        assert!(is_signed(&document, &key, &signature));
+        let mut changed = document.clone();
+        changed[12] ^= 1;
+        assert!(!is_signed(&changed, &key, &signature));
+        assert!(!is_signed(&document, &hex(&[7; 32]), &signature) && !is_signed(&document, &key, "00"));
+        assert!(ledger.sign(&[0; 32]).is_err(), "an entry's hash is no document");
+        assert_eq!(ledger.verify(None, None).unwrap(), []);
     }
 
     #[test]

@@ -124,7 +124,7 @@ fn what_is_written_wrongly() {
             (
                 "policies = [\"db\"] }]",
                 "events = [\"alive\", \"job-fail\"] }]",
-                (24, 61),
+                (24, 62),
                 "\"job-fail\" is no kind of event",
                 "job-failed",
             ),
