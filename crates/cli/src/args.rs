@@ -16,6 +16,7 @@ use crate::files_args::{DiffArgs, FilesArgs, MountArgs};
 use crate::policy_args::PolicyCommand;
 use crate::repo_args::{ImageCommand, RepoCommand};
 use crate::serve_args::{AuditCommand, ServeArgs, StatusArgs, TokenCommand};
+use crate::report_args::ReportArgs;
 
 /// Snapshots of running virtual machines on stock QEMU: memory, devices and disks of one instant, with
 /// milliseconds of pause.
@@ -161,6 +162,8 @@ pub enum Command {
     /// Say who did what, from a log in which no line can be changed unseen
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Tell what was promised, made, proved and missed in a span of days: a page to print, and a signed document
+    Report(ReportArgs),
     #[command(flatten)]
     Internal(Internal),
 }

@@ -9,6 +9,7 @@ mod policy_args;
 mod progress;
 mod repo_args;
 mod serve_args;
+mod report_args;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -116,6 +117,7 @@ fn run(arguments: Arguments, output: &Output) -> Result<u8, Error> {
             listen_for_signals(&cancel)?;
             commands::serve::serve(&Home::open(&global.home.unwrap_or_else(Home::default_root))?, args, &cancel, output)
         }
+        Command::Report(args) => commands::report::run(&global.home.unwrap_or_else(Home::default_root), &args, output),
         Command::Machine(command) => {
             listen_for_signals(&cancel)?;
             let progress = Terminal::new(telling);

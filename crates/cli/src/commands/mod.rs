@@ -17,6 +17,7 @@ mod machines;
 mod papers;
 pub mod policy;
 pub mod repo;
+pub mod report;
 mod repository;
 pub mod serve;
 mod snapshots;

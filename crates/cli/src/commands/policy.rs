@@ -46,12 +46,12 @@ pub fn run(root: &Path, command: PolicyCommand, output: &Output) -> Result<u8, E
 }
 
 /// What is read, and what is wrong with it.
-struct Read {
-    policies: Option<Policies>,
+pub(super) struct Read {
+    pub(super) policies: Option<Policies>,
     mistakes: Vec<Mistake>,
 }
 
-fn read(root: &Path, directories: &[PathBuf], now: Timestamp) -> Read {
+pub(super) fn read(root: &Path, directories: &[PathBuf], now: Timestamp) -> Read {
     let default = [keyframe_policy::default_directory(root)];
     let directories: Vec<&Path> =
         if directories.is_empty() { &default[..] } else { directories }.iter().map(PathBuf::as_path).collect();
@@ -61,12 +61,12 @@ fn read(root: &Path, directories: &[PathBuf], now: Timestamp) -> Read {
 
 /// The machines of a home, and those of which that cannot be told.
 #[derive(Default)]
-struct Machines {
-    known: Vec<Machine>,
-    unreadable: Vec<(VmName, Error)>,
+pub(super) struct Machines {
+    pub(super) known: Vec<Machine>,
+    pub(super) unreadable: Vec<(VmName, Error)>,
 }
 
-fn machines(root: &Path) -> Result<Machines, Error> {
+pub(super) fn machines(root: &Path) -> Result<Machines, Error> {
     let mut machines = Machines::default();
     // Looking does not make a home.
     if !root.join("vms").is_dir() {
