@@ -15,8 +15,8 @@ use crate::backup_args::{BackupArgs, BootArgs, DrillArgs, DrillsArgs, HoldArgs, 
 use crate::files_args::{DiffArgs, FilesArgs, MountArgs};
 use crate::policy_args::PolicyCommand;
 use crate::repo_args::{ImageCommand, RepoCommand};
-use crate::serve_args::{AuditCommand, ServeArgs, StatusArgs, TokenCommand};
 use crate::report_args::ReportArgs;
+use crate::serve_args::{AuditCommand, ServeArgs, StatusArgs, TokenCommand};
 
 /// Snapshots of running virtual machines on stock QEMU: memory, devices and disks of one instant, with
 /// milliseconds of pause.

@@ -8,8 +8,8 @@ mod output;
 mod policy_args;
 mod progress;
 mod repo_args;
-mod serve_args;
 mod report_args;
+mod serve_args;
 
 use std::process::ExitCode;
 use std::sync::Arc;
