@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::error::{Error, IoContext as _};
 use crate::job::{Duty, Job, JobId, State};
@@ -123,23 +123,6 @@ impl Catalog {
         catalog.open_jobs()?;
         catalog.begun()?;
         Ok(catalog)
-    }
-
-    /// Opens the one at `path` to read it only, also while a daemon writes; nothing where there is none.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`] for one that cannot be read; [`Error::Refused`] for one of another form.
-    pub fn reader(path: &Path) -> Result<Option<Self>, Error> {
-        if !path.try_exists().or_io("look at", path)? {
-            return Ok(None);
-        }
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let database = Connection::open_with_flags(path, flags)?;
-        database.busy_timeout(std::time::Duration::from_secs(5))?;
-        match database.query_row("PRAGMA user_version", [], |row| row.get(0))? {
-            FORM => Ok(Some(Self { database, path: path.to_owned() })),
-            other => Err(Error::Refused(format!("{} is of form {other}, and this knows {FORM}", path.display()))),
-        }
     }
 
     /// Where it is.
@@ -400,9 +383,9 @@ mod tests {
     fn a_reader_sees_what_is_written_beside_it_and_writes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
-        assert!(Catalog::reader(&path).unwrap().is_none() && !path.exists());
+        assert!(Catalog::reader(&path).is_err() && !path.exists());
         let (catalog, _) = Catalog::open(&path, now()).unwrap();
-        let reader = Catalog::reader(&path).unwrap().unwrap();
+        let reader = Catalog::reader(&path).unwrap();
         let mut over = job();
         (over.state, over.ended) = (State::Done, Some(now()));
         catalog.put(&over).unwrap();
@@ -417,7 +400,7 @@ mod tests {
         for name in ["catalog.db", "catalog.db-wal"] {
             std::fs::copy(dir.path().join(name), killed.path().join(name)).unwrap();
         }
-        let reader = Catalog::reader(&killed.path().join("catalog.db")).unwrap().unwrap();
+        let reader = Catalog::reader(&killed.path().join("catalog.db")).unwrap();
         assert_eq!(reader.job(&over.id).unwrap(), Some(over));
     }
 

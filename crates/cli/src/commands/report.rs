@@ -1,7 +1,6 @@
 //! `keyframe report`
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use jiff::civil::Date;
@@ -69,7 +68,7 @@ fn period(from: Date, to: Date, zone: &TimeZone) -> Result<Period, Error> {
 fn made(root: &Path, policies: &Policies, period: Period, ledger: &Ledger) -> Result<Report, Error> {
     let serve = root.join("serve");
     let path = serve.join("catalog.db");
-    let catalog = Catalog::reader(&path).map_err(|error| plain(error, &path))?;
+    let catalog = path.exists().then(|| Catalog::reader(&path)).transpose().map_err(|error| plain(error, &path))?;
     let mut notes = Vec::new();
     if catalog.is_none() {
         notes.push("`keyframe serve` never ran here: only drills on record are told.".to_owned());
@@ -107,8 +106,10 @@ fn plain(error: keyframe_daemon::Error, path: &Path) -> Error {
 fn told(report: &Report, written: Option<&files::Written>) -> String {
     let totals = &report.totals;
     let mut text = String::new();
-    // A string takes everything.
-    let mut line = |line: String| drop(writeln!(text, "{line}"));
+    let mut line = |line: String| {
+        text.push_str(&line);
+        text.push('\n');
+    };
     line(format!("{} machines, {} of them without a policy", totals.machines, totals.without_policy));
     line(format!("{} points, {} snapshots", totals.points, totals.snapshots));
     line(format!("drills: {} passed, {} failed", totals.drills_passed, totals.drills_failed));

@@ -263,8 +263,8 @@ fn is_drill(job: &Job) -> bool {
 }
 
 impl MachineReport {
-    /// `until` is the end of the period, or now.
-    pub(super) fn of(of: Of<'_>, from: Timestamp, until: Timestamp) -> Self {
+    /// `until` is the end of the period, or now; snapshots are remembered from `snapshots_from` on.
+    pub(super) fn of(of: Of<'_>, from: Timestamp, until: Timestamp, snapshots_from: Timestamp) -> Self {
         let within = |at: Timestamp| (from..until).contains(&at);
         let jobs: Vec<&Job> = of.jobs.iter().filter(|job| job.ended.is_some_and(within)).collect();
         let made = |kind: &'static str| {
@@ -277,7 +277,11 @@ impl MachineReport {
         let objectives = of.owed.map(|owed| owed.objectives).unwrap_or_default();
         let (rpo_s, rto_s) =
             (objectives.rpo.map(|it| it.duration().as_secs()), objectives.rto.map(|it| it.duration().as_secs()));
-        let gaps = gaps(of.jobs, if has_backups { "backup" } else { "snapshot" }, from, until);
+        let gaps = if has_backups {
+            gaps(of.jobs, "backup", from, until)
+        } else {
+            gaps(of.jobs, "snapshot", from.max(snapshots_from), until)
+        };
         let drills = drills(&of, rto_s);
         let mut exceptions = failures(&of, &jobs, within);
         exceptions.extend(missed(&gaps, rpo_s, &of, has_backups));
@@ -354,7 +358,7 @@ fn gaps(jobs: &[Job], kind: &str, from: Timestamp, until: Timestamp) -> Vec<Gap>
     let before = saved.iter().filter(|(ended, _)| *ended < from).map(|(_, state_of)| *state_of).max();
     // A machine of which nothing is known before is measured from its first job on.
     let known = jobs.iter().map(|job| job.due.min(job.ended.unwrap_or(job.due))).min();
-    let Some(known) = known.filter(|known| *known < until) else { return Vec::new() };
+    let Some(known) = known.filter(|known| *known < until && from < until) else { return Vec::new() };
     let mut newest = before.unwrap_or(known.max(from));
     let mut gaps = Vec::new();
     for (ended, state_of) in saved.into_iter().filter(|(ended, _)| *ended >= from) {

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::catalog::Catalog;
 use crate::error::Error;
+use crate::service::ROUTINE_FOR;
 
 pub use machine::{Destination, Drill, Exception, ExceptionKind, Gap, Jobs, MachineReport, Made, Points, Settled};
 pub use mapping::Clause;
@@ -184,6 +185,15 @@ impl Report {
             }
             Some(_) => {}
         }
+        // Of snapshots as of nothing else there are so many that they are forgotten soon.
+        let snapshots_from = now.checked_sub(ROUTINE_FOR).unwrap_or(Timestamp::MIN);
+        if period.from < snapshots_from {
+            notes.push(format!(
+                "Snapshots that were taken as they should are remembered for {} days: of those before {snapshots_from} nothing is told, and gaps \
+                 of machines without backups are measured from then on.",
+                ROUTINE_FOR.as_secs() / 86_400
+            ));
+        }
         if until < period.to {
             notes.push(format!("The period is not over: this tells what was so until {until}."));
         }
@@ -203,7 +213,7 @@ impl Report {
                 jobs: &jobs,
                 proofs,
             };
-            machines.push(MachineReport::of(of, period.from, until));
+            machines.push(MachineReport::of(of, period.from, until, snapshots_from));
         }
         let totals = Totals::of(&machines);
         let mapping = mapping::clauses(&totals, &machines, &sources.evidence, &sources.audit);

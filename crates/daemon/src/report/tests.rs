@@ -265,6 +265,32 @@ fn a_machine_of_which_nothing_was_saved_is_no_kept_promise() {
 }
 
 #[test]
+fn where_snapshots_are_forgotten_their_absence_is_no_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = catalog(dir.path());
+    let of = |now: Timestamp| {
+        let sources = Sources {
+            host: "host1",
+            machines: [("new".to_owned(), owed("new"))].into(),
+            catalog: Some(&catalog),
+            proofs: &[],
+            evidence: LogState::default(),
+            audit: LogState::default(),
+            notes: Vec::new(),
+        };
+        Report::of(sources, october(), now).unwrap()
+    };
+    let told = |report: &Report| report.notes.iter().any(|note| note.contains("are remembered for 30 days"));
+    // Those before the 26th of October are not remembered any more.
+    let late = of(at("11-25T00:00"));
+    let gap = machine(&late, "new").longest_gap.unwrap();
+    assert_eq!((gap.from, told(&late)), (at("10-20T13:00"), true));
+    let later = of(at("12-10T00:00"));
+    assert_eq!((machine(&later, "new").longest_gap, told(&later)), (None, true));
+    assert!(!told(&of(at("10-30T00:00"))));
+}
+
+#[test]
 fn without_any_job_nothing_is_measured_and_that_is_said() {
     let sources = Sources {
         host: "host1",
