@@ -368,7 +368,7 @@ mod tests {
         catalog.change(change).unwrap();
         drop(catalog);
         let (catalog, _) = Catalog::open(&path, now()).unwrap();
-        assert_eq!(catalog.open_jobs().unwrap(), [open.clone()]);
+        assert_eq!(catalog.open_jobs().unwrap(), std::slice::from_ref(&open));
         assert_eq!(catalog.job(&over.id).unwrap(), Some(over.clone()));
         let key = ("db".to_owned(), "backup:away".to_owned());
         assert_eq!(catalog.begun().unwrap()[&key], now());

@@ -20,6 +20,7 @@ use crate::event::{Event, What};
 use crate::fleet::Watched;
 use crate::hands::Processes;
 use crate::job::{Action, Job, JobId, Request, State};
+use crate::notify::Notifier;
 use crate::records::Records;
 use crate::rules::Rules;
 use crate::scheduler::{Remembered, Scheduler};
@@ -47,6 +48,8 @@ const ROUTINE_RECORDS_FOR: Duration = Duration::from_secs(2 * 24 * 3600);
 const RECORDS_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How often those who listen are told that nothing happened.
 const ALIVE_EVERY: Duration = Duration::from_secs(3600);
+/// How long its end waits for what is to be told.
+const TOLD_WITHIN: Duration = Duration::from_secs(3);
 /// How many jobs that are over are shown.
 const LATEST: usize = 20;
 
@@ -167,6 +170,7 @@ pub struct Service {
     host: String,
     troubles: Vec<String>,
     events: Vec<Event>,
+    notifier: Notifier,
     shown: Instant,
     noted: Option<Instant>,
     forgotten: Instant,
@@ -203,6 +207,7 @@ impl Service {
         let hands = Processes::new(config.program.clone(), config.home.root().to_owned(), records.clone());
         let history: Vec<Mark> = catalog.space()?.into_iter().map(|(at, free_bytes)| Mark { at, free_bytes }).collect();
         let space = Space::of(config.home.root(), history, now);
+        let notifier = Notifier::start(&rules.policies.notify);
         let scheduler = Scheduler::new(fleet, hands, catalog, Arc::clone(&rules.policies), remembered, now)?;
         let (wish, wishes) = std::sync::mpsc::channel();
         let audit = Audit::open(&serve)?;
@@ -227,6 +232,7 @@ impl Service {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             troubles,
             events: Vec::new(),
+            notifier,
             shown: Instant::now(),
             noted: None,
             forgotten: Instant::now(),
@@ -257,6 +263,10 @@ impl Service {
         let result = format!("{waiting} job(s) go on by themselves");
         if let Err(error) = self.shared.note("keyframe serve", "stop", &result) {
             tracing::warn!("{error}");
+        }
+        let untold = self.notifier.finish(TOLD_WITHIN);
+        if untold > 0 {
+            tracing::warn!("{untold} message(s) reached nobody");
         }
     }
 
@@ -418,6 +428,7 @@ impl Service {
             tracing::error!("what was done cannot be noted: {error}");
         }
         self.scheduler.use_policies(Arc::clone(&self.rules.policies), now);
+        self.notifier.use_settings(&self.rules.policies.notify);
         self.show(now);
     }
 
@@ -425,13 +436,13 @@ impl Service {
     fn show(&mut self, now: Timestamp) {
         self.shown = Instant::now();
         let rows = verdict::rows(&self.scheduler, now);
-        let changes = self.alerts.look(&rows, &self.rules, &self.space, &self.troubles, now);
+        let troubles = [&self.troubles[..], &self.notifier.troubles()].concat();
+        let changes = self.alerts.look(&rows, &self.rules, &self.space, &troubles, now);
         let raised: Vec<Event> = changes.raised.iter().map(|alert| self.alert(What::AlertRaised, alert, now)).collect();
         let cleared: Vec<Event> =
             changes.cleared.iter().map(|alert| self.alert(What::AlertCleared, alert, now)).collect();
         self.events.extend(raised.into_iter().chain(cleared));
-        // Nobody is told yet: whoever is to be takes them from here.
-        self.events.clear();
+        self.events.drain(..).for_each(|event| self.notifier.tell(&event));
         let alerts = self.alerts.all();
         let jobs = self.jobs_shown();
         let overview = Overview {

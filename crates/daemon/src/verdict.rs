@@ -154,7 +154,7 @@ fn row<F: Fleet, H: Hands>(scheduler: &Scheduler<F, H>, name: &str, seen: &Seen,
         Some(LastPoint { at: made.state_of, backup, repository, id: made.id.clone() })
     });
     let last_point = last_point.max_by_key(|point| point.at);
-    let last_drill = achieved("drill").and_then(|job| drilled(job));
+    let last_drill = achieved("drill").and_then(drilled);
     let age = |at: Timestamp| u64::try_from(now.duration_since(at).as_secs()).unwrap_or(0);
     let saved = match owed {
         Some(owed) if !owed.backups.is_empty() => last_point.as_ref().map(|point| point.at),

@@ -40,7 +40,6 @@ pub(crate) struct Api {
 }
 
 /// All routes.
-#[must_use]
 pub fn router(shared: Arc<Shared>) -> Router {
     let door = Arc::new(Doorkeeper::of(&shared.serve));
     let asking = Arc::new(asking::Asking::new(&shared));

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -358,7 +358,7 @@ pub fn started(host: &Host, catalog: &Path, policies: &Arc<Policies>) -> Simulat
 }
 
 /// Lets `span` of the world's time pass, and starts the daemon again whenever it dies.
-pub fn play(host: &Host, scheduler: &mut Option<Simulated>, path: &PathBuf, policies: &Arc<Policies>, span: Duration) {
+pub fn play(host: &Host, scheduler: &mut Option<Simulated>, path: &Path, policies: &Arc<Policies>, span: Duration) {
     play_in_steps(host, scheduler, path, policies, span, Duration::from_secs(1));
 }
 
@@ -366,7 +366,7 @@ pub fn play(host: &Host, scheduler: &mut Option<Simulated>, path: &PathBuf, poli
 pub fn play_in_steps(
     host: &Host,
     scheduler: &mut Option<Simulated>,
-    path: &PathBuf,
+    path: &Path,
     policies: &Arc<Policies>,
     span: Duration,
     step: Duration,
