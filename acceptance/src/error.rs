@@ -91,6 +91,14 @@ pub enum Error {
         /// What came back.
         answer: String,
     },
+    /// A page that does not become what was waited for, or a browser that says no.
+    #[error("browser: {command}: {answer}")]
+    Browser {
+        /// What was asked.
+        command: String,
+        /// What came back, or what the page shows instead.
+        answer: String,
+    },
     /// A process that is not one of the test's own, which was not touched.
     #[error("process {pid} does not belong to {home}: left alone")]
     NotOurs {

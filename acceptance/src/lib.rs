@@ -6,6 +6,7 @@
 //! | [`home`] | a `KEYFRAME_HOME` of one's own, and the runner of the command line |
 //! | [`running`] | a program at work, and how it went |
 //! | [`daemon`] | a `keyframe serve`, and HTTP spoken with it |
+//! | [`browser`] | a browser at the daemon's dashboard |
 //! | [`machine`] | one machine: create, look, type at its console, destroy |
 //! | [`serial`] | its serial log: reading, waiting, and how long it was silent |
 //! | [`checker`] | the lines of the program in the small guest |
@@ -20,6 +21,7 @@
 //! DESIGN names.
 
 pub mod bare;
+pub mod browser;
 pub mod checker;
 pub mod console;
 pub mod daemon;
@@ -34,6 +36,7 @@ pub mod running;
 pub mod serial;
 pub mod small_fs;
 
+pub use browser::Browser;
 pub use daemon::Daemon;
 pub use error::{Error, Result};
 pub use home::Home;
