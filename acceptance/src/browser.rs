@@ -247,16 +247,15 @@ impl Browser {
     }
 
     fn ask(&self, method: &str, path: &str, body: &Value) -> Result<Value> {
-        let answer = self.talk(method, path, body).map_err(|error| trouble(path, &error.to_string()))?;
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        let mut told: Value = serde_json::from_str(body).unwrap_or_default();
-        if head.split(' ').nth(1) != Some("200") {
-            return Err(trouble(path, body));
+        let (status, body) = self.talk(method, path, body).map_err(|error| trouble(path, &error.to_string()))?;
+        let mut told: Value = serde_json::from_slice(&body).unwrap_or_default();
+        if status != 200 {
+            return Err(trouble(path, &String::from_utf8_lossy(&body)));
         }
         Ok(told["value"].take())
     }
 
-    fn talk(&self, method: &str, path: &str, body: &Value) -> std::io::Result<String> {
+    fn talk(&self, method: &str, path: &str, body: &Value) -> std::io::Result<(u16, Vec<u8>)> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(ANSWERS_WITHIN))?;
         let body = if body.is_null() { String::new() } else { body.to_string() };
@@ -267,9 +266,7 @@ impl Browser {
              Content-Length: {}\r\n\r\n{body}",
             body.len()
         )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        read_answer(&mut BufReader::new(stream))
     }
 }
 
@@ -280,6 +277,25 @@ impl Drop for Browser {
         let _gone_already = self.driver.kill();
         let _gone_already = self.driver.wait();
     }
+}
+
+/// Status and body. The end of the connection is not waited for: a browser that the driver started holds it open.
+fn read_answer(from: &mut impl BufRead) -> std::io::Result<(u16, Vec<u8>)> {
+    let mut line = String::new();
+    from.read_line(&mut line)?;
+    let status = line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    let mut length = 0;
+    while line.trim() != "" {
+        line.clear();
+        from.read_line(&mut line)?;
+        let header = line.to_ascii_lowercase();
+        if let Some(told) = header.strip_prefix("content-length:") {
+            length = told.trim().parse().unwrap_or(0);
+        }
+    }
+    let mut body = Vec::new();
+    from.take(length).read_to_end(&mut body)?;
+    Ok((status, body))
 }
 
 /// The driver chooses a port, and says which.
