@@ -21,8 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The driver starts a browser before it answers.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(120);
-const FLAGS: [&str; 9] = [
+const FLAGS: [&str; 10] = [
     "--headless=new",
+    "--hide-scrollbars",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-dev-shm-usage",
@@ -178,8 +179,20 @@ impl Browser {
     pub fn press(&self, keys: &str) -> Result<()> {
         let strokes = |key: char| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key.to_string()}));
         let strokes: Vec<Value> = keys.chars().flat_map(strokes).collect();
-        let actions = json!({"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]});
-        self.command("POST", "actions", &actions).map(drop)
+        self.act(&json!({"type": "key", "id": "keyboard", "actions": strokes}))
+    }
+
+    /// Moves the pointer there.
+    ///
+    /// # Errors
+    /// When the driver does not answer.
+    pub fn point_at(&self, x: u32, y: u32) -> Result<()> {
+        let moved = json!({"type": "pointerMove", "x": x, "y": y, "duration": 0});
+        self.act(&json!({"type": "pointer", "id": "mouse", "actions": [moved]}))
+    }
+
+    fn act(&self, action: &Value) -> Result<()> {
+        self.command("POST", "actions", &json!({"actions": [action]})).map(drop)
     }
 
     /// Makes the page that large; a phone's page is scaled as a phone does.

@@ -8,6 +8,8 @@ import { button, loading, trouble } from './parts.js';
 import { hash, may, redraw, state } from './state.js';
 
 const PLAN_AFTER_MS = 250;
+const BUSY = 409;
+const BUSY_AGAIN_MS = 2000;
 
 const text = (name, label, more = {}) => ({ kind: 'text', name, label, ...more });
 const check = (name, label, hint) => ({ kind: 'check', name, label, hint });
@@ -161,7 +163,7 @@ function wrong(is, dialog) {
 
 const path = (is) => `/machines/${encodeURIComponent(is.vm)}/actions`;
 
-/** Asks for the plan of what is chosen now; an answer to what was chosen before is left aside. */
+/** Asks for the plan of what is chosen now, until the machine is free for it; an answer to what was chosen before is left aside. */
 function plan(is, dialog, after = 0) {
   clearTimeout(is.timer);
   is.planning = true;
@@ -171,6 +173,8 @@ function plan(is, dialog, after = 0) {
     if (number !== is.asked) return;
     Object.assign(is, told, { planning: false });
     dialog.redraw();
+    // Another command is at work on the machine: it ends.
+    if (told.error?.status === BUSY) plan(is, dialog, BUSY_AGAIN_MS);
   }, after);
 }
 

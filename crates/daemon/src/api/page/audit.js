@@ -37,7 +37,7 @@ function entriesTable(entries, limit) {
     cells: [
       String(entry.n), when(entry.at), entry.who, entry.what,
       el('span', { class: BAD.test(entry.result) ? 'clamp bad' : 'clamp faint', title: entry.result }, entry.result),
-      el('code', { class: 'faint', title: entry.hash }, entry.hash.slice(0, 12)),
+      el('code', { class: 'faint whole', title: entry.hash }, entry.hash.slice(0, 12)),
     ],
   }));
   return [table('Audit log', heads, rows, 'audit-table'), entries.length >= limit ? button('Show older ones', { class: 'wide', onclick: () => older(limit) }) : null];

@@ -3,7 +3,7 @@
 import { el } from './dom.js';
 import { icon } from './icons.js';
 import { firstOf, nothing, size, table, tag, trouble, when } from './parts.js';
-import { hash, now, redraw } from './state.js';
+import { hash, may, now, redraw } from './state.js';
 
 const ROWS_AT_FIRST = 12;
 const is = { vm: null, all: false, backup: '' };
@@ -31,7 +31,7 @@ function drawn(vm, list) {
     'data-point': point.id, 'data-key': `${point.backup}/${point.id}`,
     cells: [
       when(point.created), point.backup, tag(point.consistency), size(point.bytes), size(point.new_bytes), kept(point),
-      el('a', { class: 'button small', href: filesHash(vm, point), 'data-action': 'browse', 'data-row': true, 'aria-label': `Files of the point of ${point.created}` }, icon('directory'), 'Files'),
+      !may('restore') ? null : el('a', { class: 'button small', href: filesHash(vm, point), 'data-action': 'browse', 'data-row': true, 'aria-label': `Files of the point of ${point.created}` }, icon('directory'), 'Files'),
     ],
   })));
 }

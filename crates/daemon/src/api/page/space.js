@@ -19,11 +19,17 @@ export default {
       el('div', { class: 'space-words' },
         el('p', { class: 'figure' }, el('span', {}, bytes(disk.free_bytes)), el('span', { class: 'figure-words' }, `free of ${bytes(disk.total_bytes)}`)),
         el('p', { class: isFullSoon(disk) ? 'bad' : '' }, capital(forecastWords(disk)))),
-      el('figure', { class: 'card chart-box' }, spaceChart(disk, 180), chartFoot(disk)),
+      chart(disk),
       section('Snapshots of machines', 'takers', takers(overview.machines)),
     ];
   },
 };
+
+/** Nothing where there is no past to draw. */
+function chart(disk) {
+  const drawn = spaceChart(disk, 180);
+  return drawn && el('figure', { class: 'card chart-box' }, drawn, chartFoot(disk));
+}
 
 function takers(machines) {
   const sorted = [...machines].sort((a, b) => (b.snapshots_bytes ?? 0) - (a.snapshots_bytes ?? 0));
