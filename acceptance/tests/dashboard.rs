@@ -40,9 +40,10 @@ fn usual_place(home: &Path) -> String {
     )
 }
 
-/// Complaints of the page that nobody reckoned with: a token that is refused is one that is expected.
+/// Complaints of the page that nobody reckoned with: not that a token is refused, nor that a machine is at work.
 fn unexpected(complaints: &[String]) -> Vec<&String> {
-    complaints.iter().filter(|line| !line.contains("status of 401")).collect()
+    let expected = |line: &String| line.contains("status of 401") || line.contains("status of 409");
+    complaints.iter().filter(|line| !expected(line)).collect()
 }
 
 impl Page {
