@@ -20,9 +20,9 @@ const QEMU: &str = "qemu-system-x86_64";
 const QEMU_PACKAGES: [&str; 2] = ["qemu-system-x86", "qemu-utils"];
 /// UEFI firmware; a Debian system out of packages; its file system, EFI partition and partition table; a reader of
 /// manifests and one of maps, for restoring without Keyframe; a server that the SFTP store is tested with; file systems
-/// whose files share extents; tools that make NTFS and FAT, for reading files out of them; a client that speaks
-/// TLS and a browser that is driven, for the daemon's API and its page.
-const TOOL_PACKAGES: [&str; 15] = [
+/// whose files share extents; tools that make NTFS and FAT, for reading files out of them; a place for tools
+/// from Python's index, a client that speaks TLS and a browser that is driven, for the daemon's API and its page.
+const TOOL_PACKAGES: [&str; 16] = [
     "ovmf",
     "mmdebstrap",
     "e2fsprogs",
@@ -35,6 +35,7 @@ const TOOL_PACKAGES: [&str; 15] = [
     "btrfs-progs",
     "ntfs-3g",
     "dosfstools",
+    "python3-venv",
     "curl",
     "chromium",
     "chromium-driver",

@@ -82,6 +82,9 @@ pub enum RepoCommand {
         /// Only this history
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
+        /// Only points with this tag: others are neither forgotten nor counted
+        #[arg(long, value_name = "T")]
+        tag: Option<String>,
         /// Only say what would be kept, and why
         #[arg(long)]
         dry_run: bool,

@@ -18,8 +18,8 @@ use crate::error::{Error, IoContext as _};
 
 /// How long somebody who logged in stays so.
 const SESSION: Duration = Duration::from_secs(12 * 3600);
-/// How many are logged in at most.
-const SESSIONS: usize = 1000;
+/// How often one token is logged in at once.
+const SESSIONS: usize = 20;
 /// What every token begins with, so that one that leaked is found by those who look for such.
 const PREFIX: &str = "kf_";
 
@@ -194,16 +194,20 @@ impl Doorkeeper {
     /// Logs somebody in: returns what their cookie holds.
     ///
     /// # Errors
-    /// [`Error::Io`] when there are no random bytes; [`Error::Refused`] when too many are logged in.
+    /// [`Error::Io`] when there are no random bytes.
     pub fn log_in(&self, secret: &str) -> Result<Option<(String, Caller)>, Error> {
         let Some(caller) = self.by_token(secret) else { return Ok(None) };
         let session = self::secret()?;
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.retain(|_, (_, since)| since.elapsed() < SESSION);
-        if sessions.len() >= SESSIONS {
-            return Err(Error::Refused("too many are logged in".to_owned()));
+        // Nobody locks others out: with a session too many, the oldest of the same token goes.
+        let token = hash(secret);
+        let same = || sessions.iter().filter(|(_, (of, _))| *of == token);
+        if same().count() >= SESSIONS {
+            let oldest = same().min_by_key(|(_, (_, since))| *since).map(|(session, _)| session.clone());
+            oldest.and_then(|oldest| sessions.remove(&oldest));
         }
-        sessions.insert(hash(&session), (hash(secret), Instant::now()));
+        sessions.insert(hash(&session), (token, Instant::now()));
         Ok(Some((session, caller)))
     }
 

@@ -114,9 +114,26 @@ impl Audit {
     /// [`Error::Io`]: then there is no such entry.
     pub fn add(&mut self, at: Timestamp, who: &str, what: &str, result: &str) -> Result<(), Error> {
         let _lock = lock(&self.path)?;
-        if std::fs::metadata(&self.path).map_or(0, |meta| meta.len()) != self.length {
+        let length = std::fs::metadata(&self.path).map_or(0, |meta| meta.len());
+        let known = self.last.as_ref().map(|last| (last.n, last.hash.clone()));
+        if length != self.length {
             *self = Self::scan(self.path.clone())?;
         }
+        if let Some((n, hash)) = known {
+            let behind = self.last.as_ref().map_or(0, |last| last.n);
+            if behind < n {
+                self.append(
+                    at,
+                    "keyframe serve",
+                    "the log was cut",
+                    &format!("behind {behind}; the last was {n} {hash}"),
+                )?;
+            }
+        }
+        self.append(at, who, what, result)
+    }
+
+    fn append(&mut self, at: Timestamp, who: &str, what: &str, result: &str) -> Result<(), Error> {
         let short = |text: &str| text.chars().take(MOST).collect::<String>();
         let entry = Entry {
             n: self.last.as_ref().map_or(1, |last| last.n + 1),
@@ -250,6 +267,19 @@ mod tests {
         }
         let (entries, flaws) = read(dir.path()).unwrap();
         assert_eq!((entries.len(), flaws), (6, vec![]));
+    }
+
+    #[test]
+    fn one_that_is_cut_while_it_is_kept_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines = written(dir.path());
+        let mut audit = Audit::open(dir.path()).unwrap();
+        std::fs::write(Audit::file(dir.path()), format!("{}\n", lines[0])).unwrap();
+        audit.add(at(), "uid 0", "next", "done").unwrap();
+        let (entries, flaws) = read(dir.path()).unwrap();
+        assert!(flaws.is_empty(), "{flaws:?}");
+        assert_eq!((entries.len(), entries[1].what.as_str(), entries[2].what.as_str()), (3, "the log was cut", "next"));
+        assert!(entries[1].result.starts_with("behind 1; the last was 3 "), "{}", entries[1].result);
     }
 
     #[test]

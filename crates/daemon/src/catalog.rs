@@ -3,7 +3,7 @@
 //! It is no truth. Every job leaves its record in a directory of its own ([`crate::records`]); a catalog that is damaged is moved
 //! aside, and made anew from those.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -12,16 +12,18 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use crate::error::{Error, IoContext as _};
 use crate::job::{Duty, Job, JobId, State};
 
-/// The form of the tables; one of another form is made anew.
+/// The form of the tables, once what is in them is all that should be.
 const FORM: i64 = 1;
 
 const TABLES: &str = "
+    DROP TABLE IF EXISTS job; DROP TABLE IF EXISTS begun; DROP TABLE IF EXISTS achieved; DROP TABLE IF EXISTS space;
     CREATE TABLE job (
         id TEXT PRIMARY KEY, machine TEXT NOT NULL, kind TEXT NOT NULL, duty TEXT, state TEXT NOT NULL,
         over INTEGER NOT NULL, due INTEGER NOT NULL, ended INTEGER, document TEXT NOT NULL
     ) WITHOUT ROWID;
     CREATE INDEX job_by_machine ON job (machine, id);
     CREATE INDEX job_open ON job (over, id);
+    CREATE INDEX job_by_end ON job (ended);
     CREATE TABLE begun (machine TEXT NOT NULL, duty TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (machine, duty)) WITHOUT ROWID;
     CREATE TABLE achieved (
         machine TEXT NOT NULL, duty TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (machine, duty)
@@ -39,10 +41,13 @@ pub struct Catalog {
 /// How it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// It was there, or nothing was.
+    /// It was there.
     Whole,
-    /// It could not be used, and is now in this file.
-    Damaged(PathBuf),
+    /// There was none, or one that was never completed: it is empty until [`Catalog::complete`].
+    Anew {
+        /// Where one is that could not be used.
+        aside: Option<PathBuf>,
+    },
 }
 
 /// Which jobs are listed.
@@ -65,13 +70,14 @@ fn time(ms: i64) -> Timestamp {
 }
 
 impl Catalog {
-    /// Opens the one at `path`, or makes one. `Found::Damaged` says that it was made anew, and is empty.
+    /// Opens the one at `path`, or makes one, which is to be completed.
     ///
     /// # Errors
     /// [`Error::Catalog`], [`Error::Io`] when none can be made there.
     pub fn open(path: &Path, now: Timestamp) -> Result<(Self, Found), Error> {
         match Self::usable(path) {
-            Ok(catalog) => return Ok((catalog, Found::Whole)),
+            Ok((catalog, true)) => return Ok((catalog, Found::Whole)),
+            Ok((catalog, false)) => return Ok((catalog, Found::Anew { aside: None })),
             // What is wrong with the place is not wrong with the catalog: nothing is moved for that.
             Err(error) if is_of_the_place(&error) => return Err(error),
             Err(error) => tracing::error!("the catalog is made anew: {error}"),
@@ -82,9 +88,21 @@ impl Catalog {
         for ending in ["-wal", "-shm"] {
             let mut beside = path.as_os_str().to_owned();
             beside.push(ending);
-            let _ = std::fs::remove_file(beside);
+            let mut kept = aside.clone().into_os_string();
+            kept.push(ending);
+            // Where there is none.
+            let _ = std::fs::rename(beside, kept);
         }
-        Ok((Self::usable(path)?, Found::Damaged(aside)))
+        Ok((Self::usable(path)?.0, Found::Anew { aside: Some(aside) }))
+    }
+
+    /// Says that one that was made anew has in it what records tell: with that, it is found whole. Within [`Catalog::change`], so that
+    /// one that was completed in part is not.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn complete(&self) -> Result<(), Error> {
+        Ok(self.database.pragma_update(None, "user_version", FORM)?)
     }
 
     /// One that is only read, beside whoever writes it.
@@ -99,7 +117,8 @@ impl Catalog {
         Ok(Self { database, path: path.to_owned() })
     }
 
-    fn usable(path: &Path) -> Result<Self, Error> {
+    /// One that can be used, and whether it is complete.
+    fn usable(path: &Path) -> Result<(Self, bool), Error> {
         let database = Connection::open(path)?;
         database.pragma_update(None, "journal_mode", "WAL")?;
         // Nothing that was answered for is lost in a power cut.
@@ -113,7 +132,7 @@ impl Catalog {
         let form: i64 = database.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         match form {
             0 => {
-                database.execute_batch(&format!("BEGIN; {TABLES} PRAGMA user_version = {FORM}; COMMIT;"))?;
+                database.execute_batch(&format!("BEGIN; {TABLES} COMMIT;"))?;
             }
             FORM => {}
             other => return Err(Error::Refused(format!("it is of form {other}, and this daemon knows {FORM}"))),
@@ -122,7 +141,7 @@ impl Catalog {
         // Damage that only shows in what is read.
         catalog.open_jobs()?;
         catalog.begun()?;
-        Ok(catalog)
+        Ok((catalog, form == FORM))
     }
 
     /// Where it is.
@@ -227,6 +246,25 @@ impl Catalog {
         let mut statement = self.database.prepare_cached("SELECT document FROM job WHERE over = 0 ORDER BY id")?;
         let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
         rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
+    }
+
+    /// The latest job that was given up of each duty of which none ended well since.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`], [`Error::Record`].
+    pub fn troubles(&self) -> Result<BTreeMap<(String, String), Job>, Error> {
+        let mut statement = self.database.prepare_cached(
+            "SELECT machine, duty, document FROM job AS failed WHERE over = 1 AND state = 'failed' AND duty IS NOT NULL
+             AND NOT EXISTS (SELECT 1 FROM job AS later WHERE later.machine = failed.machine AND later.id > failed.id
+                 AND later.duty = failed.duty AND later.state IN ('done', 'incomplete'))
+             ORDER BY id",
+        )?;
+        let rows = statement.query_map([], |row| Ok(((row.get(0)?, row.get(1)?), row.get::<_, String>(2)?)))?;
+        rows.map(|row| {
+            let (key, document) = row?;
+            Ok((key, serde_json::from_str(&document)?))
+        })
+        .collect()
     }
 
     /// One job.
@@ -355,7 +393,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
         let (mut catalog, found) = Catalog::open(&path, now()).unwrap();
-        assert_eq!(found, Found::Whole);
+        assert_eq!(found, Found::Anew { aside: None });
         let (open, mut over) = (job(), job());
         (over.state, over.ended) = (State::Done, Some(now()));
         let duty = over.duty().unwrap().clone();
@@ -363,7 +401,8 @@ mod tests {
             catalog.put(&open)?;
             catalog.put(&over)?;
             catalog.begin("db", &duty, now())?;
-            catalog.achieve("db", &duty.key(), &over)
+            catalog.achieve("db", &duty.key(), &over)?;
+            catalog.complete()
         };
         catalog.change(change).unwrap();
         drop(catalog);
@@ -428,7 +467,7 @@ mod tests {
         bytes[4096..middle].fill(0xa5);
         std::fs::write(&path, &bytes).unwrap();
         let (catalog, found) = Catalog::open(&path, now()).unwrap();
-        let Found::Damaged(aside) = found else { panic!("{found:?}") };
+        let Found::Anew { aside: Some(aside) } = found else { panic!("{found:?}") };
         assert_eq!(std::fs::read(aside).unwrap(), bytes, "nothing is thrown away");
         assert!(catalog.open_jobs().unwrap().is_empty());
         drop(catalog);
@@ -437,6 +476,42 @@ mod tests {
             b"no database at all, but longer than a header of one hundred bytes would be, to be sure of that",
         )
         .unwrap();
-        assert!(matches!(Catalog::open(&path, now()).unwrap().1, Found::Damaged(_)));
+        assert!(matches!(Catalog::open(&path, now()).unwrap().1, Found::Anew { aside: Some(_) }));
+    }
+
+    #[test]
+    fn one_that_was_never_completed_is_not_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.db");
+        let (mut catalog, _) = Catalog::open(&path, now()).unwrap();
+        // Killed while it was filled from records.
+        catalog.change(|catalog| catalog.put(&job())).unwrap();
+        drop(catalog);
+        let (mut catalog, found) = Catalog::open(&path, now()).unwrap();
+        assert_eq!(found, Found::Anew { aside: None });
+        assert!(catalog.open_jobs().unwrap().is_empty(), "a part of it is not taken for all");
+        catalog.change(|catalog| catalog.put(&job()).and_then(|()| catalog.complete())).unwrap();
+        drop(catalog);
+        let (catalog, found) = Catalog::open(&path, now()).unwrap();
+        assert_eq!((found, catalog.open_jobs().unwrap().len()), (Found::Whole, 1));
+    }
+
+    #[test]
+    fn what_was_given_up_is_remembered_until_it_ends_well() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut catalog, _) = Catalog::open(&dir.path().join("catalog.db"), now()).unwrap();
+        let ended = |second: i64, state| {
+            let policy: PolicyName = "standard".parse().unwrap();
+            let at = now().checked_add(std::time::Duration::from_secs(second.unsigned_abs())).unwrap();
+            let mut job = Job::owed("db", &policy, Duty::Backup("away".to_owned()), at, 0, at);
+            (job.state, job.ended) = (state, Some(at));
+            job
+        };
+        catalog.change(|catalog| catalog.put(&ended(1, State::Failed))).unwrap();
+        assert_eq!(catalog.troubles().unwrap().len(), 1);
+        catalog.change(|catalog| catalog.put(&ended(2, State::Cancelled))).unwrap();
+        assert_eq!(catalog.troubles().unwrap().len(), 1);
+        catalog.change(|catalog| catalog.put(&ended(3, State::Done))).unwrap();
+        assert!(catalog.troubles().unwrap().is_empty());
     }
 }

@@ -116,9 +116,11 @@ fn of_snapshot(job: &Job, step: Step, policy: &str, snapshot: &SnapshotPolicy, m
             arguments.extend(freeze(snapshot.consistency));
             run(arguments)
         }
+        Step::Thin if job.incomplete => Todo::Nothing,
         Step::Thin => {
             let Keep::By(rule) = &snapshot.keep else { return Todo::Nothing };
-            let going = not_kept(rule, means.snapshots);
+            let made = job.made.as_ref().map(|made| made.id.as_str());
+            let going = not_kept(rule, means.snapshots, made, means.now);
             if going.is_empty() {
                 return Todo::Nothing;
             }
@@ -132,13 +134,17 @@ fn of_snapshot(job: &Job, step: Step, policy: &str, snapshot: &SnapshotPolicy, m
     }
 }
 
-/// Of the snapshots that policies took, those that a rule does not keep.
+/// Of the snapshots that policies took, those that a rule does not keep; never the one that was just made. Those of the future, which
+/// a wrong clock made, neither go nor count: were they the latest, every further one would go at once.
 #[must_use]
-pub fn not_kept(rule: &Retention, snapshots: &[SeenSnapshot]) -> Vec<String> {
-    let history: Vec<&SeenSnapshot> = snapshots.iter().filter(|one| one.owner.starts_with("policy/")).collect();
+pub fn not_kept(rule: &Retention, snapshots: &[SeenSnapshot], made: Option<&str>, now: Timestamp) -> Vec<String> {
+    let counts = |one: &&SeenSnapshot| one.owner.starts_with("policy/") && one.created <= now;
+    let mut history: Vec<&SeenSnapshot> = snapshots.iter().filter(counts).collect();
+    history.sort_by_key(|one| one.created);
     let kept: Vec<Kept<'_>> = history.iter().map(|one| Kept { created: one.created.into(), tags: &[] }).collect();
     let reasons = rule.reasons(&kept);
-    let going = history.iter().zip(reasons).filter(|(one, reasons)| reasons.is_empty() && !one.held);
+    let goes = |one: &SeenSnapshot| !one.held && made != Some(&one.id);
+    let going = history.iter().zip(reasons).filter(|(one, reasons)| reasons.is_empty() && goes(one));
     going.map(|(one, _)| one.id.clone()).collect()
 }
 
@@ -153,6 +159,7 @@ fn of_backup(job: &Job, step: Step, policy: &str, backup: &BackupPolicy, means: 
                 note.push_str(&format!("; audit {anchor}"));
             }
             let mut arguments = words(["backup", vm, "--tag", &job.point_tag(), "--note", &note]);
+            arguments.extend(words(["--tag", &tag(policy, backup)]));
             arguments.extend(backup.memory.then(|| "--memory".to_owned()));
             arguments.extend(freeze(backup.consistency));
             if backup.audit_percent > 0 {
@@ -169,10 +176,12 @@ fn of_backup(job: &Job, step: Step, policy: &str, backup: &BackupPolicy, means: 
             }
             _ => return Todo::Nothing,
         },
+        // What is missing in it may be in those that would go.
+        Step::Thin if job.incomplete => return Todo::Nothing,
         Step::Thin => match &backup.keep {
             Keep::All => return Todo::Nothing,
             Keep::By(rule) => {
-                let mut arguments = words(["repo", "forget", "--name", vm]);
+                let mut arguments = words(["repo", "forget", "--name", vm, "--tag", &tag(policy, backup)]);
                 arguments.extend(keeping(rule));
                 arguments
             }
@@ -182,6 +191,12 @@ fn of_backup(job: &Job, step: Step, policy: &str, backup: &BackupPolicy, means: 
     };
     arguments.extend(place);
     run(arguments)
+}
+
+/// Whose points those of a policy's backup are: only those it lets go again. Another host may have a machine of that name.
+fn tag(policy: &str, backup: &BackupPolicy) -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("policy/{policy}/{}@{host}", backup.name)
 }
 
 fn of_drill(job: &Job, number: u8, owed: &Owed, drill: &DrillPolicy, means: Means<'_>) -> Todo {
@@ -201,11 +216,18 @@ fn of_drill(job: &Job, number: u8, owed: &Owed, drill: &DrillPolicy, means: Mean
             None => return Todo::Withdrawn(format!("there is no backup {name} in the policy any more")),
         },
     };
-    arguments.extend(words(["--within", &format!("{}ms", drill.within.as_millis())]));
+    arguments.extend(asking(drill));
+    run(arguments)
+}
+
+/// What a policy's drills ask.
+#[must_use]
+pub fn asking(drill: &DrillPolicy) -> Vec<String> {
+    let mut arguments = words(["--within", &format!("{}ms", drill.within.as_millis())]);
     for probe in &drill.probes {
         arguments.extend(words(["--probe", probe]));
     }
-    run(arguments)
+    arguments
 }
 
 fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
@@ -272,7 +294,12 @@ mod tests {
             seen("pinned", "2026-11-03T00:00:00Z", "policy/standard", true),
             seen("latest", "2026-11-04T00:00:00Z", "policy/standard", false),
         ];
-        assert_eq!(not_kept(&rule, &all), ["old"]);
+        let now = "2026-11-05T00:00:00Z".parse().unwrap();
+        assert_eq!(not_kept(&rule, &all, None, now), ["old"]);
+        assert_eq!(not_kept(&rule, &all, Some("old"), now), Vec::<String>::new(), "what was just made stays");
+        // By a clock that ran ahead.
+        let earlier = "2026-11-02T12:00:00Z".parse().unwrap();
+        assert_eq!(not_kept(&rule, &all, None, earlier), Vec::<String>::new(), "the latest of its time stays");
     }
 
     #[test]

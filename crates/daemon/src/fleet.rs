@@ -175,7 +175,9 @@ impl Looker {
                 // It went meanwhile.
                 Err(Error::Engine(keyframe_engine::Error::NoMachine(_))) => {}
                 Err(error) => {
-                    let seen = Seen { state: "unknown".into(), trouble: Some(error.to_string()), ..Seen::default() };
+                    // Its tags are as they were: it does not lose its policy for a moment's trouble.
+                    let known = self.known.get(&name).map(|known| known.seen.clone()).unwrap_or_default();
+                    let seen = Seen { state: "unknown".into(), trouble: Some(error.to_string()), ..known };
                     machines.insert(name.to_string(), seen);
                 }
             }

@@ -90,7 +90,12 @@ impl Processes {
     }
 
     fn is_held(&self, id: &JobId) -> bool {
-        let Ok(file) = self.lock(id) else { return false };
+        let file = match self.lock(id) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return false,
+            // Nobody knows: taken for held, it is looked at again.
+            Err(_) => return true,
+        };
         let held = flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK);
         if !held {
             let _ = flock(&file, FlockOperation::Unlock);
@@ -113,6 +118,8 @@ impl Hands for Processes {
         let place = self.records.place(&job.id);
         let lock = self.lock(&job.id).or_io("open", &place)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(std::io::Error::from).or_io("lock", &place)?;
+        // Of the command before: it must not be asked to end in place of this one.
+        durable::remove_file_unsynced(&place.join("hand.pid"))?;
         let mut hand = Command::new(&self.program);
         hand.arg(SUBCOMMAND).arg(&place).arg(job.commands.to_string()).arg("--");
         hand.arg("--home").arg(&self.home).arg("--json").args(&line.arguments);
@@ -169,10 +176,11 @@ pub fn hand(place: &Path, number: u32, arguments: &[String]) -> Result<(), Error
     command.args(arguments).env(PROGRESS, file("progress")).stdin(Stdio::null());
     command.stdout(create(file("out"))?).stderr(create(file("err"))?);
     let mut child = command.spawn().or_io("start", &program)?;
-    durable::replace(&place.join("hand.pid"), child.id().to_string().as_bytes())?;
+    // Without it the command cannot be cancelled; it is waited for all the same.
+    let named = durable::replace(&place.join("hand.pid"), child.id().to_string().as_bytes());
     let status = child.wait().or_io("wait for", &program)?;
     let exit = status.code().unwrap_or_else(|| BY_SIGNAL + status.signal().unwrap_or(0));
-    durable::sync_file(&file("out"))?;
+    let synced = durable::sync_file(&file("out"));
     durable::replace(&file("exit"), exit.to_string().as_bytes())?;
-    Ok(())
+    Ok(named.and(synced)?)
 }

@@ -185,6 +185,9 @@ pub struct Job {
     pub ended: Option<Timestamp>,
     /// Counted from 1.
     pub attempt: u32,
+    /// How often it failed, over all times that it stands for.
+    #[serde(default)]
+    pub failures: u32,
     /// When it is tried again.
     pub retry_at: Option<Timestamp>,
     /// Commands still to be run, the present one first.
@@ -255,6 +258,7 @@ impl Job {
             began: None,
             ended: None,
             attempt: 1,
+            failures: 0,
             retry_at: None,
             steps,
             commands: 0,

@@ -49,18 +49,27 @@ pub fn settle(job: &mut Job, look: Look, now: Timestamp) -> Next {
         Look::Vanished => return vanished(job),
         Look::Ended(outcome) => outcome,
     };
+    let next = ended(job, &outcome, now);
+    if job.cancelling && next != Next::Over(State::Cancelled) && !matches!(next, Next::Over(_)) {
+        job.what = Some("cancelled".to_owned());
+        return Next::Over(State::Cancelled);
+    }
+    next
+}
+
+fn ended(job: &mut Job, outcome: &Outcome, now: Timestamp) -> Next {
     job.exit = Some(outcome.exit);
     let Some(step) = job.steps.first().copied() else { return Next::Over(verdict(job)) };
     match (outcome.exit, step) {
         (exit::DONE | exit::INCOMPLETE, Step::Look) => looked(job, outcome.document.as_ref()),
         (exit::DONE | exit::INCOMPLETE, _) => {
             job.incomplete |= outcome.exit == exit::INCOMPLETE;
-            note(job, step, &outcome);
+            note(job, step, outcome);
             step_done(job, step)
         }
         (exit::FAILED, _) if is_proof(job, step) && outcome.document.as_ref().is_some_and(is_verdict) => {
             job.refuted = true;
-            note(job, step, &outcome);
+            note(job, step, outcome);
             job.what = Some(why_refuted(outcome.document.as_ref()));
             step_done(job, step)
         }
@@ -68,8 +77,8 @@ pub fn settle(job: &mut Job, look: Look, now: Timestamp) -> Next {
             job.what = Some("cancelled".to_owned());
             Next::Over(State::Cancelled)
         }
-        (exit::BUSY, _) => busy(job, &outcome, now),
-        _ => failed(job, &outcome),
+        (exit::BUSY, _) => busy(job, outcome, now),
+        _ => failed(job, outcome),
     }
 }
 
@@ -102,6 +111,8 @@ pub fn passed_over(job: &mut Job, snapshots: &[SeenSnapshot]) {
 pub fn achieves(job: &Job) -> Option<Key> {
     let key = match (job.kind(), job.backup(), job.state) {
         ("backup", Some(name), State::Done | State::Incomplete) if job.made.is_some() => format!("backup:{name}"),
+        // What somebody asks for is the policy's drill, or the test of any old snapshot.
+        ("test", ..) if job.duty().is_none() => return None,
         ("drill" | "test", _, State::Done | State::Incomplete | State::Failed) if job.made.is_some() => {
             "drill".to_owned()
         }
@@ -146,10 +157,6 @@ fn looked(job: &mut Job, document: Option<&Value>) -> Next {
 
 fn vanished(job: &mut Job) -> Next {
     job.what = Some("the command was ended from outside, or the host went down".to_owned());
-    let unseen = job.steps.first() == Some(&Step::Main) && job.kind() == "backup" && job.duty().is_some();
-    if unseen {
-        job.steps.insert(0, Step::Look);
-    }
     // What somebody asked for may have been done, and is not done again without them.
     if job.duty().is_none() {
         return Next::Over(State::Failed);
@@ -158,8 +165,13 @@ fn vanished(job: &mut Job) -> Next {
 }
 
 fn again(job: &mut Job) -> Next {
-    if job.attempt >= ATTEMPTS {
+    job.failures = job.failures.saturating_add(1);
+    if job.attempt >= ATTEMPTS || job.failures >= ATTEMPTS {
         return Next::Over(State::Failed);
+    }
+    // It may have made its point all the same: killed, or with nobody to tell.
+    if job.steps.first() == Some(&Step::Main) && job.kind() == "backup" && job.duty().is_some() {
+        job.steps.insert(0, Step::Look);
     }
     let after = backoff(job.attempt);
     job.attempt += 1;

@@ -34,10 +34,17 @@ fn queued(name: &str) -> Option<Timestamp> {
     Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
 }
 
+fn record(place: &Path) -> Option<Job> {
+    serde_json::from_slice(&fs::read(place.join("job.json")).ok()?).ok()
+}
+
+/// Whether nothing more happens to a job; one without a record that can be read is none.
+fn is_over(place: &Path) -> bool {
+    record(place).is_none_or(|job| job.state.is_over())
+}
+
 fn is_routine(place: &Path) -> bool {
-    let bytes = fs::read(place.join("job.json")).unwrap_or_default();
-    let job = serde_json::from_slice::<Job>(&bytes);
-    job.is_ok_and(|job| job.state == State::Done && job.kind() == "snapshot")
+    record(place).is_some_and(|job| job.state == State::Done && job.kind() == "snapshot")
 }
 
 /// The directories of all jobs.
@@ -107,7 +114,8 @@ impl Records {
         {
             // Those that stay beyond that were looked at when they were as old.
             let looked_at = routine.checked_sub(LOOKED_AT_FOR).unwrap_or(Timestamp::MIN);
-            if queued < before || ((looked_at..routine).contains(&queued) && is_routine(&entry)) {
+            // A clock that jumped makes nobody's work old.
+            if (queued < before && is_over(&entry)) || ((looked_at..routine).contains(&queued) && is_routine(&entry)) {
                 // The next time, otherwise.
                 let _ = fs::remove_dir_all(&entry);
             }

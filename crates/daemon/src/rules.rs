@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use keyframe_engine::state::durable;
 use keyframe_policy::{Mistake, Policies, Severity};
 
-use crate::error::Error;
+use crate::error::{Error, IoContext as _};
 
 /// How often files are looked at.
 const EVERY: Duration = Duration::from_secs(2);
@@ -101,14 +101,18 @@ impl Rules {
 
     /// Copies the files of a set that can be used.
     fn keep(&self, files: &[PathBuf]) -> Result<(), Error> {
-        durable::remove_dir(&self.kept)?;
-        durable::create_private_dir(&self.kept)?;
+        // Aside first: a part of the policies is not kept in place of all.
+        let aside = self.kept.with_extension("next");
+        durable::remove_dir(&aside)?;
+        durable::create_private_dir(&aside)?;
         for (number, file) in files.iter().enumerate() {
             // One that vanished just now is noticed at the next look.
             let Ok(text) = std::fs::read(file) else { continue };
-            durable::replace(&self.kept.join(format!("{number:04}.toml")), &text)?;
+            durable::replace(&aside.join(format!("{number:04}.toml")), &text)?;
         }
-        Ok(())
+        durable::remove_dir(&self.kept)?;
+        std::fs::rename(&aside, &self.kept).or_io("rename", &aside)?;
+        Ok(durable::sync_parent(&self.kept)?)
     }
 }
 

@@ -26,6 +26,9 @@ pub type Key = (String, String);
 /// How often a repository is pruned.
 const PRUNED_EVERY: Duration = Duration::from_secs(24 * 3600);
 
+/// How many wishes wait for one machine.
+const ASKED_MOST: usize = 20;
+
 /// What was known when the daemon was started.
 #[derive(Debug, Default)]
 pub struct Remembered {
@@ -35,6 +38,8 @@ pub struct Remembered {
     pub achieved: HashMap<Key, Job>,
     /// Jobs that are not over.
     pub open: Vec<Job>,
+    /// Duties whose last job was given up.
+    pub troubles: BTreeMap<Key, Job>,
 }
 
 impl Remembered {
@@ -43,7 +48,12 @@ impl Remembered {
     /// # Errors
     /// [`Error::Catalog`].
     pub fn of(catalog: &Catalog) -> Result<Self, Error> {
-        Ok(Self { begun: catalog.begun()?, achieved: catalog.achieved()?, open: catalog.open_jobs()? })
+        Ok(Self {
+            begun: catalog.begun()?,
+            achieved: catalog.achieved()?,
+            open: catalog.open_jobs()?,
+            troubles: catalog.troubles()?,
+        })
     }
 
     /// What jobs' own records tell, for a catalog that was lost.
@@ -59,6 +69,14 @@ impl Remembered {
             }
             if let Some(key) = outcome::achieves(&job) {
                 remembered.achieved.insert(key, job.clone());
+            }
+            if let Some(duty) = job.duty() {
+                let key = (job.machine.clone(), duty.key());
+                match job.state {
+                    State::Failed => drop(remembered.troubles.insert(key, job.clone())),
+                    State::Done | State::Incomplete => drop(remembered.troubles.remove(&key)),
+                    _ => {}
+                }
             }
             if !job.state.is_over() {
                 remembered.open.push(job);
@@ -106,6 +124,15 @@ pub struct Scheduler<F, H> {
     asked_at: Timestamp,
     anchor: Option<String>,
     news: Vec<Job>,
+}
+
+/// A command that is about to be started.
+#[derive(Debug)]
+struct Starting {
+    id: JobId,
+    line: commands::Line,
+    /// It is the first of its job.
+    fresh: bool,
 }
 
 /// When each duty is to be asked about next.
@@ -165,7 +192,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             owed: BTreeMap::new(),
             begun: remembered.begun,
             achieved: remembered.achieved,
-            troubles: BTreeMap::new(),
+            troubles: remembered.troubles,
             agenda: Agenda::default(),
             jobs: remembered.open.into_iter().map(|job| (job.id.clone(), job)).collect(),
             unsaved: BTreeSet::new(),
@@ -278,6 +305,11 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         if self.draining {
             return Err(Error::Refused("the daemon is about to end".to_owned()));
         }
+        if self.jobs.values().filter(|job| job.duty().is_none() && job.machine == machine).count() >= ASKED_MOST {
+            return Err(Error::Refused(format!(
+                "{ASKED_MOST} wishes for {machine} are not granted yet: wait, or cancel some"
+            )));
+        }
         let job = Job::asked(machine, action, by, now);
         self.catalog.change(|catalog| catalog.put(&job))?;
         self.jobs.insert(job.id.clone(), job.clone());
@@ -312,6 +344,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         // A clock that was put back makes what was reckoned by it worthless.
         if now < self.asked_at {
             self.reckon(now);
+            self.jobs.values_mut().for_each(|job| job.retry_at = None);
         }
         self.asked_at = now;
         self.see_machines(now);
@@ -323,9 +356,12 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         }
         let starting = self.choose(now);
         changed |= !starting.is_empty() || !self.over.is_empty();
-        self.save()?;
-        for (id, line) in starting {
-            self.start(&id, &line, now);
+        if let Err(error) = self.save() {
+            starting.iter().for_each(|starting| self.take_back(starting));
+            return Err(error);
+        }
+        for starting in starting {
+            self.start(&starting.id, &starting.line, now);
         }
         self.save()?;
         Ok(changed)
@@ -456,13 +492,24 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             if look != Look::AtWork {
                 changed = true;
                 self.settle(job, look, now);
+            } else if job.cancelling {
+                // It may not have been there yet to be asked.
+                self.hands.cancel(&job);
             }
         }
         changed
     }
 
     fn settle(&mut self, mut job: Job, look: Look, now: Timestamp) {
-        match outcome::settle(&mut job, look, now) {
+        let pruning_failed = |job: &Job| job.steps.first() == Some(&Step::Prune);
+        let next = outcome::settle(&mut job, look, now);
+        if let Some(repository) = Some(&job).filter(|job| pruning_failed(job)).and_then(|job| self.repository(job)) {
+            // Still the step that it was: it is due as before.
+            if matches!(next, Next::Again(_) | Next::Over(_)) {
+                self.begun.remove(&pruning(&repository));
+            }
+        }
+        match next {
             Next::GoOn => {
                 job.state = State::Waiting;
                 self.keep(job);
@@ -500,8 +547,20 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         job
     }
 
+    /// Makes a job that was not started one that waits again.
+    fn take_back(&mut self, starting: &Starting) {
+        let Some(mut job) = self.jobs.get(&starting.id).cloned() else { return };
+        job.state = State::Waiting;
+        job.commands -= 1;
+        if starting.fresh {
+            job.began = None;
+            self.news.retain(|news| news.id != job.id);
+        }
+        self.keep(job);
+    }
+
     /// The commands that may be started now; their jobs are noted as running.
-    fn choose(&mut self, now: Timestamp) -> Vec<(JobId, commands::Line)> {
+    fn choose(&mut self, now: Timestamp) -> Vec<Starting> {
         let ready = |job: &&Job| job.state == State::Waiting && job.retry_at.is_none_or(|at| at <= now);
         let mut waiting: Vec<Job> = self.jobs.values().filter(ready).cloned().collect();
         // What has begun is brought to its end first.
@@ -510,7 +569,8 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         let mut starting = Vec::new();
         for mut job in waiting {
             let fresh = job.began.is_none();
-            if fresh && !self.may_begin(&job, now) || !room.has(&job, self) {
+            let begins = fresh || job.attempt > 1 && matches!(job.steps.first(), Some(Step::Main | Step::Drill(_)));
+            if begins && !self.may_begin(&job, now) || !room.has(&job, self) {
                 continue;
             }
             if let Some(line) = self.next_line(&mut job, now) {
@@ -522,7 +582,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
                 if fresh {
                     self.news.push(job.clone());
                 }
-                starting.push((job.id.clone(), line));
+                starting.push(Starting { id: job.id.clone(), line, fresh });
                 self.keep(job);
             }
         }

@@ -193,12 +193,14 @@ impl Service {
         let mut troubles = Vec::new();
         let remembered = match found {
             Found::Whole => Remembered::of(&catalog)?,
-            Found::Damaged(aside) => {
-                troubles
-                    .push(format!("the catalog was damaged, and made anew from records; it is in {}", aside.display()));
+            Found::Anew { aside } => {
+                if let Some(aside) = aside {
+                    let aside = aside.display();
+                    troubles.push(format!("the catalog was damaged, and made anew from records; it is in {aside}"));
+                }
                 let jobs = records.all()?;
                 let remembered = Remembered::from_records(jobs.clone());
-                catalog.change(|catalog| remembered.put(&jobs, catalog))?;
+                catalog.change(|catalog| remembered.put(&jobs, catalog).and_then(|()| catalog.complete()))?;
                 remembered
             }
         };
@@ -406,11 +408,11 @@ impl Service {
                 self.scheduler.ask(&machine, action, by, now).map(Some)
             }
             Wish::Cancel(id) => {
-                self.shared.note(by, &format!("cancel job {id}"), "asked for")?;
+                self.note_if_possible(by, &format!("cancel job {id}"), "asked for");
                 self.scheduler.cancel(&id, by, now).map(Some)
             }
             Wish::Pause(paused) => {
-                self.shared.note(by, if paused { "pause" } else { "resume" }, "done")?;
+                self.note_if_possible(by, if paused { "pause" } else { "resume" }, "done");
                 self.scheduler.pause(paused);
                 Ok(None)
             }
@@ -419,6 +421,13 @@ impl Service {
                 self.use_rules(by, now);
                 Ok(None)
             }
+        }
+    }
+
+    /// What makes less happen is done even when it cannot be noted: the disk may be full.
+    fn note_if_possible(&self, who: &str, what: &str, result: &str) {
+        if let Err(error) = self.shared.note(who, what, result) {
+            tracing::error!("what was done cannot be noted: {error}");
         }
     }
 

@@ -20,7 +20,7 @@ use crate::error::{Error, IoContext as _};
 pub fn config(serve: &Path, host: &str) -> Result<Arc<ServerConfig>, Error> {
     let dir = serve.join("tls");
     let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
-    if !cert.try_exists().or_io("look at", &cert)? {
+    if !cert.try_exists().or_io("look at", &cert)? && !key.try_exists().or_io("look at", &key)? {
         let names = vec![host.to_owned(), "localhost".to_owned(), "127.0.0.1".to_owned()];
         let made = rcgen::generate_simple_self_signed(names);
         let made = made.map_err(|error| Error::Refused(format!("no certificate can be made: {error}")))?;

@@ -166,10 +166,18 @@ fn row<F: Fleet, H: Hands>(scheduler: &Scheduler<F, H>, name: &str, seen: &Seen,
     let rto = Objective::of(objectives.rto, back_after.map(|ms| ms.div_ceil(1000)));
     let troubles: Vec<&Job> =
         scheduler.troubles().iter().filter(|(key, _)| key.0 == name).map(|(_, job)| job).collect();
+    let backups = || owed.into_iter().flat_map(|owed| &owed.backups).map(|backup| backup.name.to_string());
+    let without_point: Vec<String> =
+        backups().filter(|name| achieved(&Duty::Backup(name.clone()).key()).is_none()).collect();
+    let incomplete =
+        backups().filter_map(|name| achieved(&Duty::Backup(name).key())).find(|job| job.state == State::Incomplete);
     let facts = Facts {
         name,
+        now,
         seen,
         owed,
+        without_point: &without_point,
+        incomplete,
         last_point: last_point.as_ref(),
         last_drill: last_drill.as_ref(),
         rpo,
@@ -213,9 +221,14 @@ fn drilled(job: &Job) -> Option<LastDrill> {
 /// What a verdict is made from.
 struct Facts<'a> {
     name: &'a str,
+    now: Timestamp,
     seen: &'a Seen,
     owed: Option<&'a Owed>,
     last_point: Option<&'a LastPoint>,
+    /// Backups of which there is no point.
+    without_point: &'a [String],
+    /// The job of a latest point in which something is missing.
+    incomplete: Option<&'a Job>,
     last_drill: Option<&'a LastDrill>,
     rpo: Objective,
     rto: Objective,
@@ -252,19 +265,25 @@ impl Facts<'_> {
             let what = format!("policy {other} chooses it with the same priority as {}", owed.policy);
             say("contradicted", Severity::Warning, what, "give one of the two a higher priority".to_owned());
         }
-        match (owed.backups.is_empty(), self.last_point) {
+        match (owed.backups.is_empty(), self.without_point.first()) {
             (true, _) => {
                 let advice = format!("add a [[policy.{}.backup]]", owed.policy);
                 say("no-backup", Severity::Warning, "all that would bring it back is on this host".to_owned(), advice);
             }
-            (false, None) => {
-                let advice = format!(
-                    "wait for the first one, or see `keyframe status`; {} is where it goes",
-                    owed.backups[0].repository
-                );
-                say("no-point", Severity::Warning, "no backup of it was made yet".to_owned(), advice);
+            (false, Some(name)) => {
+                let what = format!("backup {name} has no point of it yet");
+                say("no-point", Severity::Warning, what, "wait for the first one, or see `keyframe status`".to_owned());
             }
-            (false, Some(_)) => {}
+            (false, None) => {}
+        }
+        if let Some(at) = self.seen.last_snapshot.filter(|at| *at > self.now) {
+            let what = format!("its latest snapshot is of the future ({at}): the clock was wrong then, or is now");
+            say("clock", Severity::Warning, what, "set the clock; delete what was made meanwhile by hand".to_owned());
+        }
+        if let Some(job) = self.incomplete {
+            let why = job.what.as_deref().unwrap_or("nobody knows what");
+            let what = format!("something is missing in its latest point: {why}");
+            say("incomplete", Severity::Warning, what, format!("see HOME/serve/jobs/{} for all that it said", job.id));
         }
         if let Objective { met: Some(false), objective_s: Some(objective), actual_s: Some(actual) } = self.rpo {
             let what = format!("what is saved is {} old, and {} are promised", span(actual), span(objective));

@@ -21,8 +21,8 @@ pub fn run(command: RepoCommand, progress: &Terminal, cancel: &AtomicBool, outpu
             init(ctx, &place, no_encryption, Parameters { parity_percent: parity, level }, alone)
         }
         RepoCommand::Info { place } => info(ctx, &place),
-        RepoCommand::Forget { place, keep, name, dry_run } => {
-            upkeep::forget(ctx, &place, &keep.into(), name.as_deref(), dry_run)
+        RepoCommand::Forget { place, keep, name, tag, dry_run } => {
+            upkeep::forget(ctx, &place, &keep.into(), (name.as_deref(), tag.as_deref()), dry_run)
         }
         RepoCommand::Prune { place, waste, grace, dry_run } => {
             upkeep::prune(ctx, &place, PruneOptions { waste_percent: waste, grace, dry_run })

@@ -279,6 +279,7 @@ pub fn audit(home: &Path, command: AuditCommand, output: &Output) -> Result<u8, 
         }
         AuditCommand::Verify { head: wanted } => {
             let wanted = wanted.map(|text| text.split_whitespace().last().unwrap_or_default().to_owned());
+            let anchored = wanted.is_some();
             let missing = wanted.filter(|hash| !entries.iter().any(|entry| entry.hash == *hash));
             let mut text = String::new();
             for flaw in &flaws {
@@ -290,6 +291,12 @@ pub fn audit(home: &Path, command: AuditCommand, output: &Output) -> Result<u8, 
             let sound = flaws.is_empty() && missing.is_none();
             if sound {
                 let _ = writeln!(text, "all {} entries are as they were written", entries.len());
+                if !anchored {
+                    let _ = writeln!(
+                        text,
+                        "whether some are missing at the end, only a head that was kept elsewhere tells: --head"
+                    );
+                }
             }
             output.result(
                 "audit-verified",

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use keyframe_repo::ids::ObjectId;
-use keyframe_repo::{Error, Problem, PruneOptions, Retention, VerifyOptions, mark};
+use keyframe_repo::{Decision, Error, Problem, PruneOptions, Retention, VerifyOptions, mark};
 use keyframe_types::{ByteLen, Timestamp};
 use serde_json::json;
 
@@ -24,7 +24,7 @@ pub fn forget(
     ctx: &Ctx<'_>,
     place: &Where,
     retention: &Retention,
-    name: Option<&str>,
+    (name, tag): (Option<&str>, Option<&str>),
     dry_run: bool,
 ) -> Result<u8, Error> {
     if retention.is_empty() {
@@ -33,9 +33,19 @@ pub fn forget(
     let repository = repository::open(place)?;
     let (mut points, damaged) = repository.points()?;
     points.retain(|point| name.is_none_or(|name| point.name == name));
+    points.retain(|point| tag.is_none_or(|tag| point.tags.iter().any(|known| known == tag)));
+    let now = Timestamp::now();
+    // Made by a clock that was wrong: were they the latest, every further point would go at once.
+    let (points, future): (Vec<_>, Vec<_>) = points.into_iter().partition(|point| point.created <= now);
     let mut decisions = keyframe_repo::decide(retention, &points);
+    decisions.extend(future.into_iter().map(|point| Decision {
+        id: point.id,
+        name: point.name,
+        created: point.created,
+        reasons: vec!["of the future"],
+    }));
     let (standings, damaged_marks) = mark::standings(&repository)?;
-    keyframe_repo::keep_marked(&mut decisions, &standings, Timestamp::now());
+    keyframe_repo::keep_marked(&mut decisions, &standings, now);
     let go: Vec<ObjectId> =
         decisions.iter().filter(|decision| decision.reasons.is_empty()).map(|decision| decision.id).collect();
     if !dry_run {

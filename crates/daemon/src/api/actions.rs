@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::Api;
 use super::gate::{Refusal, allow};
 use crate::access::{Caller, Role};
+use crate::commands;
 use crate::job::{Action, JobId};
 use crate::service::Wish;
 use crate::view::JobShown;
@@ -57,6 +58,9 @@ enum Wanted {
     },
 }
 
+/// How many snapshots one request deletes: all of them are in the log.
+const DELETED_MOST: usize = 20;
+
 fn one() -> u32 {
     1
 }
@@ -64,7 +68,7 @@ fn one() -> u32 {
 /// The same, whether only to be told of it.
 #[derive(Debug, Deserialize)]
 pub struct Asked {
-    #[serde(default)]
+    #[serde(default, alias = "dry_run")]
     plan: bool,
     #[serde(flatten)]
     wanted: Wanted,
@@ -129,7 +133,7 @@ fn command(vm: &VmName, wanted: Wanted) -> Result<Command, Refusal> {
             let kept =
                 if discard { "its present is NOT kept: it is gone" } else { "its present is kept as a snapshot first" };
             made(
-                Role::Restore,
+                if discard { Role::Admin } else { Role::Restore },
                 "revert",
                 arguments,
                 None,
@@ -147,8 +151,8 @@ fn command(vm: &VmName, wanted: Wanted) -> Result<Command, Refusal> {
             made(Role::Restore, "fork", arguments, None, vec![plan])
         }
         Wanted::Delete { snapshots } => {
-            if snapshots.is_empty() {
-                return Err(Refusal::bad("say which snapshots"));
+            if !(1..=DELETED_MOST).contains(&snapshots.len()) {
+                return Err(Refusal::bad(format!("from 1 to {DELETED_MOST} snapshots at once")));
             }
             let mut arguments = words(&["delete"]);
             for snapshot in &snapshots {
@@ -179,13 +183,18 @@ pub async fn act(
     if !view.seen.contains_key(vm.as_str()) {
         return Err(Refusal::nothing(format!("there is no machine {vm}")));
     }
-    let command = command(&vm, asked.wanted)?;
+    let mut command = command(&vm, asked.wanted)?;
     allow(&caller, command.role)?;
     if let Some(backup) = &command.action.backup {
         let owed = view.owed.get(vm.as_str());
         if !owed.is_some_and(|owed| owed.backups.iter().any(|known| known.name.as_str() == backup)) {
             return Err(Refusal::nothing(format!("{vm}'s policy has no backup {backup}")));
         }
+    }
+    // As the policy's own: an easier one would say that all is well.
+    let drill = view.owed.get(vm.as_str()).and_then(|owed| owed.drill.as_ref());
+    if let Some(drill) = drill.filter(|_| command.action.kind == "drill") {
+        command.action.arguments.extend(commands::asking(drill));
     }
     if asked.plan {
         let plan = if command.action.kind == "delete" { deletion(&api, &command.action).await? } else { command.plan };

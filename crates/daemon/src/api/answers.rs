@@ -31,6 +31,8 @@ use crate::view::{JobShown, View};
 const MOST: usize = 1000;
 /// How many days a calendar shows at most, each way.
 const DAYS_MOST: u32 = 366;
+/// Of how many commands of a job, the latest, it is told what they said.
+const COMMANDS_SHOWN: u32 = 8;
 /// How much of what a command said is shown, in bytes.
 const LOG_SHOWN: u64 = 16 << 10;
 
@@ -228,8 +230,9 @@ pub async fn job(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<
     let found = aside(move || {
         let Some(job) = shared.catalog()?.job(&id)? else { return Ok(None) };
         // The command before the present one said more than one that has just begun.
-        let log: String = (1..=job.commands).map(|number| shared.records.log(&id, number, LOG_SHOWN)).collect();
-        let result = (1..=job.commands).find_map(|number| shared.records.document(&id, number));
+        let latest = job.commands.saturating_sub(COMMANDS_SHOWN) + 1..=job.commands;
+        let log: String = latest.clone().map(|number| shared.records.log(&id, number, LOG_SHOWN)).collect();
+        let result = latest.rev().find_map(|number| shared.records.document(&id, number));
         let progress = (job.state == JobState::Running).then(|| shared.records.progress(&id, job.commands)).flatten();
         Ok(Some(json!({"schema": "keyframe.job/1", "job": JobShown::of(&job, progress), "log": log, "result": result})))
     });

@@ -52,11 +52,16 @@ impl Asking {
     pub async fn ask(&self, arguments: Vec<String>) -> Result<Answer, Refusal> {
         let away = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too much is asked at once");
         let permit = tokio::time::timeout(PATIENCE, Arc::clone(&self.room).acquire_owned()).await;
-        let _permit = permit.map_err(|_| away())?.map_err(|_| away())?;
+        let permit = permit.map_err(|_| away())?.map_err(|_| away())?;
         let mut command = Command::new(&self.program);
         command.arg("--home").arg(&self.home).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let asked = tokio::task::spawn_blocking(move || run(command)).await;
+        let asked = tokio::task::spawn_blocking(move || {
+            // As long as the command: who asked may have gone away.
+            let _permit = permit;
+            run(command)
+        });
+        let asked = asked.await;
         let failed = |what: String| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, what);
         asked
             .map_err(|error| failed(error.to_string()))?
@@ -91,10 +96,13 @@ fn run(mut command: Command) -> std::io::Result<Answer> {
             bytes
         })
     };
-    let output = read(output.map(|from| Box::new(from) as _), MOST);
+    let output = read(output.map(|from| Box::new(from) as _), MOST + 1);
     let said = read(said.map(|from| Box::new(from) as _), 64 << 10);
     let exit = ended(&mut child)?;
     let output = output.join().unwrap_or_default();
+    if output.len() as u64 > MOST {
+        return Err(std::io::Error::other("what it tells is longer than 64 MiB: use the command line"));
+    }
     let said = String::from_utf8_lossy(&said.join().unwrap_or_default()).into_owned();
     Ok(Answer { exit, output, said })
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keyframe_daemon::Error;
-use keyframe_daemon::catalog::Catalog;
+use keyframe_daemon::catalog::{Catalog, Found};
 use keyframe_daemon::commands::Line;
 use keyframe_daemon::fleet::{Fleet, Machines, Seen, SeenSnapshot};
 use keyframe_daemon::hands::{Hands, Look, Outcome};
@@ -159,6 +159,11 @@ fn option<'a>(arguments: &'a [String], name: &str) -> Vec<&'a str> {
 }
 
 impl World {
+    /// Loses what jobs' own records tell.
+    pub fn forget_records(&mut self) {
+        self.records.clear();
+    }
+
     fn fresh_id(&mut self) -> String {
         format!("{:016x}", self.dice.roll(u64::MAX))
     }
@@ -285,8 +290,12 @@ impl Hands for Host {
             None
         } else {
             let outcome = world.carry_out(&line.arguments, began);
-            let killed = world.dice.one_in(faults.killed_after);
-            (!killed).then_some(outcome)
+            match (world.dice.one_in(faults.killed_after), world.dice.one_in(2)) {
+                (false, _) => Some(outcome),
+                (true, true) => None,
+                // The command was killed, and who ran it was not.
+                (true, false) => Some(Outcome { exit: 137, document: None, error: None }),
+            }
         };
         world.two_on_one |= world.running.values().any(|(machine, _)| *machine == job.machine);
         world.running.insert(job.id.clone(), (job.machine.clone(), Running { ends, outcome }));
@@ -352,7 +361,12 @@ pub type Simulated = Scheduler<Host, Host>;
 /// The daemon, started on what its catalog remembers.
 pub fn started(host: &Host, catalog: &Path, policies: &Arc<Policies>) -> Simulated {
     host.0.borrow_mut().daemon_died = false;
-    let (catalog, _) = Catalog::open(catalog, host.now()).unwrap();
+    let (mut catalog, found) = Catalog::open(catalog, host.now()).unwrap();
+    if found != Found::Whole {
+        let jobs = host.records();
+        let remembered = Remembered::from_records(jobs.clone());
+        catalog.change(|catalog| remembered.put(&jobs, catalog).and_then(|()| catalog.complete())).unwrap();
+    }
     let remembered = Remembered::of(&catalog).unwrap();
     Scheduler::new(host.clone(), host.clone(), catalog, Arc::clone(policies), remembered, host.now()).unwrap()
 }
