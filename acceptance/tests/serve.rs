@@ -144,6 +144,7 @@ fn a_policy_with_a_mistake_leaves_what_was_in_force_and_is_told() -> Result<()> 
     assert_eq!(home.run(["status", "--check"])?.status, Some(2));
     let before = done(&daemon, "snapshot")?;
     wait_until_done(&daemon, "snapshot", before + 1)?;
+    wait_until_done(&daemon, "drill", 1)?;
     // The repository goes away, and somebody hears of it; the guest does not.
     let away = repository.path().with_file_name("away");
     std::fs::rename(repository.path(), &away).unwrap();
@@ -153,6 +154,8 @@ fn a_policy_with_a_mistake_leaves_what_was_in_force_and_is_told() -> Result<()> 
     };
     let shown = daemon.wait_for(OVERVIEW, 60 * SECOND, waits)?;
     assert!(waits(&shown), "{shown}");
+    // What was on its way there when it went has made directories anew.
+    let _ = std::fs::remove_dir_all(repository.path());
     std::fs::rename(&away, repository.path()).unwrap();
     // A catalog that is damaged is made anew: nothing is done again at once.
     let before = done(&daemon, "drill")?;

@@ -196,7 +196,9 @@ fn of_backup(job: &Job, step: Step, policy: &str, backup: &BackupPolicy, means: 
 /// Whose points those of a policy's backup are: only those it lets go again. Another host may have a machine of that name.
 fn tag(policy: &str, backup: &BackupPolicy) -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("policy/{policy}/{}@{host}", backup.name)
+    // Tags are short and plain words, which these three together may not be.
+    let hash = blake3::hash(format!("{policy}\n{}\n{host}", backup.name).as_bytes()).to_hex();
+    format!("policy-{}", &hash[..32])
 }
 
 fn of_drill(job: &Job, number: u8, owed: &Owed, drill: &DrillPolicy, means: Means<'_>) -> Todo {
