@@ -210,11 +210,15 @@ fn coming(plan: &Plan) -> Vec<Value> {
 pub struct JobsWanted {
     machine: Option<String>,
     state: Option<JobState>,
-    limit: Option<usize>,
+    limit: Option<u32>,
 }
 
 pub async fn jobs(State(api): State<Api>, Query(wanted): Query<JobsWanted>) -> Result<Json<Value>, Refusal> {
-    let wanted = Wanted { machine: wanted.machine, state: wanted.state, limit: wanted.limit.unwrap_or(100).min(MOST) };
+    let wanted = Wanted {
+        machine: wanted.machine,
+        state: wanted.state,
+        limit: (wanted.limit.unwrap_or(100) as usize).min(MOST),
+    };
     let shared = api.shared.clone();
     let jobs = aside(move || shared.catalog()?.jobs(&wanted)).await?;
     let view = api.shared.view();
@@ -420,7 +424,7 @@ pub async fn file(
 
 #[derive(Debug, Deserialize)]
 pub struct AuditWanted {
-    limit: Option<usize>,
+    limit: Option<u32>,
 }
 
 pub async fn audit(
@@ -431,7 +435,7 @@ pub async fn audit(
     allow(&caller, Role::Operate)?;
     let shared = api.shared.clone();
     let (entries, flaws) = aside(move || crate::audit::read(&shared.serve)).await?;
-    let limit = wanted.limit.unwrap_or(100).min(MOST);
+    let limit = (wanted.limit.unwrap_or(100) as usize).min(MOST);
     let latest: Vec<_> = entries.iter().rev().take(limit).collect();
     Ok(Json(json!({"schema": "keyframe.audit/1", "entries": latest, "verified": flaws.is_empty(), "flaws": flaws})))
 }
