@@ -28,7 +28,7 @@ pub fn measure(home: &Home) -> Result<(Vec<Row>, Value)> {
     let mut machines = Vec::new();
     for number in 0..GUESTS {
         let disk = home.empty_disk(&format!("guest{number}.qcow2"), "256M")?;
-        let spec = MachineSpec::small(&guest, "96M", WORDS).disk(&disk).option("--tag", "eight");
+        let spec = MachineSpec::small(&guest, "128M", WORDS).disk(&disk).option("--tag", "eight");
         machines.push(Machine::start(home, &format!("guest{number}"), &spec)?);
     }
     for machine in &machines {
