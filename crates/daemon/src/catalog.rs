@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use crate::error::{Error, IoContext as _};
-use crate::job::{Duty, Job, JobId, State};
+use crate::job::{Duty, Job, JobId, State, digits};
 
 /// The form of the tables, once what is in them is all that should be.
 const FORM: i64 = 1;
@@ -82,8 +82,7 @@ impl Catalog {
             Err(error) if is_of_the_place(&error) => return Err(error),
             Err(error) => tracing::error!("the catalog is made anew: {error}"),
         }
-        let digits: String = now.to_string().chars().filter(char::is_ascii_digit).take(14).collect();
-        let aside = path.with_extension(format!("damaged-{digits}"));
+        let aside = path.with_extension(format!("damaged-{}", digits(now)));
         std::fs::rename(path, &aside).or_io("move aside", path)?;
         for ending in ["-wal", "-shm"] {
             let mut beside = path.as_os_str().to_owned();

@@ -16,8 +16,7 @@ impl JobId {
     /// A fresh one.
     #[must_use]
     pub fn at(now: Timestamp) -> Self {
-        let digits: String = now.to_string().chars().filter(char::is_ascii_digit).take(14).collect();
-        Self(format!("{digits:0<14}-{}", InstanceId::random().short()))
+        Self(format!("{}-{}", digits(now), InstanceId::random().short()))
     }
 
     /// As text: digits, letters and `-`, so that it is a file's name, too.
@@ -25,6 +24,11 @@ impl JobId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// A time to the second in 14 digits, for names of files.
+pub(crate) fn digits(at: Timestamp) -> String {
+    at.to_string().chars().filter(char::is_ascii_digit).take(14).collect()
 }
 
 /// What is no job's name.

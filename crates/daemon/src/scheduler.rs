@@ -109,7 +109,7 @@ pub struct Scheduler<F, H> {
     catalog: Catalog,
     policies: Arc<Policies>,
     machines: Arc<Machines>,
-    owed: BTreeMap<String, Owed>,
+    owed: Arc<BTreeMap<String, Owed>>,
     begun: HashMap<Key, Timestamp>,
     achieved: HashMap<Key, Job>,
     troubles: BTreeMap<Key, Job>,
@@ -189,7 +189,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             catalog,
             policies,
             machines: Arc::default(),
-            owed: BTreeMap::new(),
+            owed: Arc::default(),
             begun: remembered.begun,
             achieved: remembered.achieved,
             troubles: remembered.troubles,
@@ -210,7 +210,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
 
     /// What is owed, by machine.
     #[must_use]
-    pub fn owed(&self) -> &BTreeMap<String, Owed> {
+    pub fn owed(&self) -> &Arc<BTreeMap<String, Owed>> {
         &self.owed
     }
 
@@ -373,10 +373,10 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         if Arc::ptr_eq(&machines, &self.machines) {
             return;
         }
-        let named = |machines: &Machines| {
-            machines.iter().map(|(name, seen)| (name.clone(), seen.tags.clone())).collect::<Vec<_>>()
-        };
-        let same = named(&machines) == named(&self.machines);
+        fn named(machines: &Machines) -> impl Iterator<Item = (&String, &Vec<String>)> {
+            machines.iter().map(|(name, seen)| (name, &seen.tags))
+        }
+        let same = named(&machines).eq(named(&self.machines));
         self.machines = machines;
         if !same {
             self.reckon(now);
@@ -388,7 +388,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         let owed = |(name, seen): (&String, &crate::fleet::Seen)| {
             Some((name.clone(), self.policies.for_machine(name, &seen.tags)?))
         };
-        self.owed = self.machines.iter().filter_map(owed).collect();
+        self.owed = Arc::new(self.machines.iter().filter_map(owed).collect());
         self.agenda = Agenda::default();
         let all: Vec<(String, Duty)> = self
             .owed

@@ -474,7 +474,8 @@ impl Service {
             machines: rows,
             jobs,
         };
-        let view = View { overview, seen: Arc::clone(self.scheduler.machines()), owed: self.scheduler.owed().clone() };
+        let view =
+            View { overview, seen: Arc::clone(self.scheduler.machines()), owed: Arc::clone(self.scheduler.owed()) };
         *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
         self.shared.changes.send_modify(|count| *count += 1);
     }

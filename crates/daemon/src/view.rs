@@ -165,7 +165,7 @@ pub struct View {
     /// The machines, as they were looked at.
     pub seen: std::sync::Arc<Machines>,
     /// What each machine is owed.
-    pub owed: BTreeMap<String, Owed>,
+    pub owed: std::sync::Arc<BTreeMap<String, Owed>>,
 }
 
 impl Counts {
