@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,15 @@ use crate::running::Running;
 const STARTS_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
+
+/// A port of the loopback interface that nobody listens on.
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> Result<u16> {
+    let find = || std::net::TcpListener::bind("127.0.0.1:0")?.local_addr();
+    find().map(|address| address.port()).map_err(Error::file("listen on", Path::new("127.0.0.1:0")))
+}
 
 /// A daemon. It ends with its home.
 pub struct Daemon<'h> {

@@ -58,6 +58,17 @@ impl Home {
         self.dir.join(name)
     }
 
+    /// Writes a file of policies, `policies/NAME`.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it cannot be written.
+    pub fn write_policies(&self, name: &str, text: &str) -> Result<()> {
+        let dir = self.dir.join("policies");
+        fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
+        let path = dir.join(name);
+        fs::write(&path, text).map_err(Error::file("write", &path))
+    }
+
     /// A new qcow2 image: empty with a size such as `1G`.
     ///
     /// # Errors

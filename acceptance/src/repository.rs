@@ -28,6 +28,13 @@ impl Repository {
         self.dir.path().join("repo")
     }
 
+    /// The two lines by which a policy's backup names it.
+    #[must_use]
+    pub fn in_policy(&self) -> String {
+        let key = self.dir.path().join("key");
+        format!("repository = \"{}\"\nkey_file = \"{}\"", self.path().display(), key.display())
+    }
+
     /// [`Home::run`] of a command that is told of the repository.
     ///
     /// # Errors

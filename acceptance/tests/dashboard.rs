@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use keyframe_acceptance::browser::key;
+use keyframe_acceptance::daemon::free_port;
 use keyframe_acceptance::serial::Mark;
 use keyframe_acceptance::{Browser, Daemon, Home, Machine, MachineSpec, Repository, Result, guests};
 use serde_json::json;
@@ -87,8 +88,8 @@ impl Page {
     }
 }
 
-fn policy(home: &Home, repository: &Repository, every: &str) {
-    let (place, key) = (repository.path(), repository.path().with_file_name("key"));
+fn policy(home: &Home, repository: &Repository, every: &str) -> Result<()> {
+    let place = repository.in_policy();
     let text = format!(
         r#"
         [policy.often]
@@ -99,20 +100,16 @@ fn policy(home: &Home, repository: &Repository, every: &str) {
         keep = {{ last = 3 }}
         [[policy.often.backup]]
         name = "local"
-        repository = "{}"
-        key_file = "{}"
+        {place}
         schedule = "*:*:0/30"
         keep = {{ last = 3 }}
         [policy.often.drill]
         schedule = "hourly"
         what = "point"
         probes = ["serial=token"]
-        "#,
-        place.display(),
-        key.display()
+        "#
     );
-    std::fs::create_dir_all(home.path().join("policies")).unwrap();
-    std::fs::write(home.path().join("policies/often.toml"), text).unwrap();
+    home.write_policies("often.toml", &text)
 }
 
 const EVERY: &str = "*:*:0/15";
@@ -150,10 +147,6 @@ fn token(home: &Home, name: &str, role: &str) -> Result<String> {
     made.text("token").map(str::to_owned)
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[test]
 fn a_person_sees_and_does_in_a_browser_what_the_daemon_offers() -> Result<()> {
     let home = Home::new("dashboard")?;
@@ -161,9 +154,9 @@ fn a_person_sees_and_does_in_a_browser_what_the_daemon_offers() -> Result<()> {
     home.run(["vm", "create", "spare", "--memory", "128M"])?.succeeded()?;
     home.run(["snapshot", "worker", "--name", "noted", "--note", HOSTILE])?.succeeded()?;
     let repository = Repository::init(&home)?;
-    policy(&home, &repository, EVERY);
+    policy(&home, &repository, EVERY)?;
     let (admin, reader) = (token(&home, "anna", "admin")?, token(&home, "eve", "read")?);
-    let port = free_port();
+    let port = free_port()?;
     let _daemon = Daemon::start(&home, &["--listen", &format!("127.0.0.1:{port}")])?;
     let page = Page {
         browser: Browser::start(&home)?,
@@ -405,14 +398,14 @@ fn phone(page: &Page) -> Result<()> {
 fn mistake(page: &Page, home: &Home, repository: &Repository) -> Result<()> {
     page.go("machines")?;
     assert_eq!(page.browser.count("[data-banner]")?, 0);
-    policy(home, repository, "whenever");
+    policy(home, repository, "whenever")?;
     let banner = page.browser.text("[data-banner=policies]")?;
     assert!(banner.contains("often.toml:"), "{banner}");
     page.browser.click("[data-banner=policies] a")?;
     let mistake = page.browser.text("[data-mistake=error]")?;
     assert!(mistake.contains("whenever"), "{mistake}");
     page.picture("policies-mistake")?;
-    policy(home, repository, EVERY);
+    policy(home, repository, EVERY)?;
     page.browser.wait_until("!document.querySelector('[data-mistake], [data-banner]')")
 }
 

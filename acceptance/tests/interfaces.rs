@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use keyframe_acceptance::daemon::free_port;
 use keyframe_acceptance::{Daemon, Home, Repository, Result, guests};
 
 /// What is tried, from Python's package index.
@@ -49,16 +50,13 @@ fn promtool() -> PathBuf {
     })
 }
 
-fn policies(home: &Home, repository: &Repository) {
-    let (place, key) = (repository.path(), repository.path().with_file_name("key"));
+fn policies(home: &Home, repository: &Repository) -> Result<()> {
+    let place = repository.in_policy();
     let text = format!(
         "[policy.daily]\nmachines = {{ names = [\"*\"] }}\n[policy.daily.snapshot]\nschedule = \"daily\"\nkeep = {{ last = 3 }}\n\
-         [[policy.daily.backup]]\nname = \"local\"\nrepository = \"{}\"\nkey_file = \"{}\"\nschedule = \"daily\"\nkeep = {{ last = 3 }}\n",
-        place.display(),
-        key.display()
+         [[policy.daily.backup]]\nname = \"local\"\n{place}\nschedule = \"daily\"\nkeep = {{ last = 3 }}\n",
     );
-    std::fs::create_dir_all(home.path().join("policies")).unwrap();
-    std::fs::write(home.path().join("policies/daily.toml"), text).unwrap();
+    home.write_policies("daily.toml", &text)
 }
 
 #[test]
@@ -67,8 +65,8 @@ fn others_tools_find_nothing_wrong_with_api_metrics_and_alerts() -> Result<()> {
     let disk = home.empty_disk("disk.qcow2", "64M")?.display().to_string();
     home.run(["vm", "create", "off", "--memory", "64M", "--disk", &disk])?.succeeded()?;
     let repository = Repository::init(&home)?;
-    policies(&home, &repository);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    policies(&home, &repository)?;
+    let port = free_port()?;
     let daemon = Daemon::start(&home, &["--listen", &format!("127.0.0.1:{port}")])?;
 
     let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/prometheus/keyframe.rules.yml");

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
+use keyframe_acceptance::daemon::free_port;
 use keyframe_acceptance::serial::Mark;
 use keyframe_acceptance::{Daemon, Home, Machine, Repository, Result};
 use serde_json::{Value, json};
@@ -14,8 +15,8 @@ use pile::{SECOND, assert_works, worker_with};
 
 const OVERVIEW: &str = "/api/v1/overview";
 
-fn policies(home: &Home, repository: &Repository) {
-    let (place, key) = (repository.path(), repository.path().with_file_name("key"));
+fn policies(home: &Home, repository: &Repository) -> Result<()> {
+    let place = repository.in_policy();
     let text = format!(
         r#"
         [policy.often]
@@ -26,8 +27,7 @@ fn policies(home: &Home, repository: &Repository) {
         keep = {{ last = 2 }}
         [[policy.often.backup]]
         name = "local"
-        repository = "{}"
-        key_file = "{}"
+        {place}
         schedule = "*:*:0/15"
         keep = {{ last = 2 }}
         lock_days = 1
@@ -35,12 +35,9 @@ fn policies(home: &Home, repository: &Repository) {
         schedule = "hourly"
         what = "point"
         probes = ["serial=token"]
-        "#,
-        place.display(),
-        key.display()
+        "#
     );
-    std::fs::create_dir_all(home.path().join("policies")).unwrap();
-    std::fs::write(home.path().join("policies/often.toml"), text).unwrap();
+    home.write_policies("often.toml", &text)
 }
 
 fn worker(home: &Home) -> Result<Machine<'_>> {
@@ -72,7 +69,7 @@ fn what_is_owed_comes_by_itself_and_once_whatever_is_killed() -> Result<()> {
     let home = Home::new("serve")?;
     let machine = worker(&home)?;
     let repository = Repository::init(&home)?;
-    policies(&home, &repository);
+    policies(&home, &repository)?;
     let daemon = Daemon::start(&home, &[])?;
     wait_until_done(&daemon, "drill", 1)?;
     let shown = daemon.wait_for(OVERVIEW, 30 * SECOND, |shown| shown["machines"][0]["verdict"] == "protected")?;
@@ -130,7 +127,7 @@ fn a_policy_with_a_mistake_leaves_what_was_in_force_and_is_told() -> Result<()> 
     let home = Home::new("serve-mistake")?;
     worker(&home)?;
     let repository = Repository::init(&home)?;
-    policies(&home, &repository);
+    policies(&home, &repository)?;
     let daemon = Daemon::start(&home, &[])?;
     wait_until_done(&daemon, "backup", 1)?;
     let file = home.path().join("policies/often.toml");
@@ -180,15 +177,11 @@ fn curl(arguments: &[&str]) -> (u16, String) {
     (status.parse().unwrap_or(0), body.to_owned())
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[test]
 fn the_network_gets_what_its_token_is_good_for_and_hostile_clients_nothing() -> Result<()> {
     let home = Home::new("serve-network")?;
     let machine = worker(&home)?;
-    let port = free_port();
+    let port = free_port()?;
     let daemon = Daemon::start(&home, &["--listen", &format!("127.0.0.1:{port}")])?;
     let url = |path: &str| format!("https://127.0.0.1:{port}{path}");
     let token = |name: &str, role: &str| -> Result<String> {
