@@ -126,20 +126,22 @@ impl HotRecorder {
         Self { recorded, pages, runs: Vec::new() }
     }
 
-    /// Notes that a page was wanted. Nothing happens when its extent is known already, when there
-    /// is no such page, or when the list is full.
-    pub fn record(&mut self, block: BlockIndex, page: PageIndex) {
+    /// Notes that a page was wanted; says whether its extent was not known before. Nothing happens when it was, when
+    /// there is no such page, or when the list is full.
+    pub fn record(&mut self, block: BlockIndex, page: PageIndex) -> bool {
         let extent = page.extent();
         let (Some(recorded), Some(pages)) = (self.recorded.get_mut(block.get()), self.pages.get(block.get())) else {
-            return;
+            return false;
         };
         let Some(bit) = PageIndex::new(extent.get()).filter(|_| pages.contains(page)) else {
-            return;
+            return false;
         };
-        if !recorded.insert(bit) {
+        let is_new = !recorded.insert(bit);
+        if is_new {
             let count = pages.pages_in_extent(extent);
             self.append(block, extent, count);
         }
+        is_new
     }
 
     fn append(&mut self, block: BlockIndex, extent: ExtentIndex, count: usize) {

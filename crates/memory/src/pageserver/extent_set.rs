@@ -37,6 +37,10 @@ impl ExtentSet {
         self.place(at).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
     }
 
+    pub(super) fn len(&self) -> u64 {
+        self.bits.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
+    }
+
     fn place(&self, at: ExtentAt) -> Option<(&AtomicU64, u64)> {
         let number = self.starts.get(at.block.get())?.checked_add(at.extent.get())?;
         Some((self.bits.get((number / 64) as usize)?, 1 << (number % 64)))

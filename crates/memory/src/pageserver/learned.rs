@@ -23,16 +23,19 @@ impl Learned {
         Self { hot: set, recorder: HotRecorder::new(ram) }
     }
 
-    /// The guest asked for it.
-    pub(super) fn asked(&mut self, at: ExtentAt) {
-        self.recorder.record(at.block, at.extent.first_page());
+    /// The guest asked for it. Says whether it was not known before that it wants it.
+    pub(super) fn asked(&mut self, at: ExtentAt) -> bool {
+        self.recorder.record(at.block, at.extent.first_page())
     }
 
-    /// It was sent without being asked for.
-    pub(super) fn pushed(&mut self, at: ExtentAt) {
-        if self.hot.contains(at) {
-            self.asked(at);
-        }
+    /// It was sent without being asked for. Says whether it is of the hot list, and came before anybody asked.
+    pub(super) fn pushed(&mut self, at: ExtentAt) -> bool {
+        self.hot.contains(at) && self.asked(at)
+    }
+
+    /// How many extents the hot list has.
+    pub(super) fn hot(&self) -> u64 {
+        self.hot.len()
     }
 
     pub(super) fn finish(self) -> HotList {
@@ -68,12 +71,13 @@ mod tests {
         let hot = first.finish();
         assert_eq!(order(&hot), [8, 7], "what was only pushed is not hot");
         let mut second = Learned::new(&ram, &hot);
-        for pushed in [8, 3, 4] {
-            second.pushed(extent(pushed));
-        }
+        let in_time = [8, 3, 4].map(|pushed| second.pushed(extent(pushed)));
+        assert_eq!(in_time, [true, false, false]);
         second.asked(extent(3));
         second.asked(extent(8));
-        second.pushed(extent(7));
+        second.asked(extent(7));
+        assert!(!second.pushed(extent(7)), "it came too late");
+        assert_eq!(second.hot(), 2);
         assert_eq!(order(&second.finish()), [8, 3, 7]);
     }
 }

@@ -82,6 +82,12 @@ pub struct ServeFigures {
     pub requests: u64,
     /// Those whose page was already on its way.
     pub requests_in_flight: u64,
+    /// Extents in the hot list.
+    #[serde(default)]
+    pub hot_extents: u64,
+    /// Those of them that were sent before the guest asked for them.
+    #[serde(default)]
+    pub hot_extents_in_time: u64,
     /// Longest time from reading a request until its extent was handed to the kernel, in microseconds.
     pub answer_us_max: u64,
     /// Sum of these times over the requests that were not in flight, in microseconds.

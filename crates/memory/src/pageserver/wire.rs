@@ -134,6 +134,7 @@ impl<'a> Wire<'a> {
         }
         let after_us = micros(self.started.elapsed());
         self.figures.hydrated_us = after_us;
+        self.figures.hot_extents = self.learned.hot();
         self.observer.notice(Notice::Hydrated { after_us });
         Ok((self.figures, self.learned.finish()))
     }
@@ -267,7 +268,7 @@ impl<'a> Wire<'a> {
             .and_then(|(run, bytes)| Pages::new(run, bytes));
         let sent = content.map_or(0, |pages| self.source.send(pages, pages.run().first, Zeros::Skip, &mut self.out));
         self.ring.give_back(buffer);
-        self.learned.pushed(at);
+        self.figures.hot_extents_in_time += u64::from(self.learned.pushed(at));
         self.count(at, sent)
     }
 
