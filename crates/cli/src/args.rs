@@ -56,7 +56,7 @@ pub enum MachineCommand {
     /// Create, start, stop, list, show and remove machines
     #[command(subcommand)]
     Vm(VmCommand),
-    /// Take a snapshot of a running, paused or stopped machine
+    /// Take a snapshot of a running, paused or stopped machine, or of several at one instant
     Snapshot(SnapshotArgs),
     /// List a machine's snapshots as a tree
     Snapshots {
@@ -358,8 +358,9 @@ fn parse_network(text: &str) -> Result<NetworkArg, String> {
 
 #[derive(Debug, Args)]
 pub struct SnapshotArgs {
-    /// The machine
-    pub vm: VmName,
+    /// The machine. Several are a group: they are cut at one instant, while all of them stand still, or none is
+    #[arg(required = true, value_name = "VM")]
+    pub machines: Vec<VmName>,
     /// Its name; one made from the time if none is given
     #[arg(long, value_name = "NAME")]
     pub name: Option<SnapshotName>,

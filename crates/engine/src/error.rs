@@ -13,6 +13,8 @@ use keyframe_hypervisor::extra_args::RefusedArgument;
 use keyframe_hypervisor::host::HostError;
 use keyframe_types::{ByteLen, DiskId, SnapshotId, VmName};
 
+use crate::snapshot::gate::Stage;
+
 /// What a failure means for a script: the exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -104,6 +106,12 @@ pub enum Error {
     NoSpace { path: PathBuf, needed: ByteLen, free: ByteLen },
     #[error("the pause would be about {expected_ms:.0} ms, more than the {allowed_ms:.0} ms allowed")]
     PauseTooLong { expected_ms: f64, allowed_ms: f64 },
+    #[error("another machine of the group was given up")]
+    GroupGivenUp,
+    #[error("the other machines of the group did not get to the stage \"{stage:?}\" in time")]
+    GroupTooSlow { stage: Stage },
+    #[error("the machines were not snapshotted together: {vm} could not be")]
+    InGroup { vm: VmName, source: Box<Error> },
     #[error("the disks completed requests between the instant of memory and that of disks, {attempts} times in a row")]
     NotExact { attempts: u32 },
     #[error("the guest's file systems could not be frozen: {reason}")]
@@ -227,6 +235,9 @@ impl Error {
             }
             Self::Capture(_) | Self::NotExact { .. } | Self::Interrupted | Self::PauseTooLong { .. } => {
                 "the machine is as it was, and so is every earlier snapshot; no snapshot was made"
+            }
+            Self::GroupGivenUp | Self::GroupTooSlow { .. } | Self::InGroup { .. } => {
+                "every machine of the group is as it was, and so is every earlier snapshot; no snapshot was made"
             }
             Self::StandsOnRepository { .. } => "nothing was begun; the machine is as it was",
             Self::ViewBroken { .. } | Self::GuestTooSlow { .. } | Self::GuestNeedsRoom { .. } => {

@@ -50,6 +50,23 @@ impl Budget {
         }
     }
 
+    /// [`Budget::admit`] of a guest that is stopped first, whatever happens.
+    ///
+    /// # Errors
+    /// [`Error::PauseTooLong`].
+    pub fn admit_stop_first(
+        &self,
+        ctx: &Context<'_>,
+        process: &Process,
+        definition: &MachineDefinition,
+    ) -> Result<(), Error> {
+        self.admit(ctx, process, definition)?;
+        match self.max {
+            Some(max) if expected_stop_first(process) > max => Err(too_long(expected_stop_first(process), max)),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the guest may be stopped while its memory is populated.
     #[must_use]
     pub fn admits_stop_first(&self, process: &Process) -> bool {

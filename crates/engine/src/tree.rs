@@ -12,7 +12,7 @@ use crate::sharing::{self, MemorySpace};
 use crate::snapshots;
 use crate::state::head::Chain;
 use crate::state::home::VmDir;
-use crate::state::manifest::{Consistency, Manifest};
+use crate::state::manifest::{Consistency, GroupCut, Manifest};
 use crate::state::tree::Trees;
 use crate::tally::Tally;
 
@@ -25,6 +25,9 @@ pub struct SnapshotSummary {
     pub name: String,
     /// The snapshot that it follows.
     pub parent: Option<SnapshotId>,
+    /// The machines that were cut with it, at the same instant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupCut>,
     /// What was achieved.
     pub consistency: Consistency,
     /// Whether it has memory.
@@ -126,6 +129,7 @@ fn summary(
         id: manifest.id.clone(),
         name: manifest.name.to_string(),
         parent: manifest.parent.clone(),
+        group: manifest.group.clone(),
         consistency: manifest.consistency,
         memory: manifest.memory.is_some(),
         created: manifest.created,
@@ -264,6 +268,7 @@ mod tests {
             expires: None,
             pinned: false,
             parent: None,
+            group: None,
             consistency: Consistency::RunningState,
             cut: Cut::AtQemusStop,
             state: StateAtCut::Running,

@@ -16,6 +16,9 @@
 //! * **Stop first.** The guest is stopped by us, resumed when RAM is write-protected and the disks are
 //!   cut. Always exact, at the price of a longer pause: RAM is populated while the guest stands still.
 //!
+//! Several machines are cut at one instant when each is stopped first and waits in the [`Company`] of the others: for a
+//! moment all of them stand still, so nothing that one sent behind its cut reached another before that one's.
+//!
 //! Source: `bg_migration_thread` in QEMU's migration/migration.c.
 
 use std::os::fd::BorrowedFd;
@@ -64,6 +67,36 @@ pub enum Strategy {
     StopFirst,
     /// The guest is paused anyway and stays so.
     Still,
+}
+
+/// The machines that are cut at one instant. Each of them is told by its own thread where it has come to, and goes on when
+/// all have.
+pub trait Company: Sync {
+    /// This one stands still, and is ready to be cut.
+    ///
+    /// # Errors
+    /// [`Error::Company`]: another was given up, or did not come in time.
+    fn all_still(&self) -> Result<(), Error>;
+
+    /// This one's disks are cut; it stands still yet.
+    ///
+    /// # Errors
+    /// As [`Company::all_still`].
+    fn all_cut(&self) -> Result<(), Error>;
+}
+
+/// The company of a machine that is cut by itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Alone;
+
+impl Company for Alone {
+    fn all_still(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn all_cut(&self) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// What a cut was like.
@@ -143,6 +176,27 @@ pub fn cut_disks(monitor: &mut Client, overlays: &[Overlay]) -> Result<SystemTim
     Ok(SystemTime::now())
 }
 
+/// Cuts the disks of a machine, and nothing else, while all of its company stand still. One that is paused stays so.
+///
+/// # Errors
+/// [`Error::Qmp`], [`Error::Late`], [`Error::Company`]: the guest then runs again if it ran, and disks may or may not have been
+/// cut.
+pub fn cut_disks_in(monitor: &mut Client, overlays: &[Overlay], company: &dyn Company) -> Result<CutReport, Error> {
+    forget_the_past(monitor)?;
+    let runs = monitor.call(&QueryStatus {})?.running;
+    if !runs {
+        company.all_still()?;
+        let at = cut_disks(monitor, overlays)?;
+        company.all_cut()?;
+        return Ok(CutReport { pause: Duration::ZERO, at, exact: true });
+    }
+    let result = Standing::stop(monitor).and_then(|standing| standing.cut(monitor, overlays, company));
+    if result.is_err() {
+        resume_if_paused(monitor);
+    }
+    result
+}
+
 /// Turns on what the cut needs and hands QEMU the sink's end `sink`. Overlays are open already.
 ///
 /// # Errors
@@ -215,17 +269,17 @@ impl Moment {
 }
 
 impl<'a> Prepared<'a> {
-    /// Cuts. When it fails the guest has been resumed if it ran, and disks may or may not have been cut:
-    /// look at the nodes.
+    /// Cuts, in company unless at QEMU's own stop, which waits for nobody. When it fails the guest has been resumed if it ran,
+    /// and disks may or may not have been cut: look at the nodes.
     ///
     /// # Errors
-    /// [`Error::Migration`], [`Error::Qmp`], [`Error::Late`], [`Error::Cancelled`].
-    pub fn cut(self, strategy: Strategy, cancel: &AtomicBool) -> Result<Streaming<'a>, Error> {
+    /// [`Error::Migration`], [`Error::Qmp`], [`Error::Late`], [`Error::Company`], [`Error::Cancelled`].
+    pub fn cut(self, strategy: Strategy, company: &dyn Company, cancel: &AtomicBool) -> Result<Streaming<'a>, Error> {
         let Self { monitor, overlays } = self;
         let result = forget_the_past(monitor).and_then(|()| match strategy {
             Strategy::AtQemusStop => at_qemus_stop(monitor, overlays, cancel),
-            Strategy::StopFirst => stop_first(monitor, overlays, cancel),
-            Strategy::Still => still(monitor, overlays),
+            Strategy::StopFirst => stop_first(monitor, overlays, company, cancel),
+            Strategy::Still => still(monitor, overlays, company),
         });
         match result {
             Ok(report) => Ok(Streaming { monitor, report }),
@@ -292,10 +346,13 @@ fn at_qemus_stop(monitor: &mut Client, overlays: &[Overlay], cancel: &AtomicBool
     }
 }
 
-fn stop_first(monitor: &mut Client, overlays: &[Overlay], cancel: &AtomicBool) -> Result<CutReport, Error> {
-    let start = Instant::now();
-    monitor.call(&Stop {})?;
-    let stop = wait_for(monitor, EventKind::Stop)?;
+fn stop_first(
+    monitor: &mut Client,
+    overlays: &[Overlay],
+    company: &dyn Company,
+    cancel: &AtomicBool,
+) -> Result<CutReport, Error> {
+    let standing = Standing::stop(monitor)?;
     let migrate = begin(monitor)?;
     let deadline = Instant::now() + ARM_PATIENCE;
     monitor.wait_reply(migrate, deadline)?.ok_or(late("the start of saving", ARM_PATIENCE))?.body()?;
@@ -316,19 +373,42 @@ fn stop_first(monitor: &mut Client, overlays: &[Overlay], cancel: &AtomicBool) -
         }
         std::thread::sleep(Duration::from_micros(200));
     }
-    cut_disks(monitor, overlays)?;
-    // Someone else may have resumed the guest meanwhile (a guard that lost patience): then the cut proves nothing.
-    let early = monitor.wait_event(|event| event.kind == EventKind::Resume, Instant::now())?;
-    if early.is_some() {
-        return Ok(CutReport { pause: start.elapsed(), at: stop, exact: false });
-    }
-    monitor.call(&Cont {})?;
-    let resume = wait_for(monitor, EventKind::Resume).unwrap_or(stop + start.elapsed());
-    Ok(CutReport { pause: since(stop, resume), at: stop, exact: true })
+    standing.cut(monitor, overlays, company)
 }
 
-fn still(monitor: &mut Client, overlays: &[Overlay]) -> Result<CutReport, Error> {
+/// A guest that we stopped.
+struct Standing {
+    begun: Instant,
+    stop: SystemTime,
+}
+
+impl Standing {
+    fn stop(monitor: &mut Client) -> Result<Self, Error> {
+        let begun = Instant::now();
+        monitor.call(&Stop {})?;
+        Ok(Self { begun, stop: wait_for(monitor, EventKind::Stop)? })
+    }
+
+    /// Cuts the disks while all of the company stand still, and lets the guest run on.
+    fn cut(self, monitor: &mut Client, overlays: &[Overlay], company: &dyn Company) -> Result<CutReport, Error> {
+        company.all_still()?;
+        cut_disks(monitor, overlays)?;
+        company.all_cut()?;
+        // Someone else may have resumed the guest meanwhile (a guard that lost patience): then the cut proves nothing.
+        let early = monitor.wait_event(|event| event.kind == EventKind::Resume, Instant::now())?;
+        if early.is_some() {
+            return Ok(CutReport { pause: self.begun.elapsed(), at: self.stop, exact: false });
+        }
+        monitor.call(&Cont {})?;
+        let resume = wait_for(monitor, EventKind::Resume).unwrap_or(self.stop + self.begun.elapsed());
+        Ok(CutReport { pause: since(self.stop, resume), at: self.stop, exact: true })
+    }
+}
+
+fn still(monitor: &mut Client, overlays: &[Overlay], company: &dyn Company) -> Result<CutReport, Error> {
+    company.all_still()?;
     let at = cut_disks(monitor, overlays)?;
+    company.all_cut()?;
     let migrate = begin(monitor)?;
     let deadline = Instant::now() + ARM_PATIENCE;
     monitor.wait_reply(migrate, deadline)?.ok_or(late("the start of saving", ARM_PATIENCE))?.body()?;

@@ -79,6 +79,9 @@ pub enum Error {
         /// For how long.
         waited: Duration,
     },
+    /// Machines were to be cut at one instant, and that of another came to nothing.
+    #[error("another machine of the group could not be cut")]
+    Company,
     /// The caller asked to stop.
     #[error("interrupted")]
     Cancelled,

@@ -96,6 +96,10 @@ id_type!(
     SnapshotId
 );
 id_type!(
+    /// Identifies an instant at which several machines were cut.
+    GroupCutId
+);
+id_type!(
     /// Identifies one layer file of a disk.
     LayerId
 );

@@ -12,7 +12,7 @@ mod size;
 mod snapshot_ref;
 mod time;
 
-pub use id::{IdError, InstanceId, LayerId, SnapshotId};
+pub use id::{GroupCutId, IdError, InstanceId, LayerId, SnapshotId};
 pub use name::{DiskId, NameError, SnapshotName, VmName};
 pub use progress::{Progress, Silent};
 pub use retention::{Kept, Retention};

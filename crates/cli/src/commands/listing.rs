@@ -155,6 +155,7 @@ mod tests {
             id: SnapshotId::random(),
             name: name.to_owned(),
             parent: parent.map(|parent| parent.id.clone()),
+            group: None,
             consistency: Consistency::Crash,
             memory: false,
             created: Timestamp::now(),

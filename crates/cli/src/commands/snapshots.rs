@@ -8,6 +8,7 @@ use keyframe_engine::fork::{self, ForkRequest};
 use keyframe_engine::label::{self, LabelRequest, Wanted};
 use keyframe_engine::outcome::Outcome;
 use keyframe_engine::revert::{self, RevertReport, RevertRequest};
+use keyframe_engine::snapshot::group::{self, GroupRequest, MemberReport};
 use keyframe_engine::snapshot::{self, SnapshotReport, SnapshotRequest};
 use keyframe_engine::state::manifest::{Manifest, Memory};
 use keyframe_engine::tree;
@@ -27,8 +28,10 @@ fn exit_status(outcome: Outcome) -> u8 {
 
 /// `keyframe snapshot`
 pub fn take(ctx: &Context<'_>, args: SnapshotArgs, output: &Output) -> Result<u8, Error> {
+    let [vm, others @ ..] = args.machines.as_slice() else {
+        return Err(Error::BadRequest { what: "say which machine".to_owned() });
+    };
     let request = SnapshotRequest {
-        vm: args.vm,
         name: args.name,
         note: args.note,
         owner: args.owner,
@@ -38,10 +41,28 @@ pub fn take(ctx: &Context<'_>, args: SnapshotArgs, output: &Output) -> Result<u8
         max_pause: args.max_pause,
         or_disk_only: args.or_disk_only,
         freeze: args.freeze.into(),
+        ..SnapshotRequest::of(vm.clone())
     };
+    if !others.is_empty() {
+        return take_together(ctx, GroupRequest { machines: args.machines, each: request }, output);
+    }
     let report = snapshot::take(ctx, &request)?;
     output.result("snapshot-taken", &report, taken(&request.vm, &report));
     Ok(exit_status(Outcome::of_snapshot(&request, &report)))
+}
+
+fn take_together(ctx: &Context<'_>, request: GroupRequest, output: &Output) -> Result<u8, Error> {
+    let report = group::take(ctx, &request)?;
+    let mut text = String::new();
+    for member in &report.machines {
+        text.push_str(&taken(&member.vm, &member.snapshot));
+    }
+    let window =
+        report.window_ms.map_or_else(|| "none of them ran".to_owned(), |window_ms| format!("within {}", ms(window_ms)));
+    let _ = writeln!(text, "{} machines of one instant ({}): {window}", report.machines.len(), report.group.short());
+    output.result("group-taken", &report, text);
+    let of = |member: &MemberReport| exit_status(Outcome::of_snapshot(&request.each, &member.snapshot));
+    Ok(report.machines.iter().map(of).max().unwrap_or_default())
 }
 
 fn taken(vm: &VmName, report: &SnapshotReport) -> String {
@@ -88,6 +109,10 @@ pub fn show(ctx: &Context<'_>, reference: &SnapshotRef, output: &Output) -> Resu
     let mut add = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
     if let Some(note) = &manifest.note {
         add("note", note.clone());
+    }
+    if let Some(group) = &manifest.group {
+        let names: Vec<&str> = group.machines.iter().map(VmName::as_str).collect();
+        add("cut with", format!("{} ({})", names.join(", "), group.id.short()));
     }
     if let Some(parent) = &manifest.parent {
         add("follows", parent.to_string());

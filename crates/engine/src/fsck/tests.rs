@@ -57,6 +57,7 @@ pub(crate) fn snapshot_of(name: &VmName, called: &str, chain: Chain, parent: Opt
         expires: None,
         pinned: false,
         parent,
+        group: None,
         consistency: Consistency::Crash,
         cut: Cut::Still,
         state: StateAtCut::Stopped,

@@ -26,7 +26,7 @@ use crate::error::{Error, IoContext as _};
 use crate::failpoint::{Failpoint, pass};
 use crate::layers;
 use crate::machine::{Machine, State};
-use crate::snapshot::{self, Afterwards, SnapshotRequest};
+use crate::snapshot::{self, Occasion, SnapshotRequest};
 use crate::space;
 use crate::state::durable;
 use crate::state::head::{Chain, Head};
@@ -97,7 +97,7 @@ pub fn restore(
         ..SnapshotRequest::of(name)
     };
     ctx.progress.step("keeping the present");
-    let kept = snapshot::take_locked(ctx, &mut machine, &request, Afterwards::GoesOn, begun)?;
+    let kept = snapshot::take_locked(ctx, &mut machine, &request, Occasion::ByItself, begun)?;
     let mut notes = kept.notes;
     let missing = document.unreadable_bytes();
     if missing > ByteLen::ZERO {

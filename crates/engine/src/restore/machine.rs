@@ -215,6 +215,7 @@ impl<'a> Restoring<'a> {
             expires: None,
             pinned: false,
             parent: None,
+            group: None,
             consistency: snapshot.consistency,
             cut: snapshot.cut,
             state: snapshot.state,

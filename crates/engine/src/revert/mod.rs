@@ -35,7 +35,7 @@ use crate::layers::{self, UnsyncedTops};
 use crate::machine::{Machine, State, state_of};
 use crate::pages;
 use crate::sharing;
-use crate::snapshot::{self, Afterwards, SnapshotRequest};
+use crate::snapshot::{self, Occasion, SnapshotRequest};
 use crate::snapshots;
 use crate::state::head::Head;
 use crate::state::journal::RevertJournal;
@@ -189,7 +189,7 @@ fn keep_first(ctx: &Context<'_>, machine: &mut Machine, source: &Source) -> Resu
     let mapped = machine.process().is_some_and(|process| process.mapped.is_some());
     let request = SnapshotRequest { disk_only: mapped, ..kept_request(machine, source) };
     ctx.progress.step("keeping the present");
-    let mut kept = snapshot::take_locked(ctx, machine, &request, Afterwards::StandsStill, Instant::now())?;
+    let mut kept = snapshot::take_locked(ctx, machine, &request, Occasion::BeforeItsEnd, Instant::now())?;
     if mapped {
         kept.notes.push("the present is kept without its memory, which is mapped from a snapshot's image".to_owned());
     }

@@ -15,7 +15,7 @@ use std::os::fd::AsFd as _;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use keyframe_hypervisor::cut::{self, Strategy as CutStrategy};
+use keyframe_hypervisor::cut::{self, Alone, Strategy as CutStrategy};
 use keyframe_hypervisor::load;
 use keyframe_qmp::commands::machine::Quit;
 
@@ -190,7 +190,7 @@ fn save_parked(ctx: &Context<'_>, machine: &Machine, process: &Process, plan: &P
     let never = AtomicBool::new(false);
     std::thread::scope(|threads| {
         let capture = threads.spawn(|| memory::capture(ctx, ours, &dir, &never));
-        let saved = prepared.cut(CutStrategy::Still, &never).and_then(|streaming| streaming.finish(&never));
+        let saved = prepared.cut(CutStrategy::Still, &Alone, &never).and_then(|streaming| streaming.finish(&never));
         let captured = capture.join().unwrap_or(Err(Error::Interrupted));
         saved?;
         captured.map(|captured| captured.memory)

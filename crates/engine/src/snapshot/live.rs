@@ -12,12 +12,13 @@ use keyframe_qmp::commands::machine::{QueryCpusFast, Stop};
 use keyframe_types::Timestamp;
 
 use super::freezing::Freezer;
-use super::{Afterwards, Freeze, Plan, SnapshotReport, SnapshotRequest, Taken, commit, qemu_used, undo};
+use super::gate::Stage;
+use super::{Freeze, Occasion, Plan, SnapshotReport, SnapshotRequest, Taken, commit, qemu_used, undo};
 use crate::context::Context;
 use crate::error::{Error, Kind};
 use crate::failpoint::{Failpoint, pass};
 use crate::guard::Guard;
-use crate::guest;
+use crate::guest::{self, Frozen};
 use crate::machine::Machine;
 use crate::memory::{self, Captured};
 use crate::pages;
@@ -37,7 +38,7 @@ pub(super) fn take(
     request: &SnapshotRequest,
     plan: Plan,
     state: StateAtCut,
-    afterwards: Afterwards,
+    occasion: Occasion<'_>,
 ) -> Result<SnapshotReport, Error> {
     let process = machine.process().cloned().ok_or(keyframe_hypervisor::Error::NoProcess)?;
     if request.freeze == Freeze::Must && state != StateAtCut::Running {
@@ -45,7 +46,7 @@ pub(super) fn take(
     }
     // QEMU cannot save a machine whose memory is still on its way.
     pages::wait(ctx, &process.instance)?;
-    let mut scope = Scope::decide(ctx, machine, request, &process, state)?;
+    let mut scope = Scope::decide(ctx, machine, (request, occasion), &process, state)?;
     Machine::check_layers(ctx.home, machine.head.chains())?;
     let before = machine.head.clone();
     let journal = SnapshotJournal {
@@ -58,10 +59,19 @@ pub(super) fn take(
     let guard = Guard::post(ctx.home, machine.name())?;
     sealed::write(&machine.dir.journal(), &Journal::Snapshot(Box::new(journal.clone())))?;
     // Stopped only now: from here on someone lets it run again if this fails.
-    let stops = afterwards == Afterwards::StandsStill;
+    let stops = matches!(occasion, Occasion::BeforeItsEnd);
     let cut_state = if stops { StateAtCut::Paused } else { state };
-    let taking =
-        Taking { ctx, request, plan: &plan, journal: &journal, process: &process, state, cut_state, guard: &guard };
+    let taking = Taking {
+        ctx,
+        request,
+        plan: &plan,
+        journal: &journal,
+        process: &process,
+        state,
+        cut_state,
+        guard: &guard,
+        occasion,
+    };
     match taking.carry_out(machine, &mut scope) {
         Ok(mut report) => {
             guard.dismiss();
@@ -96,7 +106,7 @@ impl Scope {
     fn decide(
         ctx: &Context<'_>,
         machine: &Machine,
-        request: &SnapshotRequest,
+        (request, occasion): (&SnapshotRequest, Occasion<'_>),
         process: &Process,
         state: StateAtCut,
     ) -> Result<Self, Error> {
@@ -111,7 +121,10 @@ impl Scope {
         let resident = pause::resident(process);
         space::check(machine.dir.root(), resident)?;
         if state == StateAtCut::Running
-            && let Err(error) = budget.admit(ctx, process, machine.hardware())
+            && let Err(error) = match occasion {
+                Occasion::InGroup(_) => budget.admit_stop_first(ctx, process, machine.hardware()),
+                Occasion::ByItself | Occasion::BeforeItsEnd => budget.admit(ctx, process, machine.hardware()),
+            }
         {
             if !request.or_disk_only {
                 return Err(error);
@@ -134,6 +147,7 @@ struct Taking<'a> {
     /// What it does at the cut.
     cut_state: StateAtCut,
     guard: &'a Guard,
+    occasion: Occasion<'a>,
 }
 
 impl Taking<'_> {
@@ -158,7 +172,11 @@ impl Taking<'_> {
     }
 
     fn commit(&self, machine: &mut Machine, taken: &Taken) -> Result<SnapshotReport, Error> {
-        self.ctx.check()?;
+        match self.occasion {
+            // From here on nothing but a failure keeps one of them from being committed.
+            Occasion::InGroup(turn) => turn.reach(Stage::Saved)?,
+            Occasion::ByItself | Occasion::BeforeItsEnd => self.ctx.check()?,
+        }
         let mut frozen = Head { process: None, ..self.journal.before.clone() };
         layers::freeze_tops(self.ctx.home, frozen.chains_mut())?;
         let report = commit(machine, self.request, self.plan, machine.hardware(), &frozen, taken)?;
@@ -166,6 +184,10 @@ impl Taking<'_> {
         undo::finish(self.ctx, machine, self.journal, &frozen)?;
         durable::remove_file(&machine.dir.journal())?;
         Ok(report)
+    }
+
+    fn in_group(&self) -> bool {
+        matches!(self.occasion, Occasion::InGroup(_))
     }
 
     fn freezes(&self) -> bool {
@@ -177,6 +199,16 @@ impl Taking<'_> {
         Freezer { freeze, instance: &self.process.instance, guard: self.guard }
     }
 
+    /// Waits for the group, freezes, and waits until all are frozen: from then on it goes quickly.
+    fn freeze(&self, scope: &mut Scope) -> Result<Option<Frozen>, Error> {
+        self.occasion.reach(Stage::Ready)?;
+        let frozen = self.freezer().freeze(&mut scope.notes)?;
+        layers::flush_ahead(self.ctx.home, &self.journal.before);
+        // Whoever gives up here has the undo thaw it.
+        self.occasion.reach(Stage::Frozen)?;
+        Ok(frozen)
+    }
+
     fn disks_only(
         &self,
         machine: &mut Machine,
@@ -184,14 +216,32 @@ impl Taking<'_> {
         overlays: &[Overlay],
         scope: &mut Scope,
     ) -> Result<Taken, Error> {
-        let frozen = self.freezer().freeze(&mut scope.notes)?;
-        cut::cut_disks(monitor, overlays)?;
-        let created = Timestamp::now();
+        let frozen = self.freeze(scope)?;
+        let (created, pause) = match self.occasion {
+            Occasion::InGroup(turn) => {
+                if self.cut_state == StateAtCut::Running {
+                    self.guard.expect_resume(guest::FREEZE_WINDOW);
+                }
+                let report = cut::cut_disks_in(monitor, overlays, turn);
+                self.guard.resumed();
+                let report = report?;
+                turn.resumed();
+                if !report.exact {
+                    return Err(Error::NotExact { attempts: 1 });
+                }
+                (Timestamp::from_system_time(report.at), report.pause)
+            }
+            Occasion::ByItself | Occasion::BeforeItsEnd => {
+                cut::cut_disks(monitor, overlays)?;
+                (Timestamp::now(), Duration::ZERO)
+            }
+        };
         let frozen = self.freezer().thaw(frozen, &mut scope.notes)?;
         self.head_is_cut(machine)?;
         let consistency = if frozen.is_some() { Consistency::Filesystem } else { Consistency::Crash };
         Ok(Taken {
             created,
+            pause,
             frozen,
             may_be_frozen: self.freezes(),
             notes: std::mem::take(&mut scope.notes),
@@ -238,6 +288,9 @@ impl Taking<'_> {
         let mut attempt = 1;
         loop {
             let (strategy, cut) = match self.cut_state {
+                // The others do not wait for another attempt.
+                _ if self.in_group() && attempt > 1 => return Err(Error::NotExact { attempts: 1 }),
+                StateAtCut::Running if self.in_group() => (Strategy::StopFirst, Cut::StopFirst),
                 StateAtCut::Running if attempt <= ATTEMPTS => (Strategy::AtQemusStop, Cut::AtQemusStop),
                 StateAtCut::Running if attempt == ATTEMPTS + 1 && scope.budget.admits_stop_first(self.process) => {
                     (Strategy::StopFirst, Cut::StopFirst)
@@ -249,7 +302,7 @@ impl Taking<'_> {
                 Ok(Some((report, memory, frozen))) => return Ok((report, cut, memory, frozen)),
                 Ok(None) => {}
                 // The kernel may refuse to write-protect memory at a bad moment, and QEMU then gives up without a word.
-                Err(Error::Hypervisor(Hypervisor::Migration { .. })) if attempt < ATTEMPTS => {}
+                Err(Error::Hypervisor(Hypervisor::Migration { .. })) if attempt < ATTEMPTS && !self.in_group() => {}
                 Err(error) => return Err(error),
             }
             attempt += 1;
@@ -279,15 +332,17 @@ impl Taking<'_> {
         let give_up = AtomicBool::new(false);
         std::thread::scope(|threads| {
             let capture = threads.spawn(|| memory::capture(self.ctx, ours, &dir, &give_up));
-            let frozen = self.freezer().freeze(&mut scope.notes);
-            layers::flush_ahead(self.ctx.home, &self.journal.before);
+            let frozen = self.freeze(scope);
             if strategy == Strategy::StopFirst {
                 self.guard.expect_resume(guest::FREEZE_WINDOW);
             }
             let cut = frozen.and_then(|frozen| {
-                let streaming = prepared.cut(strategy, self.ctx.cancel);
+                let streaming = prepared.cut(strategy, self.occasion.company(), self.ctx.cancel);
                 let frozen = self.freezer().thaw(frozen, &mut scope.notes);
                 let streaming = streaming?;
+                if let Occasion::InGroup(turn) = self.occasion {
+                    turn.resumed();
+                }
                 match frozen {
                     Ok(frozen) => Ok((streaming, frozen)),
                     Err(error) => {

@@ -9,12 +9,15 @@
 //! killed command does the same (`recover`), so there is one undo and it is always the same code.
 
 pub(crate) mod freezing;
+pub(crate) mod gate;
+pub mod group;
 mod live;
 mod still;
 pub(crate) mod undo;
 
 use std::time::{Duration, Instant};
 
+use keyframe_hypervisor::cut::{Alone, Company};
 use keyframe_hypervisor::{Accelerator, MachineDefinition, QemuVersion};
 use keyframe_types::{ByteLen, SnapshotId, SnapshotName, TimeToLive, Timestamp, VmName};
 use serde::Serialize;
@@ -27,8 +30,9 @@ use crate::machine::{Machine, State};
 use crate::sharing::{self, Shared};
 use crate::snapshots;
 use crate::state::head::Head;
-use crate::state::manifest::{Consistency, Cost, Cut, Manifest, Memory, QemuUsed, StateAtCut};
+use crate::state::manifest::{Consistency, Cost, Cut, GroupCut, Manifest, Memory, QemuUsed, StateAtCut};
 use crate::state::{durable, tree};
+use gate::{Stage, Turn};
 
 /// Whether to ask the guest's agent to freeze file systems around the cut.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -65,6 +69,8 @@ pub struct SnapshotRequest {
     pub or_disk_only: bool,
     /// Whether to freeze file systems.
     pub freeze: Freeze,
+    /// The machines that it is cut with.
+    pub group: Option<GroupCut>,
 }
 
 impl SnapshotRequest {
@@ -82,6 +88,7 @@ impl SnapshotRequest {
             max_pause: None,
             or_disk_only: false,
             freeze: Freeze::No,
+            group: None,
         }
     }
 }
@@ -140,19 +147,38 @@ impl SnapshotReport {
 pub fn take(ctx: &Context<'_>, request: &SnapshotRequest) -> Result<SnapshotReport, Error> {
     let begun = Instant::now();
     let (_lock, mut machine) = Machine::lock(ctx, &request.vm, &format!("snapshot {}", request.vm))?;
-    let mut report = take_locked(ctx, &mut machine, request, Afterwards::GoesOn, begun)?;
+    let mut report = take_locked(ctx, &mut machine, request, Occasion::ByItself, begun)?;
     report.shares(sharing::share_if_possible(ctx, &machine, &report.id));
     report.total_ms = ms(begun.elapsed());
     Ok(report)
 }
 
-/// What a running guest does after its snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Afterwards {
-    /// It goes on as if nothing had happened.
-    GoesOn,
-    /// It is about to be ended: it is stopped before the cut and stays so. The snapshot says that it ran.
-    StandsStill,
+/// What a snapshot is taken with, or before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Occasion<'a> {
+    /// A running guest goes on as if nothing had happened.
+    ByItself,
+    /// A running guest is about to be ended: it is stopped before the cut and stays so. The snapshot says that it ran.
+    BeforeItsEnd,
+    /// At one instant with other machines: a running guest is stopped before the cut, waits for them, and goes on.
+    InGroup(&'a Turn<'a>),
+}
+
+impl Occasion<'_> {
+    /// Waits for the machines of its group, where it is of one.
+    fn reach(self, stage: Stage) -> Result<(), Error> {
+        match self {
+            Self::InGroup(turn) => turn.reach(stage),
+            Self::ByItself | Self::BeforeItsEnd => Ok(()),
+        }
+    }
+
+    fn company(&self) -> &dyn Company {
+        match self {
+            Self::InGroup(turn) => *turn,
+            Self::ByItself | Self::BeforeItsEnd => &Alone,
+        }
+    }
 }
 
 /// [`take`] for a caller that holds the machine's lock.
@@ -160,21 +186,21 @@ pub(crate) fn take_locked(
     ctx: &Context<'_>,
     machine: &mut Machine,
     request: &SnapshotRequest,
-    afterwards: Afterwards,
+    occasion: Occasion<'_>,
     begun: Instant,
 ) -> Result<SnapshotReport, Error> {
     boot::must_be_local(machine)?;
     let plan = Plan::new(machine, request, begun)?;
     match machine.state() {
-        State::Running => live::take(ctx, machine, request, plan, StateAtCut::Running, afterwards),
-        State::Paused => live::take(ctx, machine, request, plan, StateAtCut::Paused, afterwards),
+        State::Running => live::take(ctx, machine, request, plan, StateAtCut::Running, occasion),
+        State::Paused => live::take(ctx, machine, request, plan, StateAtCut::Paused, occasion),
         State::Crashed if machine.process().is_some() => Err(Error::WrongState {
             vm: request.vm.clone(),
             state: "in an internal error of its QEMU".to_owned(),
             advice: "look at its log (`keyframe vm show`); `keyframe vm stop --force` ends it, and its disks can be \
                      snapshotted then",
         }),
-        State::Stopped | State::Crashed => still::take(ctx, machine, request, plan),
+        State::Stopped | State::Crashed => still::take(ctx, machine, request, plan, occasion),
         State::Unresponsive => Err(Error::WrongState {
             vm: request.vm.clone(),
             state: State::Unresponsive.as_str().to_owned(),
@@ -282,6 +308,7 @@ pub(crate) fn commit(
         expires: request.ttl.map(|ttl| taken.created.after(ttl)),
         pinned: request.pin,
         parent: before.parent.clone(),
+        group: request.group.clone(),
         consistency: taken.consistency,
         cut: taken.cut,
         state: taken.state,

@@ -3,7 +3,7 @@
 use keyframe_hypervisor::Qemu;
 use keyframe_hypervisor::host::choose_accelerator;
 
-use super::{Freeze, Plan, SnapshotReport, SnapshotRequest, Taken, commit, qemu_used};
+use super::{Freeze, Occasion, Plan, SnapshotReport, SnapshotRequest, Taken, commit, qemu_used};
 use crate::context::Context;
 use crate::error::Error;
 use crate::failpoint::{Failpoint, pass};
@@ -19,6 +19,7 @@ pub(super) fn take(
     machine: &mut Machine,
     request: &SnapshotRequest,
     plan: Plan,
+    occasion: Occasion<'_>,
 ) -> Result<SnapshotReport, Error> {
     if request.freeze == Freeze::Must {
         return Err(Error::FreezeFailed { reason: "the machine is off".to_owned() });
@@ -35,7 +36,7 @@ pub(super) fn take(
     };
     sealed::write(&machine.dir.journal(), &Journal::Snapshot(Box::new(journal.clone())))?;
     pass(Failpoint::SnapshotJournaled)?;
-    let report = carry_out(ctx, machine, request, &plan, before, &journal);
+    let report = carry_out(ctx, machine, (request, &plan, occasion), before, &journal);
     report.or_else(|error| {
         super::undo::recover(ctx, machine, &journal)?;
         super::after_failure(machine, &plan.id, error)
@@ -45,8 +46,7 @@ pub(super) fn take(
 fn carry_out(
     ctx: &Context<'_>,
     machine: &mut Machine,
-    request: &SnapshotRequest,
-    plan: &Plan,
+    (request, plan, occasion): (&SnapshotRequest, &Plan, Occasion<'_>),
     mut before: Head,
     journal: &SnapshotJournal,
 ) -> Result<SnapshotReport, Error> {
@@ -61,6 +61,9 @@ fn carry_out(
     let consistency = if before.clean_shutdown { Consistency::Filesystem } else { Consistency::Crash };
     let qemu = qemu_used(Qemu::find()?.version()?, accelerator);
     let taken = Taken { notes, ..Taken::disks(Cut::Still, StateAtCut::Stopped, consistency, qemu) };
+    if let Occasion::InGroup(turn) = occasion {
+        turn.reach_all()?;
+    }
     let report = commit(machine, request, plan, &machine.definition, &before, &taken)?;
     pass(Failpoint::SnapshotCommitted)?;
     super::undo::finish(ctx, machine, journal, &before)?;

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use keyframe_hypervisor::{Accelerator, MachineDefinition, QemuVersion};
-use keyframe_types::{ByteLen, SnapshotId, SnapshotName, Timestamp};
+use keyframe_types::{ByteLen, GroupCutId, SnapshotId, SnapshotName, Timestamp, VmName};
 use serde::{Deserialize, Serialize};
 
 use crate::state::head::Chain;
@@ -34,6 +34,9 @@ pub struct Manifest<C = Chain> {
     pub pinned: bool,
     /// The snapshot that it follows.
     pub parent: Option<SnapshotId>,
+    /// The machines that were cut with it, at the same instant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupCut>,
     /// What was achieved.
     pub consistency: Consistency,
     /// How the instant was made.
@@ -90,6 +93,7 @@ impl<C> Manifest<C> {
             expires: self.expires,
             pinned: self.pinned,
             parent: self.parent,
+            group: self.group,
             consistency: self.consistency,
             cut: self.cut,
             state: self.state,
@@ -100,6 +104,15 @@ impl<C> Manifest<C> {
             cost: self.cost,
         })
     }
+}
+
+/// One of a group's snapshots, taken while all of its machines stood still.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupCut {
+    /// What tells this instant from others of the same machines.
+    pub id: GroupCutId,
+    /// The machines, this one among them, by name.
+    pub machines: Vec<VmName>,
 }
 
 /// What a snapshot is worth: what was achieved, not what was asked for.

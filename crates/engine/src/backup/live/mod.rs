@@ -318,6 +318,7 @@ impl<'a> Reading<'a> {
             expires: None,
             pinned: false,
             parent: head.parent.clone(),
+            group: None,
             consistency: if instant.frozen.is_some() { Consistency::Filesystem } else { Consistency::Crash },
             cut: Cut::DisksOnly,
             state: self.filters.state,

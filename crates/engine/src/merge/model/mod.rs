@@ -221,6 +221,7 @@ impl World {
             expires: None,
             pinned: false,
             parent: before.parent.clone(),
+            group: None,
             consistency: Consistency::Crash,
             cut: Cut::Still,
             state: StateAtCut::Stopped,
