@@ -52,7 +52,9 @@ fn extent(block: usize, number: u64) -> ExtentAt {
 
 fn hot(extents: &[ExtentAt]) -> HotList {
     let mut recorder = HotRecorder::new(&layout());
-    extents.iter().for_each(|at| recorder.record(at.block, at.extent.first_page()));
+    for at in extents {
+        assert!(recorder.record(at.block, at.extent.first_page()), "{at:?} is there twice");
+    }
     recorder.finish()
 }
 
