@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use keyframe_acceptance::repository::Repository;
 use keyframe_acceptance::{Home, Machine, MachineSpec, Outcome, Result, guests};
 use keyframe_types::Timestamp;
 use serde_json::Value;
@@ -120,5 +121,90 @@ fn what_fails_in_one_is_taken_back_in_all() -> Result<()> {
     assert_eq!(snapshots(&home, "web")?, [] as [Value; 0]);
     let twice = home.run(["snapshot", "db", "db"])?;
     assert_eq!(twice.status, Some(2), "{}", twice.stderr);
+    Ok(())
+}
+
+/// What a machine's network card is plugged into, as its QEMU was told.
+fn netdev(machine: &Machine<'_>) -> Result<String> {
+    let arguments = std::fs::read(format!("/proc/{}/cmdline", machine.process()?.0)).expect("it runs");
+    let arguments: Vec<_> = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+    let at = arguments.iter().position(|argument| argument == "-netdev").expect("it has a card");
+    Ok(arguments[at + 1].to_string())
+}
+
+#[test]
+fn a_group_is_one_point_and_comes_back_together() -> Result<()> {
+    let home = Home::new("group-point")?;
+    let repository = Repository::init(&home)?;
+    let machines = [worker(&home, "web")?, worker(&home, "db")?];
+    let backup = ["backup", "web", "db", "--group", "shop", "--memory", "--json"];
+    let first = repository.run(&home, &backup)?.succeeded()?;
+    assert_eq!(names(&first)?, ["db", "web"]);
+    for member in first.list("machines")? {
+        assert_eq!((&member["consistency"], &member["memory"]), (&"running-state".into(), &true.into()), "{member}");
+        assert_eq!(member["changed_by"]["disk0"], "full", "{member}");
+    }
+    // The next stands on it; nothing of either is left on the machines.
+    let second = repository.run(&home, &[&backup[..], &["--audit", "100%"]].concat())?.succeeded()?;
+    for member in second.list("machines")? {
+        assert_eq!(member["changed_by"]["disk0"], "bitmap", "{member}");
+    }
+    assert!(
+        second.json["totals"]["new_bytes"].as_u64() < first.json["totals"]["new_bytes"].as_u64(),
+        "{}",
+        second.stdout
+    );
+    for machine in &machines {
+        assert_eq!(snapshots(&home, machine.name())?, [] as [Value; 0]);
+    }
+    let listed = repository.run(&home, &["points", "--json"])?.succeeded()?;
+    let of_group: Vec<_> = listed.list("points")?.iter().map(|point| (&point["name"], &point["group"])).collect();
+    assert_eq!(of_group.len(), 4, "{}", listed.stdout);
+    assert!(of_group.iter().all(|(_, group)| **group == "shop"), "{of_group:?}");
+    // A machine's own next point stands on the group's, too.
+    let alone = repository.run(&home, &["backup", "web", "--json"])?.succeeded()?;
+    assert_ne!(alone.json["changed_by"]["disk0"], "full", "{}", alone.stdout);
+
+    // What fails leaves no point, and nothing on the machines.
+    let failed = repository.run_until(&home, "backup-held!", &["backup", "web", "db", "--group", "shop"])?;
+    assert_eq!(failed.status, Some(1), "{}", failed.stderr);
+    assert_eq!(repository.run(&home, &["points", "db", "--json"])?.succeeded()?.list("points")?.len(), 2);
+    for machine in &machines {
+        assert_eq!(snapshots(&home, machine.name())?, [] as [Value; 0]);
+        let mark = machine.serial()?.end();
+        machine.serial()?.next_heartbeat(mark, Duration::from_secs(20))?;
+        machine.assert_intact(mark)?;
+    }
+    let called_as_one = repository.run(&home, &["backup", "web", "db", "--group", "db"])?;
+    assert_eq!(called_as_one.status, Some(2), "{}", called_as_one.stderr);
+
+    // Together, on a network of their own, with their programs running; and one by itself.
+    let at = format!("shop@{}", &second.text("id")?[..8]);
+    repository.run(&home, &["restore", &at, "--as", "copy", "--run", "--json"])?.succeeded()?;
+    let copies = ["copy-web", "copy-db"].map(|name| Machine::existing(&home, name));
+    for copy in &copies {
+        copy.serial()?.next_heartbeat(keyframe_acceptance::serial::Mark::START, Duration::from_secs(60))?;
+        copy.assert_intact(keyframe_acceptance::serial::Mark::START)?;
+    }
+    let [web, db] = [netdev(&copies[0])?, netdev(&copies[1])?];
+    assert!(web.contains("mcast=239.") && web.contains("localaddr=127.0.0.1"), "{web}");
+    assert_eq!(web, db);
+    let again = repository.run(&home, &["restore", &at, "--as", "copy"])?;
+    assert_eq!(again.status, Some(1), "{}", again.stderr);
+    for machine in machines.iter().chain(&copies) {
+        home.run(["vm", "stop", machine.name(), "--force"])?.succeeded()?;
+    }
+    repository.run(&home, &["restore", &format!("db@{}", &second.text("id")?[..8]), "--as", "single"])?.succeeded()?;
+
+    let drilled = repository.run(&home, &["drill", &at, "--json"])?.succeeded()?;
+    assert_eq!(drilled.text("verdict")?, "passed");
+    for member in drilled.list("machines")? {
+        assert_eq!(member["together_with"].as_array().map(Vec::len), Some(1), "{member}");
+        assert_eq!((&member["resume"]["verdict"], &member["cold"]["verdict"]), (&"passed".into(), &"passed".into()));
+    }
+    // A word on the whole point: it is drilled for both.
+    let listed = repository.run(&home, &["points", "--json"])?.succeeded()?;
+    let drilled = listed.list("points")?.iter().filter(|point| point["drilled"]["passed"] == true).count();
+    assert_eq!(drilled, 2, "{}", listed.stdout);
     Ok(())
 }

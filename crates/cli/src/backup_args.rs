@@ -41,9 +41,12 @@ fn percent(text: &str) -> Result<u8, String> {
 pub struct BackupArgs {
     #[command(flatten)]
     pub place: Where,
-    /// The machine: a snapshot is taken for it and let go afterwards. Or a snapshot that exists
-    #[arg(value_name = "VM[@SNAP]")]
-    pub target: BackupTarget,
+    /// The machine: a snapshot is taken for it and let go afterwards. Or a snapshot that exists. Several machines with --group
+    #[arg(required = true, value_name = "VM[@SNAP]")]
+    pub targets: Vec<BackupTarget>,
+    /// The machines are a group of this name: they are cut at one instant, and stored as one point
+    #[arg(long, value_name = "NAME", conflicts_with = "live")]
+    pub group: Option<VmName>,
     /// With its running state: memory, processors and devices
     #[arg(long)]
     pub memory: bool,
@@ -124,10 +127,10 @@ fn day(text: &str) -> Result<Timestamp, String> {
 pub struct RestoreArgs {
     #[command(flatten)]
     pub place: Where,
-    /// VM for its latest point, VM@T for one with a tag, or by the beginning of an id
+    /// VM for its latest point, VM@T for one with a tag, or by the beginning of an id. GROUP or GROUP@T is all machines of a group's
     #[arg(value_name = "POINT")]
     pub point: String,
-    /// A machine of this name, which must not exist
+    /// A machine of this name, which must not exist; of a group's point machines NEW-VM, on a network of their own
     #[arg(long = "as", value_name = "NEW")]
     pub new: Option<VmName>,
     /// Let it go on: with its running state where the point has one, else from its firmware

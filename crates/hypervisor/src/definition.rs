@@ -256,6 +256,8 @@ pub enum Network {
     Isolated,
     /// The same, in which this address is the guest's, in a network of 256.
     IsolatedFor(Ipv4Addr),
+    /// A network of this name that machines of this host share, and nobody else: it leads nowhere.
+    Private(SegmentName),
     /// An existing tap interface.
     Tap(InterfaceName),
     /// A fresh tap interface on an existing bridge.
@@ -268,6 +270,7 @@ impl fmt::Display for Network {
             Self::User => f.pad("user"),
             Self::Isolated => f.pad("isolated"),
             Self::IsolatedFor(address) => write!(f, "isolated:{address}"),
+            Self::Private(segment) => write!(f, "private:{segment}"),
             Self::Tap(interface) => write!(f, "tap:{interface}"),
             Self::Bridge(bridge) => write!(f, "bridge:{bridge}"),
         }
@@ -290,6 +293,7 @@ impl FromStr for Network {
             Some(("isolated", address)) => {
                 address.parse().map(Self::IsolatedFor).map_err(|_| DefinitionError::BadNetwork(text.to_owned()))
             }
+            Some(("private", name)) => SegmentName::new(name).map(Self::Private),
             Some(("tap", name)) => InterfaceName::new(name).map(Self::Tap),
             Some(("bridge", name)) => InterfaceName::new(name).map(Self::Bridge),
             _ => Err(DefinitionError::BadNetwork(text.to_owned())),
@@ -302,6 +306,38 @@ impl TryFrom<String> for Network {
 
     fn try_from(text: String) -> Result<Self, DefinitionError> {
         text.parse()
+    }
+}
+
+/// The name of a private network: 1 to 32 letters, digits, `-` and `_`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentName(String);
+
+impl SegmentName {
+    /// Takes a text for one.
+    ///
+    /// # Errors
+    /// [`DefinitionError::BadNetwork`].
+    pub fn new(text: &str) -> Result<Self, DefinitionError> {
+        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+        let fits = (1..=32).contains(&text.len()) && plain;
+        if fits { Ok(Self(text.to_owned())) } else { Err(DefinitionError::BadNetwork(format!("private:{text}"))) }
+    }
+
+    /// Where its machines find each other: a multicast group of the loopback interface, so that nothing of it leaves the host, and
+    /// a port. Names that fall on one place, of 2^30, would share a network.
+    #[must_use]
+    pub fn place(&self) -> (Ipv4Addr, u16) {
+        let hash = blake3::hash(self.0.as_bytes());
+        let [a, b, c, d, ..] = *hash.as_bytes();
+        // Administratively scoped: RFC 2365, section 6.2, and ports that nobody else is given.
+        (Ipv4Addr::new(239, 192 | (a & 3), b, c), 49152 | u16::from(d) << 5 | u16::from(a >> 3))
+    }
+}
+
+impl fmt::Display for SegmentName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
     }
 }
 

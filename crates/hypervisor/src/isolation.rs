@@ -15,16 +15,18 @@ pub struct MayLeadOutside {
     pub argument: String,
 }
 
-/// `definition` with every network card and every character device plugged into nothing. The first card's private network is such
-/// that `address`, if one is given, is the guest's.
+/// The network in which a card that must not lead outside is by itself; `address`, if one is given, is the guest's there.
+#[must_use]
+pub fn network_for(address: Option<Ipv4Addr>) -> Network {
+    address.map_or(Network::Isolated, Network::IsolatedFor)
+}
+
+/// `definition` with every network card and every character device plugged into nothing, but for the first card, which is in
+/// `network`: one that does not lead outside either.
 ///
 /// # Errors
 /// [`MayLeadOutside`].
-pub fn isolated(
-    definition: &MachineDefinition,
-    address: Option<Ipv4Addr>,
-) -> Result<MachineDefinition, MayLeadOutside> {
-    let network = address.map_or(Network::Isolated, Network::IsolatedFor);
+pub fn isolated(definition: &MachineDefinition, network: Network) -> Result<MachineDefinition, MayLeadOutside> {
     Ok(MachineDefinition {
         nic: definition.nic.as_ref().map(|nic| Nic { mac: nic.mac, network }),
         extra_args: without_ways_out(&definition.extra_args)?,

@@ -325,6 +325,11 @@ fn devices(args: &mut Arguments, plan: &LaunchPlan<'_>, sockets: &SocketNumbers)
     args.option("device", format!("vmgenid,guid={}", plan.generation_id));
     if let Some(nic) = &plan.definition.nic {
         args.option("netdev", netdev(&nic.network, sockets.tap));
+        if matches!(nic.network, Network::Private(_)) {
+            // A running state that was on a user-mode network has something for one, and QEMU takes it nowhere else. Nothing is
+            // plugged into this one.
+            args.option("netdev", format!("user,id={NIC_NETDEV}-unplugged,restrict=on"));
+        }
         args.json("device", &nic_device(&nic.mac.to_string()));
     }
 }
@@ -340,6 +345,10 @@ fn netdev(network: &Network, tap: Option<RawFd>) -> String {
         (Network::Tap(_) | Network::Bridge(_), Some(fd)) => format!("tap,id={NIC_NETDEV},fd={fd}"),
         (Network::User, _) => format!("user,id={NIC_NETDEV}"),
         (Network::IsolatedFor(address), _) => format!("{}{}", isolated_netdev(), around(*address)),
+        (Network::Private(segment), _) => {
+            let (group, port) = segment.place();
+            format!("socket,id={NIC_NETDEV},mcast={group}:{port},localaddr=127.0.0.1")
+        }
         (Network::Isolated | Network::Tap(_) | Network::Bridge(_), _) => isolated_netdev(),
     }
 }

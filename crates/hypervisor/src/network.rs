@@ -15,7 +15,7 @@ use crate::error::Error;
 pub fn open(network: &Network) -> Result<Option<OwnedFd>, Error> {
     let failed = |source| Error::Network { network: network.to_string(), source };
     match network {
-        Network::User | Network::Isolated | Network::IsolatedFor(_) => Ok(None),
+        Network::User | Network::Isolated | Network::IsolatedFor(_) | Network::Private(_) => Ok(None),
         Network::Tap(name) => {
             if interface_index(name.as_str()).is_none() {
                 return Err(failed(io::Error::from(io::ErrorKind::NotFound)));

@@ -356,23 +356,7 @@ impl Repository {
     /// # Errors
     /// [`Error::NoPoint`], [`Error::Ambiguous`], as [`Repository::points`].
     pub fn find_point(&self, text: &str) -> Result<Point> {
-        let (points, _) = self.points()?;
-        let none = || Error::NoPoint { name: text.to_owned() };
-        let (name, selector) = text.split_once('@').map_or((text, None), |(name, rest)| (name, Some(rest)));
-        let mut of_name: Vec<Point> = points.into_iter().filter(|point| point.name == name).collect();
-        let Some(selector) = selector else { return of_name.pop().ok_or_else(none) };
-        if let Some(tagged) = of_name.iter().rposition(|point| point.tags.iter().any(|tag| tag == selector)) {
-            return Ok(of_name.swap_remove(tagged));
-        }
-        of_name.retain(|point| !selector.is_empty() && point.id.to_string().starts_with(selector));
-        match of_name.len() {
-            0 => Err(none()),
-            1 => of_name.pop().ok_or_else(none),
-            _ => {
-                let candidates: Vec<_> = of_name.iter().map(|point| point.id.short()).collect();
-                Err(Error::Ambiguous { name: text.to_owned(), candidates: candidates.join(", ") })
-            }
-        }
+        select_point(self.points()?.0, text)
     }
 
     /// The directory of a pack in the index.
@@ -578,4 +562,28 @@ fn read_slots(store: &dyn Store, repository: ObjectId) -> Result<Vec<(ObjectId, 
         slots.extend(slot.filter(|slot| slot.id() == id && slot.repository() == repository).map(|slot| (id, slot)));
     }
     Ok(slots)
+}
+
+/// The one of these points, oldest first, that a person means by `NAME` (the latest) or `NAME@T`: a tag (the latest with it) or the
+/// beginning of an id.
+///
+/// # Errors
+/// [`Error::NoPoint`], [`Error::Ambiguous`].
+pub fn select_point(points: Vec<Point>, text: &str) -> Result<Point> {
+    let none = || Error::NoPoint { name: text.to_owned() };
+    let (name, selector) = text.split_once('@').map_or((text, None), |(name, rest)| (name, Some(rest)));
+    let mut of_name: Vec<Point> = points.into_iter().filter(|point| point.name == name).collect();
+    let Some(selector) = selector else { return of_name.pop().ok_or_else(none) };
+    if let Some(tagged) = of_name.iter().rposition(|point| point.tags.iter().any(|tag| tag == selector)) {
+        return Ok(of_name.swap_remove(tagged));
+    }
+    of_name.retain(|point| !selector.is_empty() && point.id.to_string().starts_with(selector));
+    match of_name.len() {
+        0 => Err(none()),
+        1 => of_name.pop().ok_or_else(none),
+        _ => {
+            let candidates: Vec<_> = of_name.iter().map(|point| point.id.short()).collect();
+            Err(Error::Ambiguous { name: text.to_owned(), candidates: candidates.join(", ") })
+        }
+    }
 }

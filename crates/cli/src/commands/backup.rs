@@ -1,31 +1,39 @@
 //! `keyframe backup`, `points`, `restore`
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use keyframe_engine::backup::group::{self, GroupBackupReport, GroupBackupRequest};
+use keyframe_engine::backup::members::{self, GroupPoint};
 use keyframe_engine::backup::{self, BackupReport, BackupRequest, ChangedBy, LiveOptions, MachinePoint, StateOf, Way};
-use keyframe_engine::restore::{file, in_place, machine};
+use keyframe_engine::restore::{file, group as groups, in_place, machine};
 use keyframe_engine::revert::{self, RevertRequest};
 use keyframe_engine::state::manifest::Consistency;
 use keyframe_engine::{Context, Error, lifecycle};
+use keyframe_repo::ids::ObjectId;
 use keyframe_repo::mark::{self, Standing, Statement};
 use keyframe_repo::{Point, Repository};
 use keyframe_types::{ByteLen, SnapshotRef, Timestamp, VmName};
 use serde_json::{Value, json};
 
 use super::repository;
-use crate::backup_args::{BackupArgs, HoldArgs, LockArgs, PointsArgs, RestoreArgs};
+use crate::backup_args::{BackupArgs, BackupTarget, HoldArgs, LockArgs, PointsArgs, RestoreArgs};
 use crate::output::{Output, ms, table};
 
 /// `keyframe backup`
 pub fn backup(ctx: &Context<'_>, args: BackupArgs, output: &Output) -> Result<u8, Error> {
-    let of = state_of(&args)?;
+    if args.group.is_some() || args.targets.len() > 1 {
+        return together(ctx, args, output);
+    }
+    let target = args.targets.first().ok_or_else(|| Error::BadRequest { what: "say which machine".to_owned() })?;
+    let of = state_of(&args, target)?;
     repository::keep_memory();
     let repository = Arc::new(repository::open(&args.place)?);
     let request = BackupRequest {
-        vm: args.target.vm,
+        vm: target.vm.clone(),
         of,
         freeze: args.freeze.into(),
         audit_percent: args.audit.unwrap_or(0),
@@ -37,9 +45,67 @@ pub fn backup(ctx: &Context<'_>, args: BackupArgs, output: &Output) -> Result<u8
     Ok(if report.incomplete { 3 } else { 0 })
 }
 
-fn state_of(args: &BackupArgs) -> Result<StateOf, Error> {
+/// Several machines as one point.
+fn together(ctx: &Context<'_>, args: BackupArgs, output: &Output) -> Result<u8, Error> {
     let refused = |what: &str| Err(Error::BadRequest { what: what.to_owned() });
-    match (&args.target.snapshot, args.live) {
+    let Some(name) = args.group else {
+        return refused("several machines are backed up as a group: say what it is called with --group NAME");
+    };
+    if args.targets.iter().any(|target| target.snapshot.is_some()) {
+        return refused("a group is cut when it is backed up: name its machines, without @SNAP");
+    }
+    repository::keep_memory();
+    let repository = Arc::new(repository::open(&args.place)?);
+    let request = GroupBackupRequest {
+        name,
+        machines: args.targets.into_iter().map(|target| target.vm).collect(),
+        memory: args.memory,
+        freeze: args.freeze.into(),
+        audit_percent: args.audit.unwrap_or(0),
+        tags: args.tags,
+        note: args.note,
+    };
+    let report = group::backup(ctx, &repository, &request)?;
+    output.result("backup", &report, stored_together(&report));
+    Ok(if report.incomplete { 3 } else { 0 })
+}
+
+fn stored_together(report: &GroupBackupReport) -> String {
+    let id = report.id.get(..8).unwrap_or(&report.id);
+    let mut text = format!("{}@{id}: {} machines of one instant\n", report.name, report.machines.len());
+    let mut rows: Vec<Vec<String>> = report
+        .machines
+        .iter()
+        .map(|member| {
+            let changed = changed_by(&member.changed_by);
+            vec![format!("  {}", member.vm), achieved(member.consistency, member.memory), ms(member.pause_ms), changed]
+        })
+        .collect();
+    rows.insert(0, ["  MACHINE", "CONSISTENCY", "PAUSE", "CHANGED BY"].map(str::to_owned).to_vec());
+    text.push_str(&table(&rows));
+    let mut rows = vec![
+        ("  read", size(report.totals.scanned_bytes)),
+        ("  new", size(report.totals.new_bytes)),
+        ("  stored", size(report.totals.stored_bytes)),
+        ("  whole command", ms(report.total_ms)),
+    ];
+    rows.extend(report.window_ms.map(|window_ms| ("  stood still within", ms(window_ms))));
+    rows.extend(report.audited_bytes.map(|audited| ("  audited", audited.to_string())));
+    let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    text.push_str(&table(&rows));
+    for note in &report.notes {
+        let _ = writeln!(text, "  note: {note}");
+    }
+    text
+}
+
+fn changed_by(of_disks: &BTreeMap<String, ChangedBy>) -> String {
+    of_disks.iter().map(|(disk, by)| format!("{disk} {}", by.as_str())).collect::<Vec<_>>().join(", ")
+}
+
+fn state_of(args: &BackupArgs, target: &BackupTarget) -> Result<StateOf, Error> {
+    let refused = |what: &str| Err(Error::BadRequest { what: what.to_owned() });
+    match (&target.snapshot, args.live) {
         (existing, false) => Ok(StateOf::Snapshot { existing: existing.clone(), memory: args.memory }),
         (Some(_), true) => refused("--live is of the machine as it is now; a snapshot is backed up without it"),
         (None, true) if args.memory => refused(
@@ -61,9 +127,8 @@ fn size(bytes: u64) -> String {
 fn stored(report: &BackupReport) -> String {
     let id = report.id.get(..8).unwrap_or(&report.id);
     let mut text = format!("{}@{id}: {}\n", report.name, achieved(report.consistency, report.memory));
-    let changed: Vec<String> = report.changed_by.iter().map(|(disk, by)| format!("{disk} {}", by.as_str())).collect();
     let mut rows = vec![
-        ("  changed by", changed.join(", ")),
+        ("  changed by", changed_by(&report.changed_by)),
         ("  read", size(report.totals.scanned_bytes)),
         ("  new", size(report.totals.new_bytes)),
         ("  stored", size(report.totals.stored_bytes)),
@@ -100,22 +165,40 @@ fn achieved(consistency: Consistency, memory: bool) -> String {
 /// `keyframe points`
 pub fn points(args: &PointsArgs, output: &Output) -> Result<u8, Error> {
     let repository = repository::open(&args.place)?;
-    let (mut all, damaged) = repository.points()?;
+    let (all, damaged) = repository.points()?;
+    let groups: BTreeMap<ObjectId, String> = all
+        .iter()
+        .filter(|point| GroupPoint::of(point).is_some())
+        .map(|point| (point.id, point.name.clone()))
+        .collect();
+    let mut all: Vec<Point> = members::apart(all).collect();
     all.retain(|point| args.vm.as_ref().is_none_or(|vm| point.name == vm.as_str()));
     let machines: Vec<(Point, MachinePoint)> =
         all.into_iter().filter_map(|point| MachinePoint::of(&point).ok().map(|machine| (point, machine))).collect();
-    let heads =
-        ["POINT", "STATE OF", "CONSISTENCY", "SIZE", "NEW", "STORED", "CHANGED BY", "KEPT", "DRILLED", "TAGS", "NOTE"];
+    let heads = [
+        "POINT",
+        "STATE OF",
+        "CONSISTENCY",
+        "SIZE",
+        "NEW",
+        "STORED",
+        "CHANGED BY",
+        "KEPT",
+        "DRILLED",
+        "GROUP",
+        "TAGS",
+        "NOTE",
+    ];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
     let (standings, damaged_marks) = mark::standings(&repository)?;
     let standing = |point: &Point| standings.get(&point.id).cloned().unwrap_or_default();
-    rows.extend(machines.iter().map(|(point, machine)| row(point, machine, &standing(point))));
+    rows.extend(machines.iter().map(|(point, machine)| row(point, machine, &standing(point), groups.get(&point.id))));
     let mut text = if machines.is_empty() { "no machine is stored here\n".to_owned() } else { table(&rows) };
     for (id, error) in damaged.iter().chain(&damaged_marks) {
         let _ = writeln!(text, "damaged: {id}: {error}");
     }
     let document = json!({
-        "points": machines.iter().map(|(point, machine)| document(point, machine, &standing(point))).collect::<Vec<_>>(),
+        "points": machines.iter().map(|(point, machine)| document(point, machine, &standing(point), groups.get(&point.id))).collect::<Vec<_>>(),
         "damaged": damaged.iter().map(|(id, error)| json!({"id": id, "reason": error.to_string()})).collect::<Vec<_>>(),
     });
     output.result("points", &document, text);
@@ -125,7 +208,7 @@ pub fn points(args: &PointsArgs, output: &Output) -> Result<u8, Error> {
 /// `keyframe hold`
 pub fn hold(args: &HoldArgs, output: &Output) -> Result<u8, Error> {
     let repository = repository::open(&args.place)?;
-    let point = repository.find_point(&args.point)?;
+    let point = members::find(&repository, &args.point)?;
     let name = format!("{}@{}", point.name, point.id.short());
     let (mark, text) = if args.release {
         (mark::release(&repository, point.id)?, format!("{name} is held no more\n"))
@@ -140,7 +223,7 @@ pub fn hold(args: &HoldArgs, output: &Output) -> Result<u8, Error> {
 /// `keyframe lock`
 pub fn lock(args: &LockArgs, output: &Output) -> Result<u8, Error> {
     let repository = repository::open(&args.place)?;
-    let point = repository.find_point(&args.point)?;
+    let point = members::find(&repository, &args.point)?;
     let until = args.until.or_else(|| args.span.map(|span| Timestamp::now().after(span)));
     let until = until.ok_or_else(|| Error::BadRequest { what: "say --until or --for".to_owned() })?;
     if until <= Timestamp::now() {
@@ -156,7 +239,7 @@ pub fn lock(args: &LockArgs, output: &Output) -> Result<u8, Error> {
     Ok(0)
 }
 
-fn row(point: &Point, machine: &MachinePoint, standing: &Standing) -> Vec<String> {
+fn row(point: &Point, machine: &MachinePoint, standing: &Standing, group: Option<&String>) -> Vec<String> {
     let snapshot = &machine.snapshot;
     let mut changed: Vec<&str> = machine.disks.iter().map(|disk| disk.changed_by.as_str()).collect();
     changed.dedup();
@@ -181,6 +264,7 @@ fn row(point: &Point, machine: &MachinePoint, standing: &Standing) -> Vec<String
         standing
             .drilled
             .map_or_else(String::new, |(at, passed)| format!("{} {at}", if passed { "passed" } else { "FAILED" })),
+        group.map_or_else(String::new, |group| format!("{group}@{}", point.id.short())),
         point.tags.join(","),
         snapshot.note.clone().unwrap_or_default(),
     ]
@@ -195,7 +279,7 @@ fn kept(standing: &Standing) -> String {
     }
 }
 
-fn document(point: &Point, machine: &MachinePoint, standing: &Standing) -> Value {
+fn document(point: &Point, machine: &MachinePoint, standing: &Standing, group: Option<&String>) -> Value {
     let snapshot = &machine.snapshot;
     let disk = |disk: &backup::DiskInPoint| {
         let by: ChangedBy = disk.changed_by;
@@ -204,6 +288,7 @@ fn document(point: &Point, machine: &MachinePoint, standing: &Standing) -> Value
     json!({
         "id": point.id,
         "name": point.name,
+        "group": group,
         "tags": point.tags,
         "created": point.created,
         "state_of": snapshot.created,
@@ -228,9 +313,12 @@ pub fn restore(ctx: &Context<'_>, args: &RestoreArgs, output: &Output) -> Result
     let begun = Instant::now();
     repository::keep_memory();
     let repository = repository::open(&args.place)?;
-    let point = repository.find_point(&args.point)?;
+    let point = members::find(&repository, &args.point)?;
     if args.in_place {
         return in_place(ctx, &Arc::new(repository), &point, args, begun, output);
+    }
+    if let (Some(prefix), true) = (&args.new, GroupPoint::of(&point).is_some()) {
+        return as_machines(ctx, &repository, &point, (prefix, args.run), begun, output);
     }
     match (&args.new, &args.to) {
         (Some(name), _) => as_machine(ctx, &repository, &point, name, args.run, begun, output),
@@ -264,6 +352,50 @@ fn as_machine(
         let _ = writeln!(text, "  note: {note}");
     }
     let document = json!({"machine": restored, "running": run, "total_ms": took});
+    output.result("restored", &document, text);
+    Ok(0)
+}
+
+/// All machines of a group's point.
+fn as_machines(
+    ctx: &Context<'_>,
+    repository: &Repository,
+    point: &Point,
+    (prefix, run): (&VmName, bool),
+    begun: Instant,
+    output: &Output,
+) -> Result<u8, Error> {
+    let restored = groups::restore(ctx, repository, point, prefix)?;
+    if run {
+        // At the same time: they are used to each other.
+        std::thread::scope(|threads| {
+            let ways: Vec<_> =
+                restored.machines.iter().map(|machine| threads.spawn(move || go_on(ctx, machine))).collect();
+            let ended = ways.into_iter().map(|way| way.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            ended.collect::<Vec<_>>().into_iter().collect::<Result<(), Error>>()
+        })?;
+    }
+    let took = begun.elapsed().as_secs_f64() * 1e3;
+    let mut text =
+        format!("{} machines are back from {}, after {}\n", restored.machines.len(), restored.point, ms(took));
+    let rows: Vec<Vec<String>> = restored
+        .machines
+        .iter()
+        .map(|machine| vec![format!("  {}", machine.name), format!("{} written", machine.written_bytes)])
+        .collect();
+    text.push_str(&table(&rows));
+    let _ = writeln!(text, "they share the network {}, and reach nobody else", restored.network);
+    text.push_str(if run {
+        "they run\n"
+    } else {
+        "start them with `keyframe vm start`, or `revert` to their running states\n"
+    });
+    for machine in &restored.machines {
+        for note in &machine.notes {
+            let _ = writeln!(text, "  note: {}: {note}", machine.name);
+        }
+    }
+    let document = json!({"group": restored, "running": run, "total_ms": took});
     output.result("restored", &document, text);
     Ok(0)
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use keyframe_engine::backup::members;
 use keyframe_engine::boot::{self, BootReport, BootRequest, BootStatus, Opener, Place};
 use keyframe_engine::machine::{Machine, State};
 use keyframe_engine::{Context, Error};
@@ -42,7 +43,7 @@ fn start(ctx: &Context<'_>, args: &BootArgs, point: &str, new: &VmName, output: 
     let needed = || Error::BadRequest { what: "name the repository with --repo or KEYFRAME_REPO".to_owned() };
     let place = place.clone().known().ok_or_else(needed)?;
     let (repository, passphrase) = repository::opened(&place, Reading::Cache)?;
-    let point = repository.find_point(point)?;
+    let point = members::find(&repository, point)?;
     let request = BootRequest {
         name: new.clone(),
         place: lasting(&place)?,

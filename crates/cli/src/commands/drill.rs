@@ -3,11 +3,14 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use keyframe_engine::backup::members::{self, GroupPoint};
+use keyframe_engine::drill::group;
 use keyframe_engine::drill::point::{self, DrillReport, DrillRequest};
 use keyframe_engine::drill::record::{TestRecord, Verdict};
 use keyframe_engine::evidence::Ledger;
 use keyframe_engine::{Context, Error};
 use keyframe_repo::mark::{self, Statement};
+use keyframe_repo::{Point, Repository};
 use serde_json::json;
 
 use super::{repository, test};
@@ -21,8 +24,11 @@ const LINES_SHOWN: usize = 12;
 pub fn drill(ctx: &Context<'_>, args: DrillArgs, output: &Output) -> Result<u8, Error> {
     repository::keep_memory();
     let repository = Arc::new(repository::open(&args.place)?);
-    let point = repository.find_point(&args.point)?;
+    let point = members::find(&repository, &args.point)?;
     let request = DrillRequest { ways: args.ways.into(), within: args.within, probes: args.probes };
+    if GroupPoint::of(&point).is_some() {
+        return together(ctx, &repository, &point, &request, output);
+    }
     let report = point::drill(ctx, &repository, &point, &request)?;
     let mut text = told(&report);
     let passed = report.record.verdict == Verdict::Passed;
@@ -33,6 +39,36 @@ pub fn drill(ctx: &Context<'_>, args: DrillArgs, output: &Output) -> Result<u8, 
     }
     output.result("drilled", &report, text);
     Ok(if report.record.verdict == Verdict::Passed { 0 } else { 1 })
+}
+
+/// All machines of a group's point.
+fn together(
+    ctx: &Context<'_>,
+    repository: &Arc<Repository>,
+    point: &Point,
+    request: &DrillRequest,
+    output: &Output,
+) -> Result<u8, Error> {
+    let report = group::drill(ctx, repository, point, request)?;
+    let passed = report.verdict == Verdict::Passed;
+    let mut text: String = report.machines.iter().map(told).collect();
+    let _ = writeln!(
+        text,
+        "drill of {} {}: {} machines, up together",
+        report.point,
+        if passed { "passed" } else { "FAILED" },
+        report.machines.len()
+    );
+    // One word on the whole point: of a machine that did not come back, where there is one.
+    let failed = report.machines.iter().find(|machine| machine.record.verdict != Verdict::Passed);
+    if let Some(telling) = failed.or(report.machines.last()) {
+        let document = telling.entry.blake3.clone();
+        if let Err(error) = mark::mark(repository, point.id, Statement::Drilled { passed, document }) {
+            let _ = writeln!(text, "note: the repository does not know of it: {error}");
+        }
+    }
+    output.result("drilled", &report, text);
+    Ok(u8::from(!passed))
 }
 
 fn told(report: &DrillReport) -> String {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use keyframe_qcow2::Format;
 use keyframe_repo::source::{self, Source};
-use keyframe_repo::{Repository, Run, Session};
+use keyframe_repo::{Repository, Run};
 use keyframe_types::{DiskId, SnapshotId, SnapshotName, SnapshotSelector, TimeToLive, Timestamp, VmName};
 
 use crate::context::Context;
@@ -19,7 +19,7 @@ use crate::failpoint::{Failpoint, pass};
 use crate::layers;
 use crate::machine::Machine;
 use crate::memory as images;
-use crate::snapshot::{self, SnapshotRequest};
+use crate::snapshot::{self, Freeze, SnapshotRequest};
 use crate::snapshots;
 use crate::state::head::Chain;
 use crate::state::manifest::{Consistency, Manifest};
@@ -28,7 +28,7 @@ use crate::state::tree::FrozenTop;
 use super::changes::{self, Changes, Running};
 use super::memory;
 use super::point::{MEMORY, MEMORY_HOT, MEMORY_SUMS, MachinePoint, Way};
-use super::storing::{KnownAs, Previous, Stored, Storing};
+use super::storing::{KnownAs, Making, Previous, Stored, Storing};
 use super::{BackupRequest, Outcome};
 
 /// How the name of a snapshot begins that was taken for a backup.
@@ -62,7 +62,7 @@ pub(super) fn backup(
     let mut notes = taken.as_ref().map(|taken| taken.notes.clone()).unwrap_or_default();
     let (mut stays, mut merged) = (false, true);
     if taken.is_some() {
-        match let_go(ctx, request, &selector, &mut notes) {
+        match let_go(ctx, &request.vm, &selector, &mut notes) {
             Ok(all) => merged = all,
             Err(error) => {
                 stays = true;
@@ -83,7 +83,7 @@ pub(super) fn backup(
         }
     };
     Ok(Outcome {
-        snapshot: Some(stored.machine.snapshot.id.clone()),
+        snapshot: Some(stored.document.snapshot.id.clone()),
         stored,
         snapshot_kept: taken.is_none() || stays,
         pause_ms: taken.map(|taken| taken.pause_ms),
@@ -93,7 +93,7 @@ pub(super) fn backup(
     })
 }
 
-fn by_id(id: &SnapshotId) -> Result<SnapshotSelector, Error> {
+pub(super) fn by_id(id: &SnapshotId) -> Result<SnapshotSelector, Error> {
     id.to_string().parse().map_err(bad_selector)
 }
 
@@ -103,23 +103,27 @@ fn bad_selector(error: keyframe_types::RefError) -> Error {
 
 fn take_snapshot(ctx: &Context<'_>, request: &BackupRequest, memory: bool) -> Result<snapshot::SnapshotReport, Error> {
     ctx.progress.step("taking a snapshot");
+    snapshot::take(ctx, &snapshot_for(&request.vm, request.freeze, memory)?)
+}
+
+/// A snapshot that is taken for a backup.
+pub(super) fn snapshot_for(vm: &VmName, freeze: Freeze, memory: bool) -> Result<SnapshotRequest, Error> {
     let ttl: TimeToLive = LEFT_FOR.parse().map_err(|error| Error::BadRequest { what: format!("{error}") })?;
     let name = SnapshotName::new(format!("{NAME_PREFIX}{}", &SnapshotId::random().as_str()[..8]));
-    let request = SnapshotRequest {
+    Ok(SnapshotRequest {
         name: Some(name.map_err(|error| Error::BadRequest { what: error.to_string() })?),
         note: Some(TAKEN_FOR.to_owned()),
         disk_only: !memory,
         ttl: Some(ttl),
-        freeze: request.freeze,
-        ..SnapshotRequest::of(request.vm.clone())
-    };
-    snapshot::take(ctx, &request)
+        freeze,
+        ..SnapshotRequest::of(vm.clone())
+    })
 }
 
 /// Deletes the snapshot that was taken for a backup; what it froze becomes one with what is above. Says whether that was done, too.
-fn let_go(
+pub(super) fn let_go(
     ctx: &Context<'_>,
-    request: &BackupRequest,
+    vm: &VmName,
     selector: &SnapshotSelector,
     notes: &mut Vec<String>,
 ) -> Result<bool, Error> {
@@ -127,13 +131,13 @@ fn let_go(
     // Interrupting a backup interrupts storing; what it put on the machine is taken away again.
     let never = std::sync::atomic::AtomicBool::new(false);
     let ctx = Context { cancel: &never, ..*ctx };
-    let deletion = delete::delete(&ctx, &request.vm, std::slice::from_ref(selector), DeleteOptions::default())?;
+    let deletion = delete::delete(&ctx, vm, std::slice::from_ref(selector), DeleteOptions::default())?;
     if let Some(failure) = &deletion.failure {
         notes.push(format!("its layers are not merged yet, `keyframe consolidate` goes on: {}", failure.told()));
     }
-    for left in left_behind(&ctx, &request.vm)? {
+    for left in left_behind(&ctx, vm)? {
         // One that somebody stands on stays, and keeps no other.
-        if delete::delete(&ctx, &request.vm, std::slice::from_ref(&left), DeleteOptions::default()).is_ok() {
+        if delete::delete(&ctx, vm, std::slice::from_ref(&left), DeleteOptions::default()).is_ok() {
             notes.push(format!("snapshot {left}, which a backup had left behind that was killed, is gone, too"));
         }
     }
@@ -166,26 +170,31 @@ fn store(
     (selector, memory): (&SnapshotSelector, bool),
     previous: Option<&Previous>,
 ) -> Result<Stored, Error> {
-    let before = previous.map(|(_, machine)| machine);
+    let (point, before) = previous.map(|(point, machine)| (point, machine)).unzip();
     let held = hold(ctx, &request.vm, selector, before)?;
     if memory && held.manifest.memory.is_none() {
         return Err(Error::NoMemory { id: held.manifest.id });
     }
     pass(Failpoint::BackupHeld)?;
     // The guest's machine is not locked any more, and nobody waits for this but who wants the backup.
-    aside(|| store_held(ctx, repository, request, (held, memory), previous))
+    aside(|| {
+        let run = Run { progress: ctx.progress, cancel: ctx.cancel };
+        let mut storing = Storing::begin(repository, Making::of(request), point, run)?;
+        storing.machine(String::new(), before);
+        let machine = store_held(ctx, &mut storing, held, memory, request.note.clone())?;
+        storing.commit(ctx, machine, Failpoint::BackupStored)
+    })
 }
 
-fn store_held(
+/// Stores what is held, as the machine that `storing` is at.
+pub(super) fn store_held(
     ctx: &Context<'_>,
-    repository: &Arc<Repository>,
-    request: &BackupRequest,
-    (held, with_memory): (Held, bool),
-    previous: Option<&Previous>,
-) -> Result<Stored, Error> {
+    storing: &mut Storing<'_>,
+    held: Held,
+    with_memory: bool,
+    note: Option<String>,
+) -> Result<MachinePoint, Error> {
     let Held { claim: _claim, machine, manifest, mut changes } = held;
-    let run = Run { progress: ctx.progress, cancel: ctx.cancel };
-    let mut storing = Storing::begin(repository, request, previous, run)?;
     for chain in manifest.chains() {
         let source = open_chain(ctx, chain)?;
         let top = chain.top()?;
@@ -194,7 +203,7 @@ fn store_held(
     }
     storing.kernel(&manifest.definition)?;
     if with_memory {
-        store_memory(ctx, &mut storing.session, &machine, &manifest, run)?;
+        store_memory(ctx, storing, &machine, &manifest)?;
     }
     // Layers that somebody wrote to meanwhile were not what the snapshot froze.
     Machine::check_layers(ctx.home, manifest.chains())?;
@@ -205,23 +214,23 @@ fn store_held(
         Consistency::RunningState if memory.is_none() => Consistency::Crash,
         achieved => achieved,
     };
-    let note = request.note.clone().or_else(|| manifest.note.clone().filter(|note| note != TAKEN_FOR));
+    let note = note.or_else(|| manifest.note.clone().filter(|note| note != TAKEN_FOR));
     let tops = manifest.with_chains(FrozenTop::of)?;
     let snapshot = Manifest { memory, consistency, note, ..tops };
-    storing.commit(ctx, |disks| MachinePoint::new(Way::Snapshot, snapshot, disks), Failpoint::BackupStored)
+    Ok(MachinePoint::new(Way::Snapshot, snapshot, storing.disks()))
 }
 
 /// A snapshot that stays as it is until this is dropped.
-struct Held {
+pub(super) struct Held {
     claim: Claim,
     machine: Machine,
-    manifest: Manifest,
+    pub manifest: Manifest,
     /// What may differ from the point before, of disks of which that is known.
     changes: BTreeMap<DiskId, Changes>,
 }
 
 /// Takes hold of a snapshot, and finds out what changed since the point `before`.
-fn hold(
+pub(super) fn hold(
     ctx: &Context<'_>,
     vm: &VmName,
     selector: &SnapshotSelector,
@@ -253,20 +262,19 @@ fn open_chain(ctx: &Context<'_>, chain: &Chain) -> Result<Box<dyn Source>, Error
 
 fn store_memory(
     ctx: &Context<'_>,
-    session: &mut Session<'_>,
+    storing: &mut Storing<'_>,
     machine: &Machine,
     manifest: &Manifest,
-    run: Run<'_>,
 ) -> Result<(), Error> {
     let image = images::open(&machine.dir, manifest)?;
     // Nothing damaged goes into a point.
     images::verify(ctx, &image).map_err(|source| Error::Memory { id: manifest.id.clone(), source })?;
-    session.add_image(MEMORY, &memory::MemorySource(image), None, run)?;
+    storing.image(MEMORY, &memory::MemorySource(image))?;
     let dir = machine.dir.snapshot(&manifest.id);
     let file = |path: &Path| source::open(path, Some(Format::Raw));
-    session.add_image(MEMORY_SUMS, &*file(&dir.sums())?, None, run)?;
+    storing.image(MEMORY_SUMS, &*file(&dir.sums())?)?;
     if dir.hot().exists() {
-        session.add_image(MEMORY_HOT, &*file(&dir.hot())?, None, run)?;
+        storing.image(MEMORY_HOT, &*file(&dir.hot())?)?;
     }
     Ok(())
 }

@@ -14,7 +14,9 @@
 mod audit;
 mod changes;
 mod frozen;
+pub mod group;
 pub(crate) mod live;
+pub mod members;
 mod memory;
 mod point;
 mod storing;
@@ -135,7 +137,7 @@ pub fn backup(ctx: &Context<'_>, repository: &Arc<Repository>, request: &BackupR
         StateOf::Live(options) => live::backup(ctx, repository, request, options, previous.as_ref())?,
     };
     let Outcome { stored, snapshot, snapshot_kept, pause_ms, live, mut notes, incomplete } = outcome;
-    let Stored { point, machine, audited, found } = stored;
+    let Stored { point, document: machine, audited, found } = stored;
     let incomplete = incomplete || !found.is_empty();
     notes.extend(found);
     let unreadable = machine.unreadable_bytes();
@@ -170,7 +172,7 @@ pub fn backup(ctx: &Context<'_>, repository: &Arc<Repository>, request: &BackupR
 /// The latest point of the machine with this UUID: another machine that once had its name shares nothing by place.
 fn previous(repository: &Repository, vm: &VmName, uuid: &str) -> Result<Option<Previous>, Error> {
     let (points, _damaged) = repository.points()?;
-    let of_machine = points.into_iter().rev().filter(|point| point.name == vm.as_str());
+    let of_machine = members::apart(points).rev().filter(|point| point.name == vm.as_str());
     let decoded = of_machine.filter_map(|point| MachinePoint::of(&point).ok().map(|machine| (point, machine)));
     let mut same = decoded.filter(|(_, machine)| machine.snapshot.definition.uuid == uuid);
     Ok(same.next())

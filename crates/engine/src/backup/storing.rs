@@ -19,11 +19,13 @@ use super::audit::{Audited, Auditor};
 use super::changes::Changes;
 use super::point::{ChangedBy, DiskInPoint, INITRD, KERNEL, MachinePoint};
 use super::unreadable::Tolerant;
+use serde::Serialize;
 
 /// A point that was made.
-pub struct Stored {
+pub struct Stored<D = MachinePoint> {
     pub point: Point,
-    pub machine: MachinePoint,
+    /// What it says is in it.
+    pub document: D,
     pub audited: Option<ByteLen>,
     /// What an audit found.
     pub found: Vec<String>,
@@ -41,11 +43,33 @@ pub struct KnownAs {
     pub noted_since: Option<String>,
 }
 
+/// What a point shall be called, and how it is made.
+#[derive(Debug, Clone)]
+pub struct Making {
+    /// Its history: a machine's name, or a group's.
+    pub name: String,
+    /// So many percent of what change tracking calls unchanged is read and compared; 0 for none.
+    pub audit_percent: u8,
+    /// Words to find it by.
+    pub tags: Vec<String>,
+}
+
+impl Making {
+    /// A machine's point.
+    pub fn of(request: &BackupRequest) -> Self {
+        let name = request.vm.as_str().to_owned();
+        Self { name, audit_percent: request.audit_percent, tags: request.tags.clone() }
+    }
+}
+
 /// A point that is being made.
 pub struct Storing<'a> {
-    request: &'a BackupRequest,
+    making: Making,
+    /// The machine that is being stored, as the point before has it.
     before: Option<&'a MachinePoint>,
-    pub session: Session<'a>,
+    /// What its images' labels begin with.
+    prefix: String,
+    session: Session<'a>,
     run: Run<'a>,
     auditor: Option<Auditor<'a>>,
     audited: Option<ByteLen>,
@@ -60,27 +84,48 @@ impl<'a> Storing<'a> {
     /// [`Error::Repository`].
     pub fn begin(
         repository: &'a Arc<Repository>,
-        request: &'a BackupRequest,
-        previous: Option<&'a Previous>,
+        making: Making,
+        previous: Option<&'a Point>,
         run: Run<'a>,
     ) -> Result<Self, Error> {
         let auditor = match previous {
-            Some((point, _)) if request.audit_percent > 0 => {
-                Some(Auditor::new(repository, point, request.audit_percent)?)
-            }
+            Some(point) if making.audit_percent > 0 => Some(Auditor::new(repository, point, making.audit_percent)?),
             _ => None,
         };
-        let (point, before) = previous.map(|(point, machine)| (point.clone(), machine)).unzip();
         Ok(Self {
-            request,
-            before,
-            session: Session::begin(repository, point, WriteOptions::default())?,
+            making,
+            before: None,
+            prefix: String::new(),
+            session: Session::begin(repository, previous.cloned(), WriteOptions::default())?,
             run,
             audited: auditor.as_ref().map(|_| ByteLen::ZERO),
             auditor,
             found: Vec::new(),
             disks: Vec::new(),
         })
+    }
+
+    /// What is stored from now on is of a machine that the point before has as `before`; its images' labels begin with `prefix`.
+    pub fn machine(&mut self, prefix: String, before: Option<&'a MachinePoint>) {
+        (self.prefix, self.before) = (prefix, before);
+    }
+
+    /// The machine's disks, when all are stored.
+    pub fn disks(&mut self) -> Vec<DiskInPoint> {
+        std::mem::take(&mut self.disks)
+    }
+
+    /// Stores an image besides the disks.
+    ///
+    /// # Errors
+    /// [`Error::Repository`].
+    pub fn image(&mut self, label: &str, source: &dyn Source) -> Result<(), Error> {
+        let label = self.label(label);
+        Ok(self.session.add_image(&label, source, None, self.run)?)
+    }
+
+    fn label(&self, of_machine: &str) -> String {
+        format!("{}{of_machine}", self.prefix)
     }
 
     /// Stores a disk; of one of which it is known what changed, that.
@@ -101,7 +146,7 @@ impl<'a> Storing<'a> {
             None => None,
         };
         let extents = changes.as_ref().map(|changes| changes.extents.as_slice());
-        let unreadable = self.image(chain, source, extents)?;
+        let unreadable = self.tolerantly(chain, source, extents)?;
         let is_known = self.before.is_some_and(|point| point.disk(&chain.disk).is_some());
         self.disks.push(DiskInPoint {
             disk: chain.disk.clone(),
@@ -119,14 +164,14 @@ impl<'a> Storing<'a> {
         Ok(())
     }
 
-    fn image(
+    fn tolerantly(
         &mut self,
         chain: &Chain,
         source: &dyn Source,
         extents: Option<&[Range<u64>]>,
     ) -> Result<Vec<Range<u64>>, Error> {
         let tolerant = Tolerant::new(source);
-        self.session.add_image(chain.disk.as_str(), &tolerant, extents, self.run)?;
+        self.session.add_image(&self.label(chain.disk.as_str()), &tolerant, extents, self.run)?;
         Ok(tolerant.unreadable())
     }
 
@@ -134,7 +179,7 @@ impl<'a> Storing<'a> {
     fn audit(&mut self, chain: &Chain, source: &dyn Source, changes: Changes) -> Result<Option<Changes>, Error> {
         let Some(auditor) = &self.auditor else { return Ok(Some(changes)) };
         let by = changes.by.as_str();
-        let found = match auditor.audit(chain.disk.as_str(), source, &changes.extents, self.run) {
+        let found = match auditor.audit(&self.label(chain.disk.as_str()), source, &changes.extents, self.run) {
             Ok(found) => found,
             Err(Error::Interrupted) => return Err(Error::Interrupted),
             Err(error) => {
@@ -161,28 +206,22 @@ impl<'a> Storing<'a> {
     /// [`Error::Repository`].
     pub fn kernel(&mut self, definition: &MachineDefinition) -> Result<(), Error> {
         let Some(kernel) = &definition.kernel else { return Ok(()) };
-        self.session.add_image(KERNEL, &*source::open(&kernel.kernel, Some(Format::Raw))?, None, self.run)?;
+        self.image(KERNEL, &*source::open(&kernel.kernel, Some(Format::Raw))?)?;
         if let Some(initrd) = &kernel.initrd {
-            self.session.add_image(INITRD, &*source::open(initrd, Some(Format::Raw))?, None, self.run)?;
+            self.image(INITRD, &*source::open(initrd, Some(Format::Raw))?)?;
         }
         Ok(())
     }
 
-    /// Makes the point: the commit.
+    /// Makes the point: the commit. `document` says what is in it.
     ///
     /// # Errors
     /// [`Error::Repository`]: there is no point then.
-    pub fn commit(
-        self,
-        ctx: &Context<'_>,
-        document: impl FnOnce(Vec<DiskInPoint>) -> MachinePoint,
-        stored: Failpoint,
-    ) -> Result<Stored, Error> {
-        let machine = document(self.disks);
-        let extra = serde_json::to_value(&machine).map_err(|source| Error::Encode { source })?;
+    pub fn commit<D: Serialize>(self, ctx: &Context<'_>, document: D, stored: Failpoint) -> Result<Stored<D>, Error> {
+        let extra = serde_json::to_value(&document).map_err(|source| Error::Encode { source })?;
         pass(stored)?;
         ctx.progress.step("finishing the point");
-        let point = self.session.commit(self.request.vm.as_str(), self.request.tags.clone(), extra)?;
-        Ok(Stored { point, machine, audited: self.audited, found: self.found })
+        let point = self.session.commit(&self.making.name, self.making.tags, extra)?;
+        Ok(Stored { point, document, audited: self.audited, found: self.found })
     }
 }

@@ -11,18 +11,20 @@
 //! What keeps the *test* from being carried out (no room, no QEMU, an interruption) is an error and no verdict.
 
 mod claim;
+pub mod group;
 mod picture;
 pub mod point;
 mod probe;
 pub mod record;
 mod throwaway;
+pub(crate) mod together;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use keyframe_hypervisor::ProbeDefinition;
 use keyframe_hypervisor::probe::MOST_PROBES;
+use keyframe_hypervisor::{ProbeDefinition, isolation};
 use keyframe_types::{SnapshotId, SnapshotName, SnapshotRef, SnapshotSelector, Timestamp, VmName};
 use serde::Serialize;
 
@@ -44,6 +46,7 @@ pub(crate) use claim::{Claim, being_tested, has_leftovers, tidy};
 use probe::Probes;
 use record::{Check, Evidence, TestRecord, Verdict};
 use throwaway::{Parts, Throwaway};
+use together::{Together, Up};
 
 /// The longest that all probes together may take.
 const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 3600);
@@ -98,12 +101,31 @@ pub fn all_of(ctx: &Context<'_>, vm: &VmName) -> Result<Vec<SnapshotRef>, Error>
 /// [`Error::MayLeadOutside`], [`Error::NoSpace`], [`Error::Interrupted`]. A snapshot that does not come back is no error
 /// but a verdict.
 pub fn test(ctx: &Context<'_>, request: &TestRequest) -> Result<TestReport, Error> {
+    test_in(ctx, request, None)
+}
+
+/// [`test`], up at the same time as the machines of a group, and on one network with them.
+pub(crate) fn test_in(
+    ctx: &Context<'_>,
+    request: &TestRequest,
+    together: Option<Together>,
+) -> Result<TestReport, Error> {
     let begun = Instant::now();
-    let Claimed { claim, manifest, machine, declared, shared } = claim_snapshot(ctx, request)?;
+    let Claimed { claim, manifest, machine, mut declared, shared } = claim_snapshot(ctx, request)?;
+    let asked_for = declared.len();
+    if together.is_some() {
+        declared.retain(|probe| !matches!(probe, ProbeDefinition::Tcp { .. }));
+    }
     let guard = Guard::post(ctx.home, &request.vm)?;
     let dir = machine.dir.snapshot(&manifest.id);
     let mut trial = Trial::new(ctx, claim, dir.clone(), &declared, request.within, begun);
-    let tested = trial.carry_out(&machine, &manifest).and_then(|()| trial.conclude());
+    if declared.len() < asked_for {
+        trial.record.notes.push(
+            "its tcp probes are not asked: the machines of a group are on a network of their own, and the host is not on it"
+                .to_owned(),
+        );
+    }
+    let tested = trial.carry_out(&machine, &manifest, together).and_then(|()| trial.conclude());
     // What is left of a test that failed, its claim removes when it goes.
     drop(trial);
     if shared && let Ok(Some(_lock)) = Lock::attempt(&machine.dir.lock(), "sharing memory again") {
@@ -207,19 +229,26 @@ impl<'a> Trial<'a> {
     }
 
     /// Brings the snapshot up and asks it. What it does not pass is in the record.
-    fn carry_out(&mut self, machine: &Machine, manifest: &Manifest) -> Result<(), Error> {
+    fn carry_out(&mut self, machine: &Machine, manifest: &Manifest, together: Option<Together>) -> Result<(), Error> {
         let ctx = self.ctx;
         let Some(source) = self.examine(machine, manifest)? else { return Ok(()) };
         self.record.strategy = Some(source.strategy);
-        let parts = Parts::make(ctx, &self.claim, manifest, probe::guest_address(self.declared)?)?;
+        let network = match &together {
+            Some(together) => together.network.clone(),
+            None => isolation::network_for(probe::guest_address(self.declared)?),
+        };
+        let parts = Parts::make(ctx, &self.claim, manifest, network)?;
         pass(Failpoint::TestPrepared)?;
         ctx.progress.step("starting the throw-away machine");
         let started = parts.start(ctx, &self.claim, &source);
         let Some(mut throwaway) = self.step("starts", started, |_| "its QEMU has started".to_owned())? else {
             return Ok(());
         };
-        let ran = self.bring_up(&mut throwaway, &source, manifest);
-        let asked = ran.and_then(|ran| if ran { self.ask(&mut throwaway) } else { Ok(()) });
+        let asked = match self.bring_up(&mut throwaway, (&source, manifest), together) {
+            Ok(Some(up)) => self.ask(&mut throwaway).and_then(|()| up.until_all_are_asked(ctx.cancel)),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
         if asked.is_ok() {
             self.keep_evidence(&mut throwaway);
             pass(Failpoint::TestEvidenceKept)?;
@@ -246,17 +275,28 @@ impl<'a> Trial<'a> {
         })
     }
 
-    /// Loads the state and lets it run; says whether it does.
-    fn bring_up(&mut self, throwaway: &mut Throwaway, source: &Source, manifest: &Manifest) -> Result<bool, Error> {
+    /// Loads the state and lets it run, when those that it is up together with do; `None` if it does not.
+    fn bring_up(
+        &mut self,
+        throwaway: &mut Throwaway,
+        (source, manifest): (&Source, &Manifest),
+        together: Option<Together>,
+    ) -> Result<Option<Up>, Error> {
         pass(Failpoint::TestStarted)?;
         let loaded = source.load(&mut throwaway.started);
         if self.step("loads", loaded, |()| "QEMU has taken its state".to_owned())?.is_none() {
-            return Ok(false);
+            return Ok(None);
         }
         pass(Failpoint::TestLoaded)?;
+        let mut up = Up::default();
+        if let Some(together) = together {
+            up = together.ready(self.ctx.cancel)?;
+            // The wait for others is none of its own.
+            throwaway.begun = Instant::now();
+        }
         let ran = throwaway.run(manifest);
         let Some((running, notes)) = self.step("runs", ran, |_| "its processors run".to_owned())? else {
-            return Ok(false);
+            return Ok(None);
         };
         self.record.running_ms = Some(ms(running));
         if let Some(check) = self.record.checks.last_mut() {
@@ -264,7 +304,7 @@ impl<'a> Trial<'a> {
         }
         self.record.notes.extend(notes);
         pass(Failpoint::TestRunning)?;
-        Ok(true)
+        Ok(Some(up))
     }
 
     fn ask(&mut self, throwaway: &mut Throwaway) -> Result<(), Error> {

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::backup::MachinePoint;
 use crate::context::Context;
 use crate::drill::record::{TestRecord, Verdict};
+use crate::drill::together::Together;
 use crate::drill::{self, TestReport, TestRequest, ms, told};
 use crate::error::{Error, IoContext as _};
 use crate::evidence::{self, Ledger};
@@ -104,6 +105,9 @@ pub struct DrillRecord {
     pub resume: Option<TestRecord>,
     /// How it started from its disks.
     pub cold: Option<TestRecord>,
+    /// The machines of its group that were up at the same time, on one network with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub together_with: Vec<VmName>,
     /// The whole drill, in milliseconds.
     pub total_ms: f64,
     /// What a person should know.
@@ -136,12 +140,33 @@ pub fn drill(
     point: &Point,
     request: &DrillRequest,
 ) -> Result<DrillReport, Error> {
-    let begun = Instant::now();
     let machine = MachinePoint::of(point)?;
     if request.ways == Ways::Resume && machine.snapshot.memory.is_none() {
         let what = format!("{}@{} has no running state to go on with", point.name, point.id.short());
         return Err(Error::BadRequest { what });
     }
+    drill_in(ctx, repository, point, request, Company::default())
+}
+
+/// What a machine is up together with, on each of the ways.
+#[derive(Debug, Default)]
+pub(crate) struct Company {
+    pub(crate) resume: Option<Together>,
+    pub(crate) cold: Option<Together>,
+    /// The others.
+    pub(crate) with: Vec<VmName>,
+}
+
+/// [`drill`], together with the machines of a group.
+pub(crate) fn drill_in(
+    ctx: &Context<'_>,
+    repository: &Arc<Repository>,
+    point: &Point,
+    request: &DrillRequest,
+    company: Company,
+) -> Result<DrillReport, Error> {
+    let begun = Instant::now();
+    let machine = MachinePoint::of(point)?;
     let scratch = Scratch::make(ctx.home)?;
     let ledger = Ledger::of(ctx.home);
     let started = Timestamp::now();
@@ -159,6 +184,7 @@ pub fn drill(
         disks: Vec::new(),
         resume: None,
         cold: None,
+        together_with: company.with.clone(),
         total_ms: 0.0,
         notes: Vec::new(),
         unreadable_bytes: machine.unreadable_bytes(),
@@ -166,7 +192,7 @@ pub fn drill(
     };
     let inner = Context { home: &scratch.home, ..*ctx };
     let mut drilling = Drilling { ctx: &inner, repository, point, request, begun, record, seen: Vec::new() };
-    drilling.carry_out(&machine)?;
+    drilling.carry_out(&machine, company)?;
     let Drilling { mut record, seen, .. } = drilling;
     scratch.throw_away()?;
     record.total_ms = ms(begun.elapsed());
@@ -266,7 +292,7 @@ struct Drilling<'a> {
 }
 
 impl Drilling<'_> {
-    fn carry_out(&mut self, machine: &MachinePoint) -> Result<(), Error> {
+    fn carry_out(&mut self, machine: &MachinePoint, company: Company) -> Result<(), Error> {
         let name = machine.snapshot.definition.name.clone();
         let restored = match restoring::restore(self.ctx, self.repository, self.point, &name) {
             Ok(restored) => restored,
@@ -279,12 +305,17 @@ impl Drilling<'_> {
         self.record.restored_ms = Some(ms(self.begun.elapsed()));
         self.record.notes.extend(restored.notes);
         self.compare(&name)?;
-        if let (Some(snapshot), Ways::All | Ways::Resume) = (&restored.snapshot, self.request.ways) {
-            self.record.resume = Some(self.test(Way::Resume, &name, snapshot)?);
+        let Company { resume, cold, .. } = company;
+        match (&restored.snapshot, self.request.ways) {
+            (Some(snapshot), Ways::All | Ways::Resume) => {
+                self.record.resume = Some(self.test(Way::Resume, (&name, snapshot), resume)?);
+            }
+            // The others do not wait for it.
+            _ => drop(resume),
         }
         if self.request.ways != Ways::Resume {
             let snapshot = self.freeze_disks(&name)?;
-            self.record.cold = Some(self.test(Way::Cold, &name, &snapshot)?);
+            self.record.cold = Some(self.test(Way::Cold, (&name, &snapshot), cold)?);
         }
         let ways = self.record.resume.iter().chain(&self.record.cold);
         let all_right = self.record.disks.iter().all(|disk| disk.blake3.is_some());
@@ -345,7 +376,12 @@ impl Drilling<'_> {
         Ok(snapshot)
     }
 
-    fn test(&mut self, way: Way, vm: &VmName, snapshot: &SnapshotName) -> Result<TestRecord, Error> {
+    fn test(
+        &mut self,
+        way: Way,
+        (vm, snapshot): (&VmName, &SnapshotName),
+        together: Option<Together>,
+    ) -> Result<TestRecord, Error> {
         self.ctx.progress.note(match way {
             Way::Resume => "going on with its running state",
             Way::Cold => "starting it from its disks",
@@ -360,7 +396,7 @@ impl Drilling<'_> {
             within: self.request.within,
             probes: self.request.probes.clone(),
         };
-        let report = drill::test(self.ctx, &request)?;
+        let report = drill::test_in(self.ctx, &request, together)?;
         let seen = Seen::of(way, &report);
         let record = seen.record.clone();
         self.seen.push(seen);

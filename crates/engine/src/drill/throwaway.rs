@@ -6,11 +6,10 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use keyframe_hypervisor::instance::{Started, log_tail};
-use keyframe_hypervisor::{InstanceRecord, MachineDefinition, isolation, load, socket};
+use keyframe_hypervisor::{InstanceRecord, MachineDefinition, Network, isolation, load, socket};
 use keyframe_qmp::agent::{Agent, AgentCommand};
 use keyframe_qmp::{Client, Error as QmpError};
 use serde_json::json;
@@ -44,18 +43,13 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// Makes the layers in the place that was claimed. `address` is the guest's in its private network, where it is not the usual one.
+    /// Makes the layers in the place that was claimed. `network` is what its card is plugged into.
     ///
     /// # Errors
     /// [`Error::MayLeadOutside`]; what making layers may meet.
-    pub(crate) fn make(
-        ctx: &Context<'_>,
-        claim: &Claim,
-        manifest: &Manifest,
-        address: Option<Ipv4Addr>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn make(ctx: &Context<'_>, claim: &Claim, manifest: &Manifest, network: Network) -> Result<Self, Error> {
         let outside = |source| Error::MayLeadOutside { vm: manifest.definition.name.clone(), source };
-        let inside = isolation::isolated(&manifest.definition, address).map_err(outside)?;
+        let inside = isolation::isolated(&manifest.definition, network).map_err(outside)?;
         let parts = Self {
             definition: MachineDefinition { uuid: random_uuid(), ..inside },
             disks: layers::planned_overlays(ctx.home, claim.dir(), manifest.disks.iter())?,

@@ -61,7 +61,21 @@ pub fn restore(
     point: &Point,
     name: &VmName,
 ) -> Result<RestoredMachine, Error> {
-    let machine = MachinePoint::of(point)?;
+    restore_on(ctx, repository, point, name, None)
+}
+
+/// [`restore`], with its card plugged into `network`, where one is given.
+pub(super) fn restore_on(
+    ctx: &Context<'_>,
+    repository: &Repository,
+    point: &Point,
+    name: &VmName,
+    network: Option<&Network>,
+) -> Result<RestoredMachine, Error> {
+    let mut machine = MachinePoint::of(point)?;
+    if let (Some(network), Some(nic)) = (network, &mut machine.snapshot.definition.nic) {
+        nic.network = network.clone();
+    }
     check_host(&machine.snapshot)?;
     let operation = format!("restore --as {name}");
     let (_creation, dir) = make_place(ctx, name, &operation)?;
@@ -254,6 +268,8 @@ impl<'a> Restoring<'a> {
             definition.uuid = random_uuid();
         }
         if let Some(Nic { mac, network }) = &mut definition.nic
+            // Where nobody else is, an address may be another machine's elsewhere.
+            && !matches!(network, Network::Private(_))
             && taken.macs.contains(mac)
         {
             if running_state {

@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`machine`] | a machine of its own |
+//! | [`group`] | all machines of a group, on a network of their own |
 //! | [`file`] | one disk as a file |
 //! | [`in_place`] | the disks of the machine itself, by what differs |
 //!
@@ -10,6 +11,7 @@
 //! fails, or is killed, leaves no machine and no file.
 
 pub mod file;
+pub mod group;
 pub mod in_place;
 pub mod machine;
 

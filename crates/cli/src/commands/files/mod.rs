@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use keyframe_engine::Error;
+use keyframe_engine::backup::members;
 use keyframe_engine::files::{FileRef, PointFiles};
 use keyframe_files::copy::{self, Copied, Source};
 use keyframe_files::{FileSystem, Kind, Node, resolve};
@@ -30,7 +31,7 @@ const PIECE: usize = 1 << 20;
 /// Opens a point's disks.
 pub fn open(place: &Where, point: &str) -> Result<(Point, PointFiles), Error> {
     let repository = Arc::new(repository::open(place)?);
-    let point = repository.find_point(point)?;
+    let point = members::find(&repository, point)?;
     let files = PointFiles::open(&repository, &point)?;
     Ok((point, files))
 }

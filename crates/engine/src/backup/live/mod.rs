@@ -45,7 +45,7 @@ use crate::state::tree::FrozenTop;
 
 use super::changes::{self, Basis, Changes, Running};
 use super::point::{ChangedBy, MachinePoint, Way};
-use super::storing::{KnownAs, Previous, Stored, Storing};
+use super::storing::{KnownAs, Making, Previous, Stored, Storing};
 use super::{BackupRequest, Outcome};
 
 pub(crate) use filters::tidy_up;
@@ -195,7 +195,8 @@ impl<'a> Reading<'a> {
         self.show(&mut monitor, &bases)?;
         pass(Failpoint::LiveShown)?;
         let run = Run { progress: self.ctx.progress, cancel: &self.watch.ended };
-        let mut storing = Storing::begin(repository, self.request, previous, run)?;
+        let mut storing = Storing::begin(repository, Making::of(self.request), previous.map(|(point, _)| point), run)?;
+        storing.machine(String::new(), before);
         let done = AtomicBool::new(false);
         let stored = std::thread::scope(|threads| {
             threads.spawn(|| {
@@ -296,9 +297,9 @@ impl<'a> Reading<'a> {
 
     /// Makes the point of what was read.
     fn commit(&self, read: Read<'_>, begun: Instant) -> Result<(Stored, Duration, LiveReport, Vec<String>), Error> {
-        let Read { storing, instant, live, notes } = read;
+        let Read { mut storing, instant, live, notes } = read;
         let snapshot = self.described(&instant, begun)?;
-        let document = |disks| MachinePoint::new(Way::Live, snapshot, disks);
+        let document = MachinePoint::new(Way::Live, snapshot, storing.disks());
         let stored = storing.commit(self.ctx, document, Failpoint::LiveRemoved)?;
         pass(Failpoint::LivePointMade)?;
         Ok((stored, instant.pause, live, notes))
