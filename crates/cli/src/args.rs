@@ -297,7 +297,8 @@ pub struct CreateArgs {
     /// Its firmware
     #[arg(long, value_enum, default_value_t = FirmwareArg::Bios)]
     pub firmware: FirmwareArg,
-    /// What its network card is plugged into: user, none, tap:INTERFACE or bridge:BRIDGE
+    /// What its network card is plugged into: user, none, tap:INTERFACE, bridge:BRIDGE, or private:NAME, a network that only
+    /// machines of this host share
     #[arg(long, value_name = "NET", default_value = "user", value_parser = parse_network)]
     pub net: NetworkArg,
     /// What runs its instructions
@@ -530,7 +531,8 @@ pub struct ForkArgs {
     /// How memory comes: mapped machines share it but cannot be snapshotted with memory, lazy and eager ones can
     #[arg(long, value_enum, default_value_t = ForkStrategy::Mapped)]
     pub strategy: ForkStrategy,
-    /// Plug its network card into this instead of nothing: user, tap:INTERFACE or bridge:BRIDGE
+    /// Plug its network card into this instead of nothing: user, tap:INTERFACE, bridge:BRIDGE, or private:NAME, a network that
+    /// only machines of this host share
     #[arg(long, value_name = "NET", value_parser = parse_network)]
     pub net: Option<NetworkArg>,
 }
