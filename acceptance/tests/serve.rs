@@ -151,8 +151,7 @@ fn a_policy_with_a_mistake_leaves_what_was_in_force_and_is_told() -> Result<()> 
     };
     let shown = daemon.wait_for(OVERVIEW, 60 * SECOND, waits)?;
     assert!(waits(&shown), "{shown}");
-    // What was on its way there when it went has made directories anew.
-    let _ = std::fs::remove_dir_all(repository.path());
+    assert!(!repository.path().exists(), "what was on its way there has made directories anew");
     std::fs::rename(&away, repository.path()).unwrap();
     // A catalog that is damaged is made anew: nothing is done again at once.
     let before = done(&daemon, "drill")?;

@@ -2,13 +2,19 @@
 //!
 //! An object is a file under its name. It is written beside (`tmp/`), synced, and renamed or linked into its place; then its
 //! directory is synced. What a crash leaves in `tmp/` is never read, and removed by [`LocalStore::tidy`].
+//!
+//! The directory is held open: one that was renamed or unmounted, or has another in its place, is written to no more, and nothing is
+//! made anew where it was.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
+
+use rustix::fs::{AtFlags, Mode, OFlags, chmodat, fsync, mkdirat, openat};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result, io_error, read_error};
 use crate::{Entry, ObjectName, Put, Store};
@@ -19,6 +25,8 @@ const TEMPORARY: &str = "tmp";
 #[derive(Debug)]
 pub struct LocalStore {
     root: PathBuf,
+    /// The directory, whatever its path leads to by now.
+    opened: File,
     counter: AtomicU64,
 }
 
@@ -32,7 +40,8 @@ impl LocalStore {
         if !metadata.is_dir() {
             return Err(io_error("open", root)(io::ErrorKind::NotADirectory.into()));
         }
-        Ok(Self { root: root.to_owned(), counter: AtomicU64::new(0) })
+        let opened = File::open(root).map_err(io_error("open", root))?;
+        Ok(Self { root: root.to_owned(), opened, counter: AtomicU64::new(0) })
     }
 
     /// Makes the directory, for its owner alone, where it is not there.
@@ -68,13 +77,46 @@ impl LocalStore {
         Ok(removed)
     }
 
+    /// That the path leads to the directory that was opened.
+    fn is_there(&self) -> Result<()> {
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let opened = self.opened.metadata().map(identity).map_err(io_error("look at", &self.root))?;
+        let found = fs::metadata(&self.root).map(identity).map_err(io_error("write below", &self.root))?;
+        if found == opened {
+            return Ok(());
+        }
+        let another = io::Error::new(io::ErrorKind::NotFound, "another directory has taken its place");
+        Err(io_error("write below", &self.root)(another))
+    }
+
+    /// Makes a directory and those above it, each durable in the one above it; never the root, and never elsewhere.
+    fn make_below(&self, dir: &Path) -> Result<()> {
+        self.is_there()?;
+        if self.root.join(dir).is_dir() {
+            return Ok(());
+        }
+        if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
+            self.make_below(above)?;
+        }
+        let made = match mkdirat(&self.opened, dir, Mode::RWXU) {
+            Err(Errno::EXIST) => return Ok(()),
+            made => made.and_then(|()| chmodat(&self.opened, dir, Mode::RWXU, AtFlags::empty())),
+        };
+        let above = dir.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        made.and_then(|()| {
+            openat(&self.opened, above, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        })
+        .and_then(|above| fsync(&above))
+        .map_err(|errno| io_error("create", &self.root.join(dir))(errno.into()))
+    }
+
     fn path(&self, name: &ObjectName) -> PathBuf {
         self.root.join(name.as_str())
     }
 
     fn temporary(&self) -> Result<(PathBuf, File)> {
         let dir = self.root.join(TEMPORARY);
-        make_dir(&dir)?;
+        self.make_below(Path::new(TEMPORARY))?;
         loop {
             let number = self.counter.fetch_add(1, Ordering::Relaxed);
             let path = dir.join(format!("{}-{number}", std::process::id()));
@@ -103,7 +145,7 @@ impl Store for LocalStore {
     fn put(&self, name: &ObjectName, bytes: &[u8], mode: Put) -> Result<()> {
         let path = self.path(name);
         let dir = path.parent().unwrap_or(&self.root);
-        make_dir(dir)?;
+        self.make_below(Path::new(name.as_str()).parent().unwrap_or(Path::new("")))?;
         let (temporary, mut file) = self.temporary()?;
         let written = file.write_all(bytes).and_then(|()| file.sync_data());
         let placed = written.map_err(io_error("write", &temporary)).and_then(|()| match mode {
@@ -278,6 +320,29 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = LocalStore::create(&dir.path().join("a/b")).unwrap();
         crate::conformance::run(&store).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_made_anew_where_the_directory_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, away) = (dir.path().join("repo"), dir.path().join("away"));
+        let store = LocalStore::create(&root).unwrap();
+        let name = |text: &str| ObjectName::new(text).unwrap();
+        store.put(&name("packs/ab/1"), b"x", Put::Create).unwrap();
+        fs::rename(&root, &away).unwrap();
+        for object in ["packs/ab/2", "packs/cd/3", "config"] {
+            assert!(store.put(&name(object), b"x", Put::Create).is_err(), "{object}");
+        }
+        assert!(!root.exists());
+        // Another in its place, such as what a file system was mounted on.
+        fs::create_dir(&root).unwrap();
+        let refused = store.put(&name("packs/ab/2"), b"x", Put::Replace).unwrap_err();
+        assert!(refused.to_string().contains("write below"), "{refused}");
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+        fs::remove_dir(&root).unwrap();
+        fs::rename(&away, &root).unwrap();
+        store.put(&name("packs/cd/3"), b"x", Put::Create).unwrap();
+        assert_eq!(store.list("packs").unwrap().len(), 2);
     }
 
     #[test]
