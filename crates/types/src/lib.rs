@@ -10,6 +10,7 @@ mod progress;
 mod retention;
 mod size;
 mod snapshot_ref;
+pub mod text;
 mod time;
 
 pub use id::{GroupCutId, IdError, InstanceId, LayerId, SnapshotId};

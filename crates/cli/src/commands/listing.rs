@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use keyframe_engine::drill::record::Verdict;
 use keyframe_engine::tree::{self, SnapshotSummary, Tree};
 use keyframe_engine::{Context, Error};
+use keyframe_types::text::span;
 use keyframe_types::{SnapshotId, Timestamp, VmName};
 
 use crate::output::{Output, table};
@@ -132,15 +133,6 @@ fn snapshot_row(snapshot: &SnapshotSummary, before: &str, now: Timestamp) -> Vec
     ]
 }
 
-fn span(seconds: u64) -> String {
-    match seconds {
-        seconds if seconds < 120 => format!("{seconds} s"),
-        seconds if seconds < 7200 => format!("{} min", seconds / 60),
-        seconds if seconds < 172_800 => format!("{} h", seconds / 3600),
-        seconds => format!("{} d", seconds / 86_400),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use keyframe_engine::state::manifest::Consistency;
@@ -224,6 +216,5 @@ mod tests {
         assert_eq!((row[0].as_str(), row[8].as_str()), ("one * (pinned)", "in 5 d"));
         one.expires = Some(now);
         assert_eq!(snapshot_row(&one, "", now)[8], "now");
-        assert_eq!([span(1), span(600), span(7200), span(200_000)], ["1 s", "10 min", "2 h", "2 d"]);
     }
 }

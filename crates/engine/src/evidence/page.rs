@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use base64::Engine as _;
+use keyframe_types::text::html as escaped;
 
 use crate::drill::point::DrillRecord;
 use crate::drill::record::{TestRecord, Verdict};
@@ -25,24 +26,6 @@ pub(crate) struct Seen<'a> {
     pub picture: Option<&'a [u8]>,
     /// The end of its serial console.
     pub serial: Option<&'a str>,
-}
-
-/// Text for HTML: whatever a guest wrote is text.
-fn escaped(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            '\n' | '\t' => safe.push(c),
-            c if c.is_control() => safe.push('\u{fffd}'),
-            c => safe.push(c),
-        }
-    }
-    safe
 }
 
 fn badge(verdict: Verdict) -> String {
