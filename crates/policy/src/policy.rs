@@ -149,6 +149,9 @@ pub struct BackupPolicy {
     pub bandwidth: Option<ByteLen>,
     /// How much of what is called unchanged is read again, in percent; 0 for none.
     pub audit_percent: u8,
+    /// The most work that may be lost when only this repository is left; the policy's promise where there is none.
+    #[serde(serialize_with = "as_ttl")]
+    pub rpo: Option<TimeToLive>,
     /// Words that every point gets.
     pub tags: Vec<String>,
 }
@@ -223,6 +226,8 @@ pub struct Host {
     pub jobs_per_disk: u32,
     /// The most bytes per second that all backups together send.
     pub bandwidth: Option<ByteLen>,
+    /// How long one command of a job may be at work before somebody is told.
+    pub deadlines: Deadlines,
     /// The zone of schedules and windows that name none.
     #[serde(serialize_with = "as_zone")]
     pub time_zone: jiff::tz::TimeZone,
@@ -230,7 +235,40 @@ pub struct Host {
 
 impl Default for Host {
     fn default() -> Self {
-        Self { jobs: 2, jobs_per_disk: 1, bandwidth: None, time_zone: jiff::tz::TimeZone::system() }
+        Self {
+            jobs: 2,
+            jobs_per_disk: 1,
+            bandwidth: None,
+            deadlines: Deadlines::default(),
+            time_zone: jiff::tz::TimeZone::system(),
+        }
+    }
+}
+
+/// How long one command of a job may be at work before somebody is told that it hangs; and how long one that was asked to end may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Deadlines {
+    /// Of a snapshot.
+    #[serde(serialize_with = "as_seconds")]
+    pub snapshot: Duration,
+    /// Of a backup.
+    #[serde(serialize_with = "as_seconds")]
+    pub backup: Duration,
+    /// Of a drill.
+    #[serde(serialize_with = "as_seconds")]
+    pub drill: Duration,
+    /// Of anything else.
+    #[serde(serialize_with = "as_seconds")]
+    pub other: Duration,
+    /// From being asked to end until it is killed.
+    #[serde(serialize_with = "as_seconds")]
+    pub cancel: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        Self { snapshot: hours(2), backup: hours(24), drill: hours(12), other: hours(12), cancel: hours(1) / 12 }
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Setting<'a> {
 }
 
 const SCHEDULE: &str = "a schedule such as \"hourly\", \"Mon..Fri 02:30\" or \"cron: 0 2 * * *\"";
-const SPAN: &str = "a span such as \"15m\", \"12h\" or \"7d\"";
+pub(super) const SPAN: &str = "a span such as \"15m\", \"12h\" or \"7d\"";
 const PATH: &str = "an absolute path";
 
 pub(super) fn optional<T>(read: Option<Read<T>>) -> Option<T> {
@@ -236,6 +236,7 @@ fn backup(table: Table<'_, '_>, setting: Setting<'_>) -> Option<(BackupPolicy, s
     let lock_days = small(table.number("lock_days", 0..=36_500)).unwrap_or(0);
     let bandwidth = bandwidth(&table);
     let audit_percent = small(table.number("audit_percent", 0..=100)).and_then(|n| u8::try_from(n).ok()).unwrap_or(0);
+    let rpo = optional(table.parsed::<TimeToLive>("rpo", SPAN));
     let tags: Vec<Tag> = values(table.parsed_list("tags", "\"nightly\""));
     let tags = tags.into_iter().map(|tag| tag.to_string()).collect();
     let span = table.span.clone();
@@ -253,6 +254,7 @@ fn backup(table: Table<'_, '_>, setting: Setting<'_>) -> Option<(BackupPolicy, s
         lock_days,
         bandwidth,
         audit_percent,
+        rpo,
         tags,
     };
     Some((backup, span))

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 
 use jiff::tz::TimeZone;
 
-use super::decode::{absolute, bandwidth, optional, small, values};
+use keyframe_types::TimeToLive;
+
+use super::decode::{SPAN, absolute, bandwidth, optional, small, values};
 use super::table::Table;
 use crate::policy::{Healthchecks, Host, Mail, Notify, PolicyName, Webhook};
 
@@ -18,6 +20,22 @@ pub(super) fn host(table: Table<'_, '_>, host: &mut Host) {
     }
     if let Some(bandwidth) = bandwidth(&table) {
         host.bandwidth = Some(bandwidth);
+    }
+    if let Some(inner) = table.table("deadlines") {
+        let deadlines = &mut host.deadlines;
+        let spans = [
+            ("snapshot", &mut deadlines.snapshot),
+            ("backup", &mut deadlines.backup),
+            ("drill", &mut deadlines.drill),
+            ("other", &mut deadlines.other),
+            ("cancel", &mut deadlines.cancel),
+        ];
+        for (key, span) in spans {
+            if let Some(read) = inner.parsed::<TimeToLive>(key, SPAN) {
+                *span = read.value.duration();
+            }
+        }
+        inner.done();
     }
     let zone = table.parsed_by("time_zone", "one such as \"Europe/Berlin\" or \"UTC\"", |text| {
         let zone = if text == "UTC" { Ok(TimeZone::UTC) } else { TimeZone::get(text) };

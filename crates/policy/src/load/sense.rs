@@ -88,6 +88,7 @@ pub(super) fn policy(source: &Source<'_>, at: &Span, policy: &Policy, promises: 
         );
     }
     rpo(source, &name, policy, promises, now);
+    rpo_of_backups(source, at, &name, policy, now);
     if let Some(span) = &promises.rto
         && policy.drill.is_none()
     {
@@ -142,6 +143,25 @@ fn rpo(source: &Source<'_>, name: &str, policy: &Policy, promises: &Promises, no
             spoken(points.unwrap_or_default())
         );
         source.warning(span, what, "make the schedule of a backup denser, if that is to be covered too");
+    }
+}
+
+/// Each repository is held to a promise of its own: one whose schedule cannot keep it would be told as missed for ever.
+fn rpo_of_backups(source: &Source<'_>, at: &Span, name: &str, policy: &Policy, now: Timestamp) {
+    let gap = |backup: &crate::policy::BackupPolicy| backup.schedule.longest_gap(now);
+    // Where no backup keeps the policy's promise, that is told of the policy.
+    let kept = |rpo: TimeToLive| policy.backups.iter().filter_map(gap).min().is_some_and(|gap| gap <= rpo.duration());
+    let of_policy = policy.objectives.rpo.filter(|rpo| kept(*rpo));
+    for backup in &policy.backups {
+        let Some(promised) = backup.rpo.or(of_policy).map(TimeToLive::duration) else { continue };
+        let Some(gap) = gap(backup).filter(|gap| *gap > promised) else { continue };
+        let what = format!(
+            "{name}: up to {} pass between two points of backup {}, and {} are promised for it",
+            spoken(gap),
+            backup.name,
+            spoken(promised)
+        );
+        source.warning(at, what, format!("give backup {} an rpo of its own, or a denser schedule", backup.name));
     }
 }
 

@@ -83,6 +83,7 @@ fn the_manual_has_every_key_that_is_read() {
         "[policy.a.limits]",
         "[group.a]",
         "[host]",
+        "[host.deadlines]",
         "[[notify.healthchecks]]",
         "[[notify.webhook]]",
         "[[notify.mail]]",
@@ -117,6 +118,16 @@ fn what_is_not_said_has_its_default() {
     assert_eq!((snapshot.jitter, snapshot.consistency), (Duration::ZERO, Consistency::Crash));
     assert!(matches!(snapshot.keep, Keep::By(rule) if rule.last == 3));
     assert_eq!(owed.place.to_string().rsplit('/').next(), Some("a.toml:1:9"));
+}
+
+#[test]
+fn deadlines_are_the_hosts_each_for_itself() {
+    let text = "[host.deadlines]\nbackup = \"3d\"\ncancel = \"30s\"\n";
+    let host = loaded(&[("a.toml", text)]).policies.unwrap().host;
+    let spans = [host.deadlines.snapshot, host.deadlines.backup, host.deadlines.cancel].map(|span| span.as_secs());
+    assert_eq!(spans, [7200, 259_200, 30]);
+    let wrong = loaded(&[("a.toml", "[host.deadlines]\nbackups = \"3d\"\n")]);
+    assert!(wrong.mistakes[0].what.contains("host.deadlines.backups is not known"), "{:?}", wrong.mistakes);
 }
 
 #[test]

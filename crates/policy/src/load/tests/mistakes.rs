@@ -179,6 +179,20 @@ fn promises_that_cannot_be_kept() {
                 "only snapshots keep it; when the host is lost, so is work of up to 24 h",
                 "backup",
             ),
+            (
+                "keep = { daily = 14 }",
+                "keep = { daily = 14 }\n[[policy.db.backup]]\nname = \"away\"\nrepository = \"/away\"\nschedule = \"daily\"\nkeep = { daily = 14 }",
+                (3, 9),
+                "up to 24 h pass between two points of backup away, and 2 h are promised for it",
+                "an rpo of its own",
+            ),
+            (
+                "keep = { daily = 14 }",
+                "keep = { daily = 14 }\nrpo = \"60m\"",
+                (3, 9),
+                "up to 2 h pass between two points of backup nightly, and 60 min are promised for it",
+                "an rpo of its own",
+            ),
             ("ttl = \"7d\"", "ttl = \"2h\"", (10, 7), "nothing gets older than 2 h", "ttl longer"),
             ("hourly = 24", "last = 1, daily = 30", (10, 7), "daily = 30 would keep", "daily"),
             (
