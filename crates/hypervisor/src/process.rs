@@ -51,22 +51,30 @@ impl ProcessId {
     /// # Errors
     /// When the signal cannot be sent, or the process is still there after `patience`.
     pub fn kill(&self, patience: Duration) -> io::Result<()> {
+        if self.signal(Signal::KILL)? { self.wait_gone(patience) } else { Ok(()) }
+    }
+
+    /// Sends a signal to that very process, never to another that has its pid. Returns whether it was there.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn signal(&self, signal: Signal) -> io::Result<bool> {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {
             return Err(io::Error::from(io::ErrorKind::InvalidData));
         };
         // The pidfd is opened before the identity is checked: from then on the pid cannot be reused unseen.
         let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            Err(rustix::io::Errno::SRCH) => return Ok(false),
             other => other?,
         };
         if !self.is_alive() {
-            return Ok(());
+            return Ok(false);
         }
-        match rustix::process::pidfd_send_signal(&pidfd, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(errno) => return Err(errno.into()),
+        match rustix::process::pidfd_send_signal(&pidfd, signal) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::SRCH) => Ok(false),
+            Err(errno) => Err(errno.into()),
         }
-        self.wait_gone(patience)
     }
 
     /// Waits until the process is gone.
