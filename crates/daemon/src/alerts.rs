@@ -1,16 +1,17 @@
 //! What is to be seen to, since when, and what to do about it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::rules::Rules;
 use crate::space::Space;
-use crate::verdict::{Row, Severity};
+use crate::verdict::{NOT_LOOKED_AT, Row, Severity};
 
 /// An alert.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alert {
     /// Tells it from others, over time.
     pub id: String,
@@ -26,11 +27,42 @@ pub struct Alert {
     pub since: Timestamp,
 }
 
+/// Something of the daemon itself that is to be seen to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// Tells it from others, over time.
+    pub id: String,
+    /// How much it weighs.
+    pub severity: Severity,
+    /// The machine it is about.
+    pub machine: Option<String>,
+    /// What is so.
+    pub what: String,
+    /// What to do.
+    pub advice: String,
+}
+
+impl Trouble {
+    /// One of which the daemon's log tells more.
+    #[must_use]
+    pub fn in_log(what: String) -> Self {
+        let advice = "look at the daemon's own log".to_owned();
+        Self { id: format!("daemon/{what}"), severity: Severity::Warning, machine: None, what, advice }
+    }
+}
+
 /// All alerts, and what became of them.
 #[derive(Debug, Default)]
 pub struct Alerts {
     now: BTreeMap<String, Alert>,
+    /// Those of the daemon before, which this one has not found yet.
+    before: BTreeMap<String, Alert>,
+    /// Until when it looks for them.
+    settled: Option<Timestamp>,
 }
+
+/// How long after its start a daemon does not say of what the one before told that it is no more: it may not have got there yet.
+const SETTLING: Duration = Duration::from_secs(60);
 
 /// What changed.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -47,6 +79,13 @@ const DAYS_LEFT: f64 = 7.0;
 const HUNDREDTHS_LEFT: u64 = 5;
 
 impl Alerts {
+    /// Goes on from those that the daemon before told: what is still so is told again, and since then.
+    #[must_use]
+    pub fn after(before: Vec<Alert>) -> Self {
+        let before = before.into_iter().map(|alert| (alert.id.clone(), alert)).collect();
+        Self { before, ..Self::default() }
+    }
+
     /// All of them, the weightiest first, then by age.
     #[must_use]
     pub fn all(&self) -> Vec<Alert> {
@@ -56,15 +95,16 @@ impl Alerts {
     }
 
     /// Looks at everything again.
-    pub fn look(&mut self, rows: &[Row], rules: &Rules, space: &Space, further: &[String], now: Timestamp) -> Changes {
+    pub fn look(&mut self, rows: &[Row], rules: &Rules, space: &Space, further: &[Trouble], now: Timestamp) -> Changes {
         let mut fresh = BTreeMap::new();
         let mut put = |id: String, severity, machine: Option<&str>, what: String, advice: String| {
-            let since = self.now.get(&id).map_or(now, |known| known.since);
+            let known = self.now.get(&id).or_else(|| self.before.get(&id));
+            let since = known.map_or(now, |known| known.since);
             let machine = machine.map(str::to_owned);
             fresh.insert(id.clone(), Alert { id, severity, machine, what, advice, since });
         };
         for row in rows {
-            for reason in &row.why {
+            for reason in row.why.iter().filter(|reason| reason.id != NOT_LOOKED_AT) {
                 let id = format!("{}/{}", row.name, reason.id);
                 put(id, reason.severity, Some(&row.name), reason.what.clone(), reason.advice.clone());
             }
@@ -96,14 +136,52 @@ impl Alerts {
             put("space".to_owned(), Severity::Warning, None, what, advice);
         }
         for trouble in further {
-            let advice = "look at the daemon's own log".to_owned();
-            put(format!("daemon/{trouble}"), Severity::Warning, None, trouble.clone(), advice);
+            let (machine, what) = (trouble.machine.as_deref(), trouble.what.clone());
+            put(trouble.id.clone(), trouble.severity, machine, what, trouble.advice.clone());
         }
         let raised = fresh.iter().filter(|(id, _)| !self.now.contains_key(*id)).map(|(_, alert)| alert.clone());
         let raised = raised.collect();
+        self.before.retain(|id, _| !fresh.contains_key(id));
+        let settled = *self.settled.get_or_insert(now.checked_add(SETTLING).unwrap_or(now));
+        let gone = if now >= settled { std::mem::take(&mut self.before) } else { BTreeMap::new() };
         let cleared = self.now.iter().filter(|(id, _)| !fresh.contains_key(*id)).map(|(_, alert)| alert.clone());
-        let changes = Changes { raised, cleared: cleared.collect() };
+        let changes = Changes { raised, cleared: cleared.chain(gone.into_values()).collect() };
         self.now = fresh;
         changes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules() -> (tempfile::TempDir, Rules) {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir(home.path().join("policies")).unwrap();
+        let rules = Rules::read(home.path(), &home.path().join("serve"), Vec::new(), Timestamp::now());
+        (home, rules)
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    #[test]
+    fn what_is_still_so_after_a_restart_is_so_since_it_was_and_what_is_not_is_cleared() {
+        let (_home, rules) = rules();
+        let [still, over] = ["still", "over"].map(|what| Trouble::in_log(what.to_owned()));
+        let ids = |alerts: &[Alert]| alerts.iter().map(|alert| alert.what.clone()).collect::<Vec<_>>();
+        let mut first = Alerts::default();
+        first.look(&[], &rules, &Space::default(), &[still.clone(), over], at(0));
+        let mut next = Alerts::after(first.all());
+        // It does not know everything at once.
+        let changes = next.look(&[], &rules, &Space::default(), &[], at(100));
+        assert_eq!(changes, Changes::default());
+        let changes = next.look(&[], &rules, &Space::default(), std::slice::from_ref(&still), at(110));
+        assert_eq!((ids(&changes.raised), ids(&changes.cleared)), (vec!["still".to_owned()], vec![]));
+        assert_eq!(next.all()[0].since, at(0));
+        let changes = next.look(&[], &rules, &Space::default(), &[still], at(161));
+        assert_eq!((ids(&changes.raised), ids(&changes.cleared)), (vec![], vec!["over".to_owned()]));
+        assert_eq!(next.look(&[], &rules, &Space::default(), &[], at(170)).cleared.len(), 1);
     }
 }

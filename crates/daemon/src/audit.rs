@@ -5,7 +5,7 @@
 //! host cannot rewrite those.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,11 +16,14 @@ use keyframe_engine::state::lock::Lock;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext as _};
+use crate::job::digits;
 
 /// What the first entry follows.
 const NOTHING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-/// The longest text of an entry, in bytes.
+/// The longest text of an entry, and the longest argument, in characters.
 const MOST: usize = 2000;
+/// How many arguments an entry has at most: it says so when there were more.
+const ARGUMENTS_MOST: usize = 500;
 
 /// One entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +36,9 @@ pub struct Entry {
     pub who: String,
     /// What was done, or asked for.
     pub what: String,
+    /// Of a command its arguments, each as it is. Entries of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<Vec<String>>,
     /// What came of it.
     pub result: String,
     /// The hash of the entry before.
@@ -42,6 +48,19 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// What was done, with a command's arguments told from each other.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let Some(arguments) = &self.arguments else { return self.what.clone() };
+        let plain = |word: &str| {
+            !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"_@%+=:,./-".contains(&b))
+        };
+        let quoted =
+            |word: &String| if plain(word) { word.clone() } else { format!("'{}'", word.replace('\'', r"'\''")) };
+        let words: Vec<String> = arguments.iter().map(quoted).collect();
+        format!("{}: keyframe {}", self.what, words.join(" "))
+    }
+
     fn sealed(mut self) -> Result<Self, Error> {
         self.hash = String::new();
         self.hash = blake3::hash(&serde_json::to_vec(&self)?).to_hex().to_string();
@@ -65,6 +84,8 @@ pub struct Audit {
     last: Option<Entry>,
     /// How long the file was then: others add to it, too.
     length: u64,
+    /// What was found behind the last entry, and set aside.
+    torn: Option<String>,
 }
 
 /// How long somebody else may take to add an entry.
@@ -77,10 +98,11 @@ impl Audit {
         serve.join("audit.jsonl")
     }
 
-    /// Opens it to add to it. Half a line, which a crash leaves, was never an entry, and goes.
+    /// Opens it to add to it. What a crash leaves behind the last entry, half a line or what is none, was never an entry: it is set
+    /// aside beside the log, an entry says so, and the chain goes on from the last one.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Refused`] for a last line that is no entry: nothing is added to what is broken.
+    /// [`Error::Io`].
     pub fn open(serve: &Path) -> Result<Self, Error> {
         durable::create_private_dir(serve)?;
         let path = Self::file(serve);
@@ -88,24 +110,49 @@ impl Audit {
         Self::scan(path)
     }
 
+    /// What was found behind the last entry when it was opened.
+    #[must_use]
+    pub fn torn(&self) -> Option<&str> {
+        self.torn.as_deref()
+    }
+
     fn scan(path: PathBuf) -> Result<Self, Error> {
         let mut file = options().open(&path).or_io("open", &path)?;
-        let (mut last, mut whole, mut line) = (None, 0, Vec::new());
+        let (mut last, mut whole, mut length, mut line) = (None, 0, 0, Vec::new());
         let mut reader = BufReader::new(&mut file);
         loop {
             line.clear();
-            let read = reader.read_until(b'\n', &mut line).or_io("read", &path)?;
-            if read == 0 || line.last() != Some(&b'\n') {
-                break;
+            length += reader.read_until(b'\n', &mut line).or_io("read", &path)? as u64;
+            match line.last() {
+                None => break,
+                Some(b'\n') => {}
+                Some(_) => continue,
             }
-            whole += read as u64;
-            last = Some(line.clone());
+            if let Ok(entry) = serde_json::from_slice::<Entry>(&line) {
+                (last, whole) = (Some(entry), length);
+            }
         }
-        file.set_len(whole).or_io("cut", &path)?;
-        let last = last.map(|line| serde_json::from_slice(&line)).transpose();
-        let last =
-            last.map_err(|error| Error::Refused(format!("the last line of {} is no entry: {error}", path.display())))?;
-        Ok(Self { path, last, length: whole })
+        let mut audit = Self { path, last, length: whole, torn: None };
+        if length > whole {
+            audit.set_aside(&mut file, length - whole)?;
+        }
+        Ok(audit)
+    }
+
+    /// Takes away what is behind the last entry, and keeps it in a file of its own.
+    fn set_aside(&mut self, file: &mut File, bytes: u64) -> Result<(), Error> {
+        let (at, mut rest) = (Timestamp::now(), Vec::new());
+        file.seek(SeekFrom::Start(self.length)).or_io("read", &self.path)?;
+        file.take(bytes).read_to_end(&mut rest).or_io("read", &self.path)?;
+        let name = format!("audit.torn-{}-{}", digits(at), &blake3::hash(&rest).to_hex()[..8]);
+        let aside = self.path.with_file_name(&name);
+        durable::replace(&aside, &rest)?;
+        file.set_len(self.length).or_io("cut", &self.path)?;
+        let what = format!("{bytes} bytes behind the last entry of the audit log were none; they are in {name}");
+        tracing::error!("{what}");
+        self.append(at, "keyframe serve", "the log was torn", None, &what)?;
+        self.torn = Some(what);
+        Ok(())
     }
 
     /// Adds an entry, durably.
@@ -113,6 +160,32 @@ impl Audit {
     /// # Errors
     /// [`Error::Io`]: then there is no such entry.
     pub fn add(&mut self, at: Timestamp, who: &str, what: &str, result: &str) -> Result<(), Error> {
+        self.add_entry(at, who, what, None, result)
+    }
+
+    /// The same, of a command, with its arguments as they are.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: then there is no such entry.
+    pub fn add_command(
+        &mut self,
+        at: Timestamp,
+        who: &str,
+        what: &str,
+        arguments: &[String],
+        result: &str,
+    ) -> Result<(), Error> {
+        self.add_entry(at, who, what, Some(arguments), result)
+    }
+
+    fn add_entry(
+        &mut self,
+        at: Timestamp,
+        who: &str,
+        what: &str,
+        arguments: Option<&[String]>,
+        result: &str,
+    ) -> Result<(), Error> {
         let _lock = lock(&self.path)?;
         let length = std::fs::metadata(&self.path).map_or(0, |meta| meta.len());
         let known = self.last.as_ref().map(|last| (last.n, last.hash.clone()));
@@ -126,20 +199,33 @@ impl Audit {
                     at,
                     "keyframe serve",
                     "the log was cut",
+                    None,
                     &format!("behind {behind}; the last was {n} {hash}"),
                 )?;
             }
         }
-        self.append(at, who, what, result)
+        self.append(at, who, what, arguments, result)
     }
 
-    fn append(&mut self, at: Timestamp, who: &str, what: &str, result: &str) -> Result<(), Error> {
+    fn append(
+        &mut self,
+        at: Timestamp,
+        who: &str,
+        what: &str,
+        arguments: Option<&[String]>,
+        result: &str,
+    ) -> Result<(), Error> {
         let short = |text: &str| text.chars().take(MOST).collect::<String>();
+        let listed = |arguments: &[String]| {
+            let more = arguments.len().checked_sub(ARGUMENTS_MOST + 1).map(|more| format!("… and {} more", more + 1));
+            arguments.iter().take(ARGUMENTS_MOST).map(|one| short(one)).chain(more).collect()
+        };
         let entry = Entry {
             n: self.last.as_ref().map_or(1, |last| last.n + 1),
             at,
             who: short(who),
             what: short(what),
+            arguments: arguments.map(listed),
             result: short(result),
             previous: self.last.as_ref().map_or_else(|| NOTHING.to_owned(), |last| last.hash.clone()),
             hash: String::new(),
@@ -283,12 +369,46 @@ mod tests {
     }
 
     #[test]
-    fn half_a_line_was_never_an_entry() {
+    fn what_a_crash_left_behind_the_last_entry_is_set_aside_and_said() {
+        for torn in ["{\"n\":4,\"at\"", "\0\0\0\0", "\0\0\n", "{\"n\":4}\n{\"n\":5"] {
+            let dir = tempfile::tempdir().unwrap();
+            let lines = written(dir.path());
+            std::fs::write(Audit::file(dir.path()), format!("{}\n{torn}", lines.join("\n"))).unwrap();
+            let mut audit = Audit::open(dir.path()).unwrap();
+            assert!(audit.torn().is_some());
+            audit.add(at(), "uid 0", "next", "done").unwrap();
+            let (entries, flaws) = read(dir.path()).unwrap();
+            assert_eq!((entries.len(), flaws), (5, vec![]), "{torn:?}");
+            assert_eq!((entries[3].what.as_str(), entries[4].what.as_str()), ("the log was torn", "next"));
+            let aside = entries[3].result.rsplit(' ').next().unwrap();
+            assert_eq!(std::fs::read_to_string(dir.path().join(aside)).unwrap(), torn);
+            assert!(Audit::open(dir.path()).unwrap().torn().is_none(), "it is said once");
+        }
+    }
+
+    #[test]
+    fn arguments_are_told_apart_and_entries_without_them_stay_sound() {
         let dir = tempfile::tempdir().unwrap();
-        let lines = written(dir.path());
-        std::fs::write(Audit::file(dir.path()), format!("{}\n{}", lines.join("\n"), &lines[0][..40])).unwrap();
-        Audit::open(dir.path()).unwrap().add(at(), "uid 0", "next", "done").unwrap();
+        // As an earlier version wrote it.
+        let old = r#"{"n":1,"at":"2026-11-29T12:00:00Z","who":"uid 0","what":"keyframe snapshot db","result":"asked for","previous":"0000000000000000000000000000000000000000000000000000000000000000","hash":""}"#;
+        let hash = blake3::hash(old.as_bytes()).to_hex();
+        let old = old.replace("\"hash\":\"\"", &format!("\"hash\":\"{hash}\""));
+        std::fs::write(Audit::file(dir.path()), format!("{old}\n")).unwrap();
+        let mut audit = Audit::open(dir.path()).unwrap();
+        let one = ["snapshot", "db", "--note", "a b"].map(str::to_owned);
+        let other = ["snapshot", "db", "--note", "a", "b"].map(str::to_owned);
+        audit.add_command(at(), "uid 0", "snapshot db", &one, "asked for").unwrap();
+        audit.add_command(at(), "uid 0", "snapshot db", &other, "asked for").unwrap();
         let (entries, flaws) = read(dir.path()).unwrap();
-        assert_eq!((entries.len(), flaws), (4, vec![]));
+        assert_eq!(flaws, []);
+        assert_eq!(entries[0].arguments, None);
+        assert_eq!(
+            (entries[1].arguments.as_deref(), entries[2].arguments.as_deref()),
+            (Some(&one[..]), Some(&other[..]))
+        );
+        assert_eq!(entries[1].told(), "snapshot db: keyframe snapshot db --note 'a b'");
+        let text = std::fs::read_to_string(Audit::file(dir.path())).unwrap();
+        std::fs::write(Audit::file(dir.path()), text.replace("\"a b\"", "\"a\",\"b\"")).unwrap();
+        assert_eq!(read(dir.path()).unwrap().1[0].line, 2);
     }
 }

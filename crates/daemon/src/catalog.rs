@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension as _, params, params_from_iter};
 
+use crate::alerts::Alert;
 use crate::error::{Error, IoContext as _};
 use crate::job::{Duty, Job, JobId, State, digits};
 
@@ -29,6 +31,15 @@ const TABLES: &str = "
         machine TEXT NOT NULL, duty TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (machine, duty)
     ) WITHOUT ROWID;
     CREATE TABLE space (at INTEGER PRIMARY KEY, free INTEGER NOT NULL);
+";
+
+/// What came later, beside tables that are in use. A catalog without it works as well, only slower or with less to tell.
+const ADDITIONS: &str = "
+    CREATE INDEX IF NOT EXISTS job_by_state ON job (state, id);
+    CREATE INDEX IF NOT EXISTS job_by_machine_and_state ON job (machine, state, id);
+    CREATE INDEX IF NOT EXISTS job_by_machine_and_end ON job (machine, ended);
+    CREATE INDEX IF NOT EXISTS job_by_kind_and_end ON job (kind, state, ended);
+    CREATE TABLE IF NOT EXISTS alert (id TEXT PRIMARY KEY, document TEXT NOT NULL) WITHOUT ROWID;
 ";
 
 /// The catalog of a home.
@@ -59,6 +70,33 @@ pub struct Wanted {
     pub state: Option<State>,
     /// At most so many, the latest.
     pub limit: usize,
+}
+
+const FORGET_OLD: &str = "DELETE FROM job WHERE ended < ?1";
+const FORGET_ROUTINE: &str = "DELETE FROM job WHERE ended < ?1 AND kind = 'snapshot' AND state = 'done'";
+
+impl Wanted {
+    /// Only conditions that there are: with others, that are true without being asked, no index would be of use.
+    fn query(&self) -> (String, Vec<Value>) {
+        let (mut conditions, mut values) = (Vec::new(), Vec::new());
+        for (column, value) in [("machine", self.machine.as_deref()), ("state", self.state.map(State::as_str))] {
+            if let Some(value) = value {
+                conditions.push(format!("{column} = ?"));
+                values.push(Value::from(value.to_owned()));
+            }
+        }
+        let conditions =
+            if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
+        values.push(Value::from(i64::try_from(self.limit).unwrap_or(i64::MAX)));
+        (format!("SELECT document FROM job{conditions} ORDER BY id DESC LIMIT ?"), values)
+    }
+}
+
+fn ended_query(machine: Option<&str>, from: Timestamp, until: Timestamp) -> (String, Vec<Value>) {
+    let mut values: Vec<Value> = machine.map(|machine| Value::from(machine.to_owned())).into_iter().collect();
+    values.extend([ms(from), ms(until)].map(Value::from));
+    let of_machine = if machine.is_some() { "machine = ? AND " } else { "" };
+    (format!("SELECT document FROM job WHERE {of_machine}ended >= ? AND ended < ? ORDER BY id"), values)
 }
 
 fn ms(at: Timestamp) -> i64 {
@@ -135,6 +173,9 @@ impl Catalog {
             }
             FORM => {}
             other => return Err(Error::Refused(format!("it is of form {other}, and this daemon knows {FORM}"))),
+        }
+        if let Err(error) = database.execute_batch(ADDITIONS) {
+            tracing::warn!("the catalog stays as it was made: {error}");
         }
         let catalog = Self { database, path: path.to_owned() };
         // Damage that only shows in what is read.
@@ -281,13 +322,9 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`], [`Error::Record`].
     pub fn jobs(&self, wanted: &Wanted) -> Result<Vec<Job>, Error> {
-        let mut statement = self.database.prepare_cached(
-            "SELECT document FROM job WHERE (?1 IS NULL OR machine = ?1) AND (?2 IS NULL OR state = ?2)
-             ORDER BY id DESC LIMIT ?3",
-        )?;
-        let limit = i64::try_from(wanted.limit).unwrap_or(i64::MAX);
-        let state = wanted.state.map(State::as_str);
-        let rows = statement.query_map(params![wanted.machine, state, limit], |row| row.get::<_, String>(0))?;
+        let (query, values) = wanted.query();
+        let mut statement = self.database.prepare_cached(&query)?;
+        let rows = statement.query_map(params_from_iter(values), |row| row.get::<_, String>(0))?;
         rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
     }
 
@@ -296,14 +333,12 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`], [`Error::Record`].
     pub fn ended_since(&self, machine: Option<&str>, from: Timestamp, until: Timestamp) -> Result<Vec<Job>, Error> {
-        let mut statement = self.database.prepare_cached(
-            "SELECT document FROM job WHERE (?1 IS NULL OR machine = ?1) AND ended >= ?2 AND ended < ?3 ORDER BY id",
-        )?;
-        let rows = statement.query_map(params![machine, ms(from), ms(until)], |row| row.get::<_, String>(0))?;
+        let (query, values) = ended_query(machine, from, until);
+        let mut statement = self.database.prepare_cached(&query)?;
+        let rows = statement.query_map(params_from_iter(values), |row| row.get::<_, String>(0))?;
         rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
     }
 
-    /// Forgets jobs that were over before `before`, and snapshots that were taken as they should before `routine`; returns how many.
     /// Machines of which a job ended at `from` or later.
     ///
     /// # Errors
@@ -324,17 +359,41 @@ impl Catalog {
         Ok(first.map(time))
     }
 
-    /// Forgets jobs that were over before `before`; returns how many.
+    /// Forgets jobs that were over before `before`, and snapshots that were taken as they should before `routine`; returns how many.
     ///
     /// # Errors
     /// [`Error::Catalog`].
     pub fn forget(&self, before: Timestamp, routine: Timestamp) -> Result<usize, Error> {
-        let mut statement = self.database.prepare_cached(
-            "DELETE FROM job WHERE over = 1 AND (ended < ?1 OR (ended < ?2 AND kind = 'snapshot' AND state = 'done'))",
-        )?;
-        let jobs = statement.execute([ms(before), ms(routine)])?;
+        let jobs = self.database.prepare_cached(FORGET_OLD)?.execute([ms(before)])?
+            + self.database.prepare_cached(FORGET_ROUTINE)?.execute([ms(routine)])?;
         self.database.execute("DELETE FROM space WHERE at < ?1", [ms(before)])?;
         Ok(jobs)
+    }
+
+    /// Remembers which alerts there are: those that are new, and without those that are no more.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn note_alerts(&self, raised: &[Alert], cleared: &[Alert]) -> Result<(), Error> {
+        let change = self.database.unchecked_transaction()?;
+        for alert in raised {
+            let document = serde_json::to_string(alert)?;
+            change.execute("INSERT OR REPLACE INTO alert VALUES (?1, ?2)", params![alert.id, document])?;
+        }
+        for alert in cleared {
+            change.execute("DELETE FROM alert WHERE id = ?1", [&alert.id])?;
+        }
+        Ok(change.commit()?)
+    }
+
+    /// The alerts that were noted.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`], [`Error::Record`].
+    pub fn alerts(&self) -> Result<Vec<Alert>, Error> {
+        let mut statement = self.database.prepare("SELECT document FROM alert ORDER BY id")?;
+        let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+        rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
     }
 
     /// Remembers how much room there was.
@@ -440,6 +499,58 @@ mod tests {
         }
         let reader = Catalog::reader(&killed.path().join("catalog.db")).unwrap();
         assert_eq!(reader.job(&over.id).unwrap(), Some(over));
+    }
+
+    #[test]
+    fn no_question_reads_the_whole_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let (catalog, _) = Catalog::open(&dir.path().join("catalog.db"), now()).unwrap();
+        let plan = |(query, values): (String, Vec<Value>)| {
+            let mut statement = catalog.database.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
+            let steps = statement.query_map(params_from_iter(values), |row| row.get::<_, String>(3)).unwrap();
+            steps.map(Result::unwrap).collect::<Vec<String>>().join("; ")
+        };
+        let asked = |machine: Option<&str>, state| {
+            let wanted = Wanted { machine: machine.map(str::to_owned), state, limit: 10 };
+            plan(wanted.query())
+        };
+        let db = Some("db");
+        assert_eq!(asked(db, None), "SEARCH job USING INDEX job_by_machine (machine=?)");
+        assert_eq!(asked(None, Some(State::Failed)), "SEARCH job USING INDEX job_by_state (state=?)");
+        let both = asked(db, Some(State::Failed));
+        assert_eq!(both, "SEARCH job USING INDEX job_by_machine_and_state (machine=? AND state=?)");
+        // In the order of the table, until there are enough.
+        assert_eq!(asked(None, None), "SCAN job");
+        let ended = plan(ended_query(db, now(), now()));
+        assert!(ended.contains("USING INDEX job_by_machine_and_end (machine=? AND ended>? AND ended<?)"), "{ended}");
+        let ended = plan(ended_query(None, now(), now()));
+        assert!(ended.contains("USING INDEX job_by_end (ended>? AND ended<?)"), "{ended}");
+        let forgets = |query: &str| plan((query.to_owned(), vec![Value::from(0)]));
+        assert_eq!(forgets(FORGET_OLD), "SEARCH job USING INDEX job_by_end (ended<?)");
+        assert_eq!(
+            forgets(FORGET_ROUTINE),
+            "SEARCH job USING INDEX job_by_kind_and_end (kind=? AND state=? AND ended<?)"
+        );
+    }
+
+    #[test]
+    fn alerts_are_found_again_as_they_were_raised() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.db");
+        let alert = |id: &str| Alert {
+            id: id.to_owned(),
+            severity: crate::verdict::Severity::Critical,
+            machine: Some("db".to_owned()),
+            what: "it is so".to_owned(),
+            advice: "see to it".to_owned(),
+            since: now(),
+        };
+        let (catalog, _) = Catalog::open(&path, now()).unwrap();
+        catalog.note_alerts(&[alert("a"), alert("b")], &[]).unwrap();
+        catalog.note_alerts(&[], &[alert("a")]).unwrap();
+        drop(catalog);
+        let (catalog, _) = Catalog::open(&path, now()).unwrap();
+        assert_eq!(catalog.alerts().unwrap(), [alert("b")]);
     }
 
     #[test]

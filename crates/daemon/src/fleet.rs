@@ -64,10 +64,22 @@ pub struct Seen {
 /// All machines by name, as they were looked at last.
 pub type Machines = BTreeMap<String, Seen>;
 
+/// When machines were looked at last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastLook {
+    /// When that was, by the clock.
+    pub at: Timestamp,
+    /// How long ago, whatever happened to the clock.
+    pub ago: Duration,
+}
+
 /// What knows the machines.
 pub trait Fleet {
     /// As they were looked at last: the same `Arc` as long as nothing of them changed.
     fn machines(&mut self) -> Arc<Machines>;
+
+    /// When that was.
+    fn last_look(&self) -> LastLook;
 
     /// A machine's snapshots, by age, as they are now.
     ///
@@ -81,11 +93,26 @@ const EVERY: Duration = Duration::from_secs(2);
 /// How long what is known of a machine's snapshots is good, although no file of it changed.
 const GOOD_FOR: Duration = Duration::from_secs(60);
 
-/// The machines of a home. A thread looks at them: one that does not answer keeps nobody else waiting.
+/// The machines of a home. A thread looks at them: one that does not answer keeps nobody else waiting. When that thread hangs or is
+/// no more, the time of its last look tells.
 #[derive(Debug, Clone)]
 pub struct Watched {
     home: Home,
-    seen: Arc<Mutex<Arc<Machines>>>,
+    seen: Arc<Mutex<Sight>>,
+}
+
+/// What was seen, and when.
+#[derive(Debug)]
+struct Sight {
+    machines: Arc<Machines>,
+    at: Timestamp,
+    when: Instant,
+}
+
+impl Sight {
+    fn of(machines: Machines) -> Self {
+        Self { machines: Arc::new(machines), at: Timestamp::now(), when: Instant::now() }
+    }
 }
 
 impl Watched {
@@ -95,13 +122,21 @@ impl Watched {
     /// When the home cannot be listed.
     pub fn watch(home: &Home, over: Arc<AtomicBool>) -> Result<Self, Error> {
         let mut looker = Looker { home: home.clone(), known: BTreeMap::new() };
-        let seen = Arc::new(Mutex::new(Arc::new(looker.look()?)));
+        Self::watch_by(home, move || looker.look(), over)
+    }
+
+    fn watch_by(
+        home: &Home,
+        mut look: impl FnMut() -> Result<Machines, Error> + Send + 'static,
+        over: Arc<AtomicBool>,
+    ) -> Result<Self, Error> {
+        let seen = Arc::new(Mutex::new(Sight::of(look()?)));
         let watched = Self { home: home.clone(), seen: Arc::clone(&seen) };
         let watching = move || {
             while !over.load(std::sync::atomic::Ordering::Relaxed) {
                 std::thread::sleep(EVERY);
-                match looker.look() {
-                    Ok(machines) => *seen.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(machines),
+                match look() {
+                    Ok(machines) => *seen.lock().unwrap_or_else(PoisonError::into_inner) = Sight::of(machines),
                     Err(error) => tracing::warn!("machines cannot be listed: {error}"),
                 }
             }
@@ -118,7 +153,12 @@ impl Watched {
 
 impl Fleet for Watched {
     fn machines(&mut self) -> Arc<Machines> {
-        Arc::clone(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.seen.lock().unwrap_or_else(PoisonError::into_inner).machines)
+    }
+
+    fn last_look(&self) -> LastLook {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        LastLook { at: seen.at, ago: seen.when.elapsed() }
     }
 
     fn snapshots(&mut self, machine: &str) -> Result<Vec<SeenSnapshot>, Error> {
@@ -227,4 +267,41 @@ fn described(home: &Home, machine: &Machine) -> Result<Seen, Error> {
         disks,
         warning: tree.warning,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gets_old(look: impl FnMut() -> Result<Machines, Error> + Send + 'static) -> bool {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(&dir.path().join("home")).unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let watched = Watched::watch_by(&home, look, Arc::clone(&over)).unwrap();
+        let begun = Instant::now();
+        while begun.elapsed() < EVERY * 4 && watched.last_look().ago < EVERY * 2 {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        watched.last_look().ago >= EVERY * 2
+    }
+
+    #[test]
+    fn a_look_that_hangs_or_a_thread_that_dies_makes_the_last_one_old() {
+        assert!(!gets_old(|| Ok(Machines::new())), "it looks all the time");
+        let mut looks = 0;
+        assert!(gets_old(move || {
+            looks += 1;
+            if looks > 2 {
+                std::thread::sleep(EVERY * 6);
+            }
+            Ok(Machines::new())
+        }));
+        let mut looks = 0;
+        assert!(gets_old(move || {
+            looks += 1;
+            assert!(looks < 3, "it dies");
+            Ok(Machines::new())
+        }));
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! The lock of a job's directory is taken here and handed to that process as its standard input: at no time is there a command
 //! at work and the lock free. So a daemon that was killed and started again knows what is at work, what has ended, and what
-//! vanished without a word.
+//! vanished without a word. A hand that is killed takes its command with it, for the same reason.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use keyframe_engine::state::durable;
+use keyframe_hypervisor::process::ProcessId;
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use serde_json::Value;
 
 use crate::commands::Line;
@@ -61,8 +62,11 @@ pub trait Hands {
     /// How that command is doing.
     fn look(&mut self, job: &Job) -> Look;
 
-    /// Asks it to end, as Ctrl-C does.
-    fn cancel(&mut self, job: &Job);
+    /// Asks it to end, as Ctrl-C does. Returns whether it was there to be asked.
+    fn cancel(&mut self, job: &Job) -> bool;
+
+    /// Ends it, whatever it is in the middle of.
+    fn kill(&mut self, job: &Job);
 
     /// A job is over: its record is kept as it ended.
     fn over(&mut self, job: &Job);
@@ -103,6 +107,17 @@ impl Processes {
         held
     }
 
+    /// Sends a signal to a job's command, if it is there: never to another that has its pid by now.
+    fn signal(&self, job: &Job, signal: Signal) -> bool {
+        let path = self.records.place(&job.id).join("hand.pid");
+        let command = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<ProcessId>(&bytes).ok());
+        let sent = command.map(|command| command.signal(signal));
+        if let Some(Err(error)) = &sent {
+            tracing::warn!("the command of job {} cannot be sent a signal: {error}", job.id);
+        }
+        matches!(sent, Some(Ok(true)))
+    }
+
     fn outcome(&self, job: &Job) -> Option<Outcome> {
         let exit = fs::read_to_string(self.records.file(&job.id, job.commands, "exit")).ok()?;
         let said = self.records.log(&job.id, job.commands, 64 << 10);
@@ -125,6 +140,10 @@ impl Hands for Processes {
         hand.arg("--home").arg(&self.home).arg("--json").args(&line.arguments);
         // A group of its own: Ctrl-C on the daemon's terminal is not for it.
         hand.envs(line.environment.iter().cloned()).stdin(lock).stdout(Stdio::null()).process_group(0);
+        // Nor does it hold what the daemon writes to.
+        let told = place.join("hand.err");
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&told).or_io("write", &told)?;
+        hand.stderr(file);
         self.children.insert(job.id.clone(), hand.spawn().or_io("start", &self.program)?);
         Ok(())
     }
@@ -141,16 +160,12 @@ impl Hands for Processes {
         self.outcome(job).map_or(Look::Vanished, Look::Ended)
     }
 
-    fn cancel(&mut self, job: &Job) {
-        let path = self.records.place(&job.id).join("hand.pid");
-        // While the lock is held, the command is the hand's child and its number nobody else's.
-        if !self.is_held(&job.id) {
-            return;
-        }
-        let pid = fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).and_then(Pid::from_raw);
-        if let Some(pid) = pid {
-            let _ = kill_process(pid, Signal::TERM);
-        }
+    fn cancel(&mut self, job: &Job) -> bool {
+        self.signal(job, Signal::TERM)
+    }
+
+    fn kill(&mut self, job: &Job) {
+        self.signal(job, Signal::KILL);
     }
 
     fn over(&mut self, job: &Job) {
@@ -167,20 +182,169 @@ impl Hands for Processes {
 /// # Errors
 /// [`Error::Io`] when the command cannot be started, or nothing can be written.
 pub fn hand(place: &Path, number: u32, arguments: &[String]) -> Result<(), Error> {
+    let program = std::env::current_exe().or_io("find", Path::new("/proc/self/exe"))?;
+    let mut command = Command::new(&program);
+    command.args(arguments);
+    wait_for(command, place, number)
+}
+
+fn wait_for(mut command: Command, place: &Path, number: u32) -> Result<(), Error> {
     let file = |ending: &str| place.join(format!("{number}.{ending}"));
     let create = |path: PathBuf| {
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).or_io("write", &path)
     };
-    let program = std::env::current_exe().or_io("find", Path::new("/proc/self/exe"))?;
-    let mut command = Command::new(&program);
-    command.args(arguments).env(PROGRESS, file("progress")).stdin(Stdio::null());
+    command.env(PROGRESS, file("progress")).stdin(Stdio::null());
     command.stdout(create(file("out"))?).stderr(create(file("err"))?);
-    let mut child = command.spawn().or_io("start", &program)?;
+    let hand = getpid();
+    // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, both async-signal-safe; nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // A hand that was killed before that is nobody's parent any more.
+            if getppid() == Some(hand) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
+        });
+    }
+    let mut child = command.spawn().or_io("start", Path::new(command.get_program()))?;
     // Without it the command cannot be cancelled; it is waited for all the same.
-    let named = durable::replace(&place.join("hand.pid"), child.id().to_string().as_bytes());
-    let status = child.wait().or_io("wait for", &program)?;
+    let named = ProcessId::of(child.id()).and_then(|id| Ok(serde_json::to_vec(&id)?));
+    let named = named.or_io("look at", Path::new("/proc"));
+    let named = named.and_then(|id| Ok(durable::replace(&place.join("hand.pid"), &id)?));
+    let status = child.wait().or_io("wait for", Path::new(command.get_program()))?;
     let exit = status.code().unwrap_or_else(|| BY_SIGNAL + status.signal().unwrap_or(0));
     let synced = durable::sync_file(&file("out"));
     durable::replace(&file("exit"), exit.to_string().as_bytes())?;
-    Ok(named.and(synced)?)
+    named.and(synced.map_err(Error::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use jiff::Timestamp;
+    use keyframe_policy::PolicyName;
+
+    use super::*;
+    use crate::job::Duty;
+
+    /// What tells the test below to be a hand: the directory, and what its command is for a shell.
+    const PLACE: &str = "KEYFRAME_TEST_HAND";
+    const SCRIPT: &str = "KEYFRAME_TEST_SCRIPT";
+
+    /// Not a test by itself: this program, started anew, is a hand.
+    #[test]
+    #[ignore = "the other tests run it"]
+    fn is_a_hand() {
+        let (Ok(place), Ok(script)) = (std::env::var(PLACE), std::env::var(SCRIPT)) else { return };
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]);
+        wait_for(command, Path::new(&place), 1).unwrap();
+    }
+
+    fn job() -> Job {
+        let (policy, now): (PolicyName, _) = ("a".parse().unwrap(), Timestamp::now());
+        let mut job = Job::owed("db", &policy, Duty::Drill, now, 0, now);
+        job.commands = 1;
+        job
+    }
+
+    struct Hand {
+        child: Child,
+        job: Job,
+        hands: Processes,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Hand {
+        fn of(script: &str) -> Self {
+            let (dir, job) = (tempfile::tempdir().unwrap(), job());
+            let records = Records::of(dir.path());
+            records.keep(&job).unwrap();
+            let mut hand = Command::new(std::env::current_exe().unwrap());
+            hand.args(["--ignored", "--exact", "hands::tests::is_a_hand"]).stdout(Stdio::null()).stderr(Stdio::null());
+            hand.env(PLACE, records.place(&job.id)).env(SCRIPT, script);
+            let hands = Processes::new("false".into(), dir.path().to_owned(), records);
+            Self { child: hand.spawn().unwrap(), job, hands, _dir: dir }
+        }
+
+        /// The command, once it has said that it is there.
+        fn command(&self) -> ProcessId {
+            let said = self.hands.records.file(&self.job.id, 1, "out");
+            assert!(within(|| fs::read_to_string(&said).is_ok_and(|said| !said.is_empty())), "it never began");
+            let path = self.hands.records.place(&self.job.id).join("hand.pid");
+            assert!(within(|| path.exists()));
+            serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+        }
+
+        fn exit(&mut self) -> String {
+            self.child.wait().unwrap();
+            fs::read_to_string(self.hands.records.file(&self.job.id, 1, "exit")).unwrap()
+        }
+    }
+
+    fn within(is: impl Fn() -> bool) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(20) {
+            if is() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
+    #[test]
+    fn a_hand_that_is_killed_takes_its_command_with_it() {
+        let mut hand = Hand::of("echo there; exec sleep 600");
+        let command = hand.command();
+        assert!(command.is_alive());
+        hand.child.kill().unwrap();
+        hand.child.wait().unwrap();
+        assert!(within(|| !command.is_alive()), "nobody knows that it is at work");
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_when_asked_is_killed() {
+        let mut hand = Hand::of("trap '' TERM; echo there; while :; do sleep 1; done");
+        let command = hand.command();
+        assert!(hand.hands.cancel(&hand.job));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(command.is_alive(), "it was only asked");
+        hand.hands.kill(&hand.job);
+        assert_eq!(hand.exit(), "137");
+        assert!(!hand.hands.cancel(&hand.job), "it is not there any more");
+    }
+
+    #[test]
+    fn a_pid_that_is_somebody_elses_by_now_is_let_alone() {
+        let mut hand = Hand::of("echo there; exec sleep 600");
+        let command = hand.command();
+        let earlier = ProcessId { start_ticks: command.start_ticks - 1, ..command.clone() };
+        let path = hand.hands.records.place(&hand.job.id).join("hand.pid");
+        fs::write(&path, serde_json::to_vec(&earlier).unwrap()).unwrap();
+        assert!(!hand.hands.cancel(&hand.job));
+        hand.hands.kill(&hand.job);
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(command.is_alive());
+        fs::write(&path, serde_json::to_vec(&command).unwrap()).unwrap();
+        hand.hands.kill(&hand.job);
+        assert_eq!(hand.exit(), "137");
+    }
+
+    #[test]
+    fn what_a_hand_says_is_in_a_file_of_its_job() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (dir, job) = (tempfile::tempdir().unwrap(), job());
+        let program = dir.path().join("hand");
+        fs::write(&program, "#!/bin/sh\necho it cannot >&2\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        let records = Records::of(dir.path());
+        let mut hands = Processes::new(program, dir.path().to_owned(), records.clone());
+        hands.start(&job, &Line::default()).unwrap();
+        let begun = Instant::now();
+        while hands.look(&job) == Look::AtWork && begun.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let said = fs::read_to_string(records.place(&job.id).join("hand.err")).unwrap();
+        assert_eq!(said, "it cannot\n");
+    }
 }

@@ -70,6 +70,25 @@ pub enum Duty {
 }
 
 impl Duty {
+    /// What it is, in a word.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot",
+            Self::Backup(_) => "backup",
+            Self::Drill => "drill",
+        }
+    }
+
+    /// Which backup.
+    #[must_use]
+    pub fn backup(&self) -> Option<&str> {
+        match self {
+            Self::Backup(name) => Some(name),
+            Self::Snapshot | Self::Drill => None,
+        }
+    }
+
     /// Its name in the catalog.
     #[must_use]
     pub fn key(&self) -> String {
@@ -187,6 +206,12 @@ pub struct Job {
     pub began: Option<Timestamp>,
     /// When it was over.
     pub ended: Option<Timestamp>,
+    /// When its present command, or the last one, was started.
+    #[serde(default)]
+    pub command_began: Option<Timestamp>,
+    /// When that command was asked to end.
+    #[serde(default)]
+    pub asked_to_end: Option<Timestamp>,
     /// Counted from 1.
     pub attempt: u32,
     /// How often it failed, over all times that it stands for.
@@ -261,6 +286,8 @@ impl Job {
             missed,
             began: None,
             ended: None,
+            command_began: None,
+            asked_to_end: None,
             attempt: 1,
             failures: 0,
             retry_at: None,
@@ -279,9 +306,7 @@ impl Job {
     #[must_use]
     pub fn kind(&self) -> &str {
         match &self.request {
-            Request::Owed { duty: Duty::Snapshot, .. } => "snapshot",
-            Request::Owed { duty: Duty::Backup(_), .. } => "backup",
-            Request::Owed { duty: Duty::Drill, .. } => "drill",
+            Request::Owed { duty, .. } => duty.kind(),
             Request::Asked(action) => &action.kind,
         }
     }
@@ -290,8 +315,7 @@ impl Job {
     #[must_use]
     pub fn backup(&self) -> Option<&str> {
         match &self.request {
-            Request::Owed { duty: Duty::Backup(name), .. } => Some(name),
-            Request::Owed { .. } => None,
+            Request::Owed { duty, .. } => duty.backup(),
             Request::Asked(action) => action.backup.as_deref(),
         }
     }

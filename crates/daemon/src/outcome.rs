@@ -25,6 +25,7 @@ mod exit {
     pub const USAGE: i32 = 2;
     pub const INCOMPLETE: i32 = 3;
     pub const BUSY: i32 = 11;
+    pub const KILLED: i32 = 137;
 }
 
 /// What happens next to a job.
@@ -74,7 +75,8 @@ fn ended(job: &mut Job, outcome: &Outcome, now: Timestamp) -> Next {
             step_done(job, step)
         }
         _ if job.cancelling => {
-            job.what = Some("cancelled".to_owned());
+            let killed = outcome.exit == exit::KILLED;
+            job.what = Some(if killed { "cancelled: it was killed" } else { "cancelled" }.to_owned());
             Next::Over(State::Cancelled)
         }
         (exit::BUSY, _) => busy(job, outcome, now),

@@ -3,7 +3,8 @@
 //! ```text
 //!   HOME/serve/jobs/ID/job.json      the job as it was when its last command began, or when it was over
 //!   HOME/serve/jobs/ID/hand.lock     held by the process that runs its command
-//!   HOME/serve/jobs/ID/hand.pid      which that is
+//!   HOME/serve/jobs/ID/hand.pid      its command: pid, when that was started, in which boot
+//!   HOME/serve/jobs/ID/hand.err      what that process says, when it cannot do what it is for
 //!   HOME/serve/jobs/ID/N.out         the document that its command number N wrote
 //!   HOME/serve/jobs/ID/N.err         what it told a person
 //!   HOME/serve/jobs/ID/N.progress    how far it is

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keyframe_policy::window::Work;
-use keyframe_policy::{Due, Owed, Policies, Timetable};
+use keyframe_policy::{Deadlines, Due, Owed, Policies, Timetable};
 
 use crate::catalog::Catalog;
 use crate::commands::{self, Means, Todo};
 use crate::error::Error;
-use crate::fleet::{Fleet, Machines};
+use crate::fleet::{Fleet, LastLook, Machines};
 use crate::hands::{Hands, Look};
 use crate::job::{Action, Duty, Job, JobId, Request, State, Step};
 use crate::outcome::{self, Next};
@@ -248,6 +248,30 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         std::mem::take(&mut self.news)
     }
 
+    /// When a duty was queued last.
+    #[must_use]
+    pub fn begun(&self, machine: &str, duty: &Duty) -> Option<Timestamp> {
+        self.begun.get(&(machine.to_owned(), duty.key())).copied()
+    }
+
+    /// When machines were looked at last.
+    #[must_use]
+    pub fn last_look(&self) -> LastLook {
+        self.fleet.last_look()
+    }
+
+    /// Jobs whose present command is at work for longer than its deadline, and for how long.
+    pub fn hanging(&self, now: Timestamp) -> impl Iterator<Item = (&Job, Duration, Duration)> {
+        let late = move |job: &Job| {
+            let deadline = deadline(&self.policies.host.deadlines, job.kind());
+            let began = job.command_began.or(job.began).filter(|began| *began < now)?;
+            let at_work = now.duration_since(began).unsigned_abs();
+            (at_work > deadline).then_some((at_work, deadline))
+        };
+        let running = self.jobs.values().filter(|job| job.state == State::Running);
+        running.filter_map(move |job| late(job).map(|(at_work, deadline)| (job, at_work, deadline)))
+    }
+
     /// What it remembers in.
     #[must_use]
     pub fn catalog(&self) -> &Catalog {
@@ -276,6 +300,12 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
     /// Begins nothing new, or goes on: what was missed meanwhile is caught up once.
     pub fn pause(&mut self, paused: bool) {
         self.paused = paused;
+    }
+
+    /// Whether nothing is begun any more.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.draining
     }
 
     /// Begins nothing any more.
@@ -326,8 +356,9 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         };
         job.cancelling = true;
         if job.state == State::Running {
-            self.hands.cancel(&job);
             self.keep(job.clone());
+            self.press(job, now);
+            job = self.jobs[id].clone();
         } else {
             job.what = Some(format!("cancelled by {by}"));
             job = self.finish(job, State::Cancelled, now);
@@ -493,11 +524,26 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
                 changed = true;
                 self.settle(job, look, now);
             } else if job.cancelling {
-                // It may not have been there yet to be asked.
-                self.hands.cancel(&job);
+                self.press(job, now);
             }
         }
         changed
+    }
+
+    /// Asks a command to end, once: asked a second time, it would drop everything. After a while it is killed.
+    fn press(&mut self, mut job: Job, now: Timestamp) {
+        match job.asked_to_end {
+            // It may not have been there yet to be asked.
+            None if self.hands.cancel(&job) => {
+                job.asked_to_end = Some(now);
+                self.keep(job);
+            }
+            None => {}
+            Some(at) if now.duration_since(at).unsigned_abs() >= self.policies.host.deadlines.cancel => {
+                self.hands.kill(&job);
+            }
+            Some(_) => {}
+        }
     }
 
     fn settle(&mut self, mut job: Job, look: Look, now: Timestamp) {
@@ -577,6 +623,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
                 room.take(&job, self);
                 job.state = State::Running;
                 job.began = job.began.or(Some(now));
+                (job.command_began, job.asked_to_end) = (Some(now), None);
                 job.retry_at = None;
                 job.commands += 1;
                 if fresh {
@@ -666,6 +713,16 @@ fn pruning(repository: &str) -> Key {
     (String::new(), format!("prune:{repository}"))
 }
 
+/// How long one command of a job of a kind may be at work.
+fn deadline(deadlines: &Deadlines, kind: &str) -> Duration {
+    match kind {
+        "snapshot" => deadlines.snapshot,
+        "backup" => deadlines.backup,
+        "drill" | "test" => deadlines.drill,
+        _ => deadlines.other,
+    }
+}
+
 /// What a machine is owed again and again.
 #[must_use]
 pub fn duties(owed: &Owed) -> Vec<Duty> {
@@ -675,7 +732,7 @@ pub fn duties(owed: &Owed) -> Vec<Duty> {
     snapshot.into_iter().chain(backups).chain(drill).collect()
 }
 
-fn timetable<'a>(owed: &'a Owed, duty: &Duty) -> Option<(Timetable<'a>, Work)> {
+pub(crate) fn timetable<'a>(owed: &'a Owed, duty: &Duty) -> Option<(Timetable<'a>, Work)> {
     match duty {
         Duty::Snapshot => Some((owed.snapshot_times()?, Work::Snapshot)),
         Duty::Backup(name) => {

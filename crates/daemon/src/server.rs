@@ -3,16 +3,19 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
 use hyper::body::Incoming;
 use hyper::{Request, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service as _;
 
@@ -24,6 +27,8 @@ use crate::error::{Error, IoContext as _};
 const CONNECTIONS: usize = 200;
 /// How long a client may take for a handshake, or for the head of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client may take nothing of what it is sent: then its connection is for others.
+const TAKES_NOTHING: Duration = Duration::from_secs(30);
 /// How long a listener rests when the system has no descriptor left.
 const REST: Duration = Duration::from_millis(200);
 
@@ -102,5 +107,122 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S,
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(64 << 10);
     // A client that goes away in the middle is no trouble of ours.
-    let _: Result<(), hyper::Error> = http.serve_connection(TokioIo::new(stream), service).await;
+    let _: Result<(), hyper::Error> =
+        http.serve_connection(TokioIo::new(Patient::of(stream, TAKES_NOTHING)), service).await;
+}
+
+/// A stream whose other side must take what it is sent, sooner or later.
+#[derive(Debug)]
+struct Patient<S> {
+    stream: S,
+    patience: Duration,
+    /// Since something waits to be taken.
+    waits: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S: Unpin> Patient<S> {
+    fn of(stream: S, patience: Duration) -> Self {
+        Self { stream, patience, waits: None }
+    }
+
+    /// What came of sending; an error when nothing came of it for too long.
+    fn sent<T>(&mut self, sent: Poll<std::io::Result<T>>, context: &mut Context<'_>) -> Poll<std::io::Result<T>> {
+        if sent.is_ready() {
+            self.waits = None;
+            return sent;
+        }
+        let until = Instant::now() + self.patience;
+        let waits = self.waits.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        ready!(waits.as_mut().poll(context));
+        Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        let this = self.get_mut();
+        let sent = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        this.sent(sent, cx)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let this = self.get_mut();
+        let sent = Pin::new(&mut this.stream).poll_flush(cx);
+        this.sent(sent, cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let this = self.get_mut();
+        let sent = Pin::new(&mut this.stream).poll_shutdown(cx);
+        this.sent(sent, cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let this = self.get_mut();
+        let sent = Pin::new(&mut this.stream).poll_write_vectored(cx, bytes);
+        this.sent(sent, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(300);
+
+    fn in_runtime(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(test);
+    }
+
+    #[test]
+    fn who_takes_nothing_is_not_waited_for() {
+        in_runtime(async {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let mut patient = Patient::of(ours, PATIENCE);
+            let begun = Instant::now();
+            let sent = tokio::time::timeout(PATIENCE * 20, patient.write_all(&vec![0; 16 << 20])).await;
+            assert_eq!(sent.expect("it waits for ever").unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+            assert!(begun.elapsed() >= PATIENCE);
+            drop(theirs);
+        });
+    }
+
+    #[test]
+    fn who_takes_a_little_again_and_again_gets_all_of_it() {
+        in_runtime(async {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let mut patient = Patient::of(ours, PATIENCE);
+            let taking = tokio::spawn(async move {
+                let (mut all, mut some) = (0, vec![0; 256 << 10]);
+                loop {
+                    tokio::time::sleep(PATIENCE / 3).await;
+                    match theirs.read(&mut some).await.unwrap() {
+                        0 => return all,
+                        taken => all += taken,
+                    }
+                }
+            });
+            patient.write_all(&vec![0; 2 << 20]).await.unwrap();
+            patient.shutdown().await.unwrap();
+            assert_eq!(taking.await.unwrap(), 2 << 20);
+        });
+    }
 }

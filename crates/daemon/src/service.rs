@@ -10,9 +10,10 @@ use jiff::Timestamp;
 use keyframe_engine::Home;
 use keyframe_engine::state::durable;
 use keyframe_engine::state::lock::Lock;
+use keyframe_types::text::span;
 use tokio::sync::{oneshot, watch};
 
-use crate::alerts::{Alert, Alerts};
+use crate::alerts::{Alert, Alerts, Changes, Trouble};
 use crate::audit::Audit;
 use crate::catalog::{Catalog, Found, Wanted};
 use crate::error::Error;
@@ -25,7 +26,7 @@ use crate::records::Records;
 use crate::rules::Rules;
 use crate::scheduler::{Remembered, Scheduler};
 use crate::space::{Mark, Space};
-use crate::verdict;
+use crate::verdict::{self, STALE_AFTER, Severity};
 use crate::view::{Counts, JobShown, Overview, PoliciesShown, View};
 
 /// How long it waits for wishes between ticks.
@@ -64,6 +65,8 @@ pub struct Config {
     pub program: PathBuf,
     /// Its version, as people are told.
     pub version: String,
+    /// Set by whoever wants policies to be read again: SIGHUP.
+    pub reload: Arc<AtomicBool>,
 }
 
 /// What somebody wants.
@@ -108,9 +111,16 @@ pub struct Shared {
     /// Wishes.
     wishes: std::sync::mpsc::Sender<Wanting>,
     audit: Mutex<Audit>,
+    /// Why nobody can come over the network.
+    unheard: Mutex<Option<Trouble>>,
 }
 
 impl Shared {
+    /// Says why nobody can come over the network, or that they can.
+    pub fn heard(&self, trouble: Option<Trouble>) {
+        *self.unheard.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
     /// What is shown now.
     #[must_use]
     pub fn view(&self) -> Arc<View> {
@@ -134,6 +144,15 @@ impl Shared {
     /// When it cannot be noted: then it must not be done.
     pub fn note(&self, who: &str, what: &str, result: &str) -> Result<(), Error> {
         self.audit.lock().unwrap_or_else(PoisonError::into_inner).add(Timestamp::now(), who, what, result)
+    }
+
+    /// The same, of a command, with its arguments as they are.
+    ///
+    /// # Errors
+    /// When it cannot be noted: then it must not be done.
+    pub fn note_command(&self, who: &str, what: &str, arguments: &[String], result: &str) -> Result<(), Error> {
+        let mut audit = self.audit.lock().unwrap_or_else(PoisonError::into_inner);
+        audit.add_command(Timestamp::now(), who, what, arguments, result)
     }
 
     /// A catalog to read in.
@@ -167,6 +186,7 @@ pub struct Service {
     wishes: Receiver<Wanting>,
     space: Space,
     version: String,
+    reload: Arc<AtomicBool>,
     host: String,
     troubles: Vec<String>,
     events: Vec<Event>,
@@ -209,10 +229,15 @@ impl Service {
         let hands = Processes::new(config.program.clone(), config.home.root().to_owned(), records.clone());
         let history: Vec<Mark> = catalog.space()?.into_iter().map(|(at, free_bytes)| Mark { at, free_bytes }).collect();
         let space = Space::of(config.home.root(), history, now);
+        let before = catalog.alerts().unwrap_or_else(|error| {
+            tracing::warn!("since when alerts are so is not known: {error}");
+            Vec::new()
+        });
         let notifier = Notifier::start(&rules.policies.notify);
         let scheduler = Scheduler::new(fleet, hands, catalog, Arc::clone(&rules.policies), remembered, now)?;
         let (wish, wishes) = std::sync::mpsc::channel();
         let audit = Audit::open(&serve)?;
+        troubles.extend(audit.torn().map(str::to_owned));
         let shared = Arc::new(Shared {
             home: config.home,
             serve,
@@ -222,15 +247,17 @@ impl Service {
             changes: watch::Sender::new(0),
             wishes: wish,
             audit: Mutex::new(audit),
+            unheard: Mutex::default(),
         });
         let mut service = Self {
             shared: Arc::clone(&shared),
             scheduler,
             rules,
-            alerts: Alerts::default(),
+            alerts: Alerts::after(before),
             wishes,
             space,
             version: config.version,
+            reload: config.reload,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             troubles,
             events: Vec::new(),
@@ -257,10 +284,15 @@ impl Service {
             while let Ok(wanting) = self.wishes.try_recv() {
                 self.grant(wanting);
             }
+            if self.reload.swap(false, Ordering::Relaxed) {
+                self.rules.reload(Timestamp::now());
+                self.use_rules("SIGHUP", Timestamp::now());
+            }
             self.turn(Timestamp::now());
             beat();
         }
         self.scheduler.drain();
+        self.show(Timestamp::now());
         let waiting = self.scheduler.jobs().filter(|job| job.state == State::Running).count();
         let result = format!("{waiting} job(s) go on by themselves");
         if let Err(error) = self.shared.note("keyframe serve", "stop", &result) {
@@ -358,10 +390,7 @@ impl Service {
     fn look_after(&mut self, now: Timestamp) {
         if self.noted.is_none_or(|at| at.elapsed() >= SPACE_EVERY) {
             self.noted = Some(Instant::now());
-            let mut history = std::mem::take(&mut self.space.history);
-            self.space = Space::of(self.shared.home.root(), Vec::new(), now);
-            history.push(Mark { at: now, free_bytes: self.space.free_bytes });
-            self.space = Space::of(self.shared.home.root(), history, now);
+            self.space = std::mem::take(&mut self.space).again(self.shared.home.root(), now);
             if let Err(error) = self.scheduler.catalog().note_space(now, self.space.free_bytes) {
                 tracing::warn!("the room that is left cannot be noted: {error}");
             }
@@ -403,8 +432,8 @@ impl Service {
     fn granted(&mut self, wish: Wish, by: &str, now: Timestamp) -> Result<Option<Job>, Error> {
         match wish {
             Wish::Do(machine, action) => {
-                let command = format!("keyframe {}", action.arguments.join(" "));
-                self.shared.note(by, &command, "asked for")?;
+                let what = format!("{} {machine}", action.kind);
+                self.shared.note_command(by, &what, &action.arguments, "asked for")?;
                 self.scheduler.ask(&machine, action, by, now).map(Some)
             }
             Wish::Cancel(id) => {
@@ -445,12 +474,18 @@ impl Service {
     fn show(&mut self, now: Timestamp) {
         self.shown = Instant::now();
         let rows = verdict::rows(&self.scheduler, now);
-        let troubles = [&self.troubles[..], &self.notifier.troubles()].concat();
+        let troubles = self.all_troubles(now);
         let changes = self.alerts.look(&rows, &self.rules, &self.space, &troubles, now);
         let raised: Vec<Event> = changes.raised.iter().map(|alert| self.alert(What::AlertRaised, alert, now)).collect();
         let cleared: Vec<Event> =
             changes.cleared.iter().map(|alert| self.alert(What::AlertCleared, alert, now)).collect();
         self.events.extend(raised.into_iter().chain(cleared));
+        if changes != Changes::default() {
+            let noted = self.scheduler.catalog().note_alerts(&changes.raised, &changes.cleared);
+            if let Err(error) = noted {
+                tracing::warn!("since when alerts are so cannot be noted: {error}");
+            }
+        }
         self.events.drain(..).for_each(|event| self.notifier.tell(&event));
         let alerts = self.alerts.all();
         let jobs = self.jobs_shown();
@@ -460,8 +495,9 @@ impl Service {
             version: self.version.clone(),
             host: self.host.clone(),
             home: self.shared.home.root().to_owned(),
+            looked: self.scheduler.last_look().at,
             paused: self.scheduler.paused(),
-            draining: false,
+            draining: self.scheduler.draining(),
             disk: self.space.clone(),
             policies: PoliciesShown {
                 usable: self.rules.usable,
@@ -478,6 +514,43 @@ impl Service {
             View { overview, seen: Arc::clone(self.scheduler.machines()), owed: Arc::clone(self.scheduler.owed()) };
         *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
         self.shared.changes.send_modify(|count| *count += 1);
+    }
+
+    /// What is wrong with the daemon itself, and with what it does.
+    fn all_troubles(&self, now: Timestamp) -> Vec<Trouble> {
+        let said = self.troubles.iter().cloned().chain(self.notifier.troubles()).map(Trouble::in_log);
+        let mut all: Vec<Trouble> = said.collect();
+        all.extend(self.shared.unheard.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let look = self.scheduler.last_look();
+        if look.ago > STALE_AFTER {
+            all.push(Trouble {
+                id: "not-looked".to_owned(),
+                severity: Severity::Critical,
+                machine: None,
+                what: format!("machines were not looked at since {}: what is told of them is as old", look.at),
+                advice: "see the daemon's log for why, and restart it: what is at work goes on".to_owned(),
+            });
+        }
+        let cancel = self.scheduler.policies().host.deadlines.cancel.as_secs();
+        for (job, at_work, deadline) in self.scheduler.hanging(now) {
+            let of = job.backup().map(|backup| format!(" {backup}")).unwrap_or_default();
+            let (at_work, deadline) = (span(at_work.as_secs()), span(deadline.as_secs()));
+            all.push(Trouble {
+                id: format!("hangs/{}", job.id),
+                severity: Severity::Critical,
+                machine: Some(job.machine.clone()),
+                what: format!(
+                    "its {}{of} is at work for {at_work}, {deadline} are its deadline: it may hang",
+                    job.kind()
+                ),
+                advice: format!(
+                    "see HOME/serve/jobs/{} for what it says; cancel it: it is asked to end, and killed after {}",
+                    job.id,
+                    span(cancel)
+                ),
+            });
+        }
+        all
     }
 
     fn jobs_shown(&self) -> Vec<JobShown> {

@@ -39,8 +39,19 @@ impl Space {
     /// Looks at the file system of `path`.
     #[must_use]
     pub fn of(path: &Path, history: Vec<Mark>, now: Timestamp) -> Self {
+        Self::looked_at(path, history, now, false)
+    }
+
+    /// Looks again, and remembers what is free now.
+    #[must_use]
+    pub fn again(self, path: &Path, now: Timestamp) -> Self {
+        Self::looked_at(path, self.history, now, true)
+    }
+
+    fn looked_at(path: &Path, mut history: Vec<Mark>, now: Timestamp, noted: bool) -> Self {
         let Ok(found) = rustix::fs::statvfs(path) else { return Self { history, ..Self::default() } };
         let (total_bytes, free_bytes) = (found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize);
+        history.extend(noted.then_some(Mark { at: now, free_bytes }));
         let recent = now.checked_sub(REMEMBERED).unwrap_or(Timestamp::MIN);
         let history: Vec<Mark> = history.into_iter().filter(|mark| mark.at >= recent).collect();
         let full_in_days = full_in_days(&history, free_bytes);

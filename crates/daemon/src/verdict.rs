@@ -1,13 +1,24 @@
 //! Whether a machine has what it is owed: a word, and why.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use jiff::Timestamp;
 use keyframe_policy::Owed;
-use serde::Serialize;
+use keyframe_types::text::span;
+use serde::{Deserialize, Serialize};
 
 use crate::fleet::{Fleet, Seen};
 use crate::hands::Hands;
 use crate::job::{Duty, Job, JobId, State};
-use crate::scheduler::Scheduler;
+use crate::scheduler::{self, Scheduler};
+
+/// How long nobody may have looked at machines until what is known of them is told as old.
+pub const STALE_AFTER: Duration = Duration::from_secs(60);
+/// How much later than its next time something must be before it is overdue: as long as from one time to the next, within these.
+const OVERDUE_AFTER: std::ops::RangeInclusive<Duration> = Duration::from_secs(600)..=Duration::from_secs(86_400);
+/// How old the latest drill may be where no schedule says so, and a time to come back is promised.
+const DRILL_GOOD_FOR: Duration = Duration::from_secs(100 * 86_400);
 
 /// The word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -22,7 +33,7 @@ pub enum Verdict {
 }
 
 /// How much the reason for a verdict weighs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// To be seen to.
@@ -35,7 +46,7 @@ pub enum Severity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reason {
     /// Tells it from others of the same machine, over time.
-    pub id: &'static str,
+    pub id: String,
     /// How much it weighs.
     pub severity: Severity,
     /// What is so.
@@ -56,6 +67,13 @@ pub struct Objective {
 }
 
 impl Objective {
+    /// How far it is from being kept: what is missed first, then what is nearest to it.
+    fn weight(&self) -> (bool, u64, u64) {
+        let actual = self.actual_s.unwrap_or(0);
+        let part = self.objective_s.map_or(0, |objective| actual.saturating_mul(1000) / objective.max(1));
+        (self.met == Some(false), part, actual)
+    }
+
     fn of(objective: Option<keyframe_types::TimeToLive>, actual_s: Option<u64>) -> Self {
         let objective_s = objective.map(|span| span.duration().as_secs());
         Self { objective_s, actual_s, met: objective_s.zip(actual_s).map(|(objective, actual)| actual <= objective) }
@@ -129,8 +147,10 @@ pub struct Row {
     pub last_point: Option<LastPoint>,
     /// Its latest drill.
     pub last_drill: Option<LastDrill>,
-    /// The most work that may be lost.
+    /// The most work that may be lost; of several backups the one that is furthest from its promise.
     pub rpo: Objective,
+    /// The same of each backup: when only its repository is left.
+    pub rpo_by_backup: BTreeMap<String, Objective>,
     /// The longest until it runs again.
     pub rto: Objective,
     /// What comes next.
@@ -155,13 +175,17 @@ fn row<F: Fleet, H: Hands>(scheduler: &Scheduler<F, H>, name: &str, seen: &Seen,
     });
     let last_point = last_point.max_by_key(|point| point.at);
     let last_drill = achieved("drill").and_then(drilled);
-    let age = |at: Timestamp| u64::try_from(now.duration_since(at).as_secs()).unwrap_or(0);
-    let saved = match owed {
-        Some(owed) if !owed.backups.is_empty() => last_point.as_ref().map(|point| point.at),
-        _ => seen.last_snapshot,
-    };
+    let age = |at: Timestamp| age(at, now);
     let objectives = owed.map(|owed| owed.objectives).unwrap_or_default();
-    let rpo = Objective::of(objectives.rpo, saved.map(age));
+    let of_backup = |backup: &keyframe_policy::BackupPolicy| {
+        let made = achieved(&Duty::Backup(backup.name.to_string()).key()).and_then(|job| job.made.as_ref());
+        let promised = backup.rpo.or(objectives.rpo);
+        (backup.name.to_string(), Objective::of(promised, made.map(|made| age(made.state_of))))
+    };
+    let rpo_by_backup: BTreeMap<String, Objective> =
+        owed.into_iter().flat_map(|owed| &owed.backups).map(of_backup).collect();
+    let worst = rpo_by_backup.values().copied().max_by_key(Objective::weight);
+    let rpo = worst.unwrap_or_else(|| Objective::of(objectives.rpo, seen.last_snapshot.map(age)));
     let back_after = last_drill.as_ref().filter(|drill| drill.passed).and_then(|drill| drill.took_ms);
     let rto = Objective::of(objectives.rto, back_after.map(|ms| ms.div_ceil(1000)));
     let troubles: Vec<&Job> =
@@ -171,9 +195,13 @@ fn row<F: Fleet, H: Hands>(scheduler: &Scheduler<F, H>, name: &str, seen: &Seen,
         backups().filter(|name| achieved(&Duty::Backup(name.clone()).key()).is_none()).collect();
     let incomplete =
         backups().filter_map(|name| achieved(&Duty::Backup(name).key())).find(|job| job.state == State::Incomplete);
+    let overdue = owed.map(|owed| overdue(scheduler, name, owed, seen, now)).unwrap_or_default();
+    let look = scheduler.last_look();
     let facts = Facts {
         name,
         now,
+        not_looked_at_since: (look.ago > STALE_AFTER).then_some(look.at),
+        overdue: &overdue,
         seen,
         owed,
         without_point: &without_point,
@@ -181,6 +209,7 @@ fn row<F: Fleet, H: Hands>(scheduler: &Scheduler<F, H>, name: &str, seen: &Seen,
         last_point: last_point.as_ref(),
         last_drill: last_drill.as_ref(),
         rpo,
+        rpo_by_backup: &rpo_by_backup,
         rto,
         troubles: &troubles,
     };
@@ -203,6 +232,7 @@ fn row<F: Fleet, H: Hands>(scheduler: &Scheduler<F, H>, name: &str, seen: &Seen,
         last_point,
         last_drill,
         rpo,
+        rpo_by_backup,
         rto,
         next: NextTimes {
             snapshot: next(&Duty::Snapshot),
@@ -211,6 +241,57 @@ fn row<F: Fleet, H: Hands>(scheduler: &Scheduler<F, H>, name: &str, seen: &Seen,
         },
         running_job: job.map(|job| job.id.clone()),
     }
+}
+
+/// What is told of each machine that was not looked at; as an alert it is told once.
+pub const NOT_LOOKED_AT: &str = "not-looked-at";
+
+fn age(at: Timestamp, now: Timestamp) -> u64 {
+    u64::try_from(now.duration_since(at).as_secs()).unwrap_or(0)
+}
+
+/// A duty that should have been done, and was not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Overdue {
+    duty: Duty,
+    /// When it was due: the first time behind the latest success.
+    due: Timestamp,
+}
+
+/// What a machine is owed and has had no success with for longer than from one time to the next.
+fn overdue<F: Fleet, H: Hands>(
+    scheduler: &Scheduler<F, H>,
+    name: &str,
+    owed: &Owed,
+    seen: &Seen,
+    now: Timestamp,
+) -> Vec<Overdue> {
+    let late = |duty: Duty| {
+        let job = scheduler.achieved().get(&(name.to_owned(), duty.key()));
+        let last = match (&duty, job) {
+            (Duty::Drill, Some(job)) => job.ended,
+            (_, Some(job)) => job.made.as_ref().map(|made| made.state_of),
+            // Of snapshots their records are forgotten soon.
+            (Duty::Snapshot, None) => seen.last_snapshot.or_else(|| scheduler.begun(name, &duty)),
+            // What never was is told as that.
+            (_, None) => None,
+        };
+        let due = due_after(owed, &duty, last.filter(|last| *last <= now)?, now)?;
+        Some(Overdue { duty, due })
+    };
+    scheduler::duties(owed).into_iter().filter_map(late).collect()
+}
+
+/// When a duty was due that was done last at `last`, if that is too long ago.
+fn due_after(owed: &Owed, duty: &Duty, last: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    let (timetable, work) = scheduler::timetable(owed, duty)?;
+    let due = timetable.next_after(last).filter(|due| *due <= now)?;
+    // No window lets it begin earlier.
+    let begins = owed.windows.next_permitted(work, due).unwrap_or(due);
+    let interval =
+        timetable.next_after(due).map_or(*OVERDUE_AFTER.end(), |next| next.duration_since(due).unsigned_abs());
+    let late = interval.clamp(*OVERDUE_AFTER.start(), *OVERDUE_AFTER.end());
+    (begins.checked_add(late).ok()? < now).then_some(due)
 }
 
 fn drilled(job: &Job) -> Option<LastDrill> {
@@ -231,8 +312,11 @@ struct Facts<'a> {
     incomplete: Option<&'a Job>,
     last_drill: Option<&'a LastDrill>,
     rpo: Objective,
+    rpo_by_backup: &'a BTreeMap<String, Objective>,
     rto: Objective,
     troubles: &'a [&'a Job],
+    overdue: &'a [Overdue],
+    not_looked_at_since: Option<Timestamp>,
 }
 
 impl Facts<'_> {
@@ -248,7 +332,13 @@ impl Facts<'_> {
     fn reasons(&self) -> Vec<Reason> {
         let name = self.name;
         let mut all = Vec::new();
-        let mut say = |id, severity, what: String, advice: String| all.push(Reason { id, severity, what, advice });
+        let mut say = |id: &str, severity, what: String, advice: String| {
+            all.push(Reason { id: id.to_owned(), severity, what, advice });
+        };
+        if let Some(at) = self.not_looked_at_since {
+            let what = format!("not looked at since {at}: what it does now is not known");
+            say(NOT_LOOKED_AT, Severity::Warning, what, "restart the daemon: what is at work goes on".to_owned());
+        }
         if let Some(trouble) = &self.seen.trouble {
             say("unreadable", Severity::Critical, format!("it cannot be read: {trouble}"), "keyframe fsck".to_owned());
         }
@@ -265,16 +355,21 @@ impl Facts<'_> {
             let what = format!("policy {other} chooses it with the same priority as {}", owed.policy);
             say("contradicted", Severity::Warning, what, "give one of the two a higher priority".to_owned());
         }
-        match (owed.backups.is_empty(), self.without_point.first()) {
-            (true, _) => {
-                let advice = format!("add a [[policy.{}.backup]]", owed.policy);
-                say("no-backup", Severity::Warning, "all that would bring it back is on this host".to_owned(), advice);
-            }
-            (false, Some(name)) => {
-                let what = format!("backup {name} has no point of it yet");
-                say("no-point", Severity::Warning, what, "wait for the first one, or see `keyframe status`".to_owned());
-            }
-            (false, None) => {}
+        if owed.backups.is_empty() {
+            let advice = format!("add a [[policy.{}.backup]]", owed.policy);
+            say("no-backup", Severity::Warning, "all that would bring it back is on this host".to_owned(), advice);
+        }
+        for name in self.without_point {
+            let what = format!("backup {name} has no point of it yet");
+            let advice = "wait for the first one, or see `keyframe status`".to_owned();
+            say(&format!("no-point/{name}"), Severity::Warning, what, advice);
+        }
+        for late in self.overdue {
+            let (kind, of) = (late.duty.kind(), late.duty.backup().map(|name| format!(" {name}")).unwrap_or_default());
+            let what = format!("its {kind}{of} was due {}, {} ago", late.due, span(age(late.due, self.now)));
+            let advice =
+                "see `keyframe status` for what is at work, waits or fails; a window may be too short".to_owned();
+            say(&format!("overdue/{}", late.duty.key()), Severity::Warning, what, advice);
         }
         if let Some(at) = self.seen.last_snapshot.filter(|at| *at > self.now) {
             let what = format!("its latest snapshot is of the future ({at}): the clock was wrong then, or is now");
@@ -285,9 +380,18 @@ impl Facts<'_> {
             let what = format!("something is missing in its latest point: {why}");
             say("incomplete", Severity::Warning, what, format!("see HOME/serve/jobs/{} for all that it said", job.id));
         }
-        if let Objective { met: Some(false), objective_s: Some(objective), actual_s: Some(actual) } = self.rpo {
-            let what = format!("what is saved is {} old, and {} are promised", span(actual), span(objective));
-            say("rpo", Severity::Critical, what, "see why its backups are late, or promise less".to_owned());
+        let of_backups = self.rpo_by_backup.iter().map(|(name, objective)| (Some(name), objective));
+        let of_snapshots = self.rpo_by_backup.is_empty().then_some((None, &self.rpo));
+        for (backup, objective) in of_backups.chain(of_snapshots) {
+            let Objective { met: Some(false), objective_s: Some(objective), actual_s: Some(actual) } = objective else {
+                continue;
+            };
+            let (id, by) = match backup {
+                Some(name) => (format!("rpo/{name}"), format!(" by backup {name}")),
+                None => ("rpo".to_owned(), String::new()),
+            };
+            let what = format!("what is saved{by} is {} old, and {} are promised", span(*actual), span(*objective));
+            say(&id, Severity::Critical, what, "see why its backups are late, or promise less".to_owned());
         }
         if let Objective { met: Some(false), objective_s: Some(objective), actual_s: Some(actual) } = self.rto {
             let what = format!("it took {} to come back, and {} are promised", span(actual), span(objective));
@@ -306,30 +410,32 @@ impl Facts<'_> {
                     format!("`keyframe drill {name}`"),
                 );
             }
+            (None, Some(drill))
+                if owed.objectives.rto.is_some() && age(drill.at, self.now) > DRILL_GOOD_FOR.as_secs() =>
+            {
+                let what = format!(
+                    "its latest drill is {} old: nothing newer proves that it comes back",
+                    span(age(drill.at, self.now))
+                );
+                say(
+                    "old-drill",
+                    Severity::Warning,
+                    what,
+                    format!("`keyframe drill {name}`; or add [policy.{}.drill]", owed.policy),
+                );
+            }
             _ => {}
         }
         for job in self.troubles.iter().filter(|job| !job.refuted) {
-            let id = match job.kind() {
-                "snapshot" => "snapshot-failed",
-                "backup" => "backup-failed",
-                _ => "drill-failed",
+            let (id, of) = match (job.kind(), job.backup()) {
+                ("snapshot", _) => ("snapshot-failed".to_owned(), String::new()),
+                ("backup", Some(backup)) => (format!("backup-failed/{backup}"), format!(" {backup}")),
+                _ => ("drill-failed".to_owned(), String::new()),
             };
-            let of = job.backup().map(|backup| format!(" {backup}")).unwrap_or_default();
             let why = job.what.as_deref().unwrap_or("nobody knows why");
             let advice = format!("see HOME/serve/jobs/{} for all that it said", job.id);
-            say(id, Severity::Critical, format!("its {}{of} was given up: {why}", job.kind()), advice);
+            say(&id, Severity::Critical, format!("its {}{of} was given up: {why}", job.kind()), advice);
         }
         all
-    }
-}
-
-/// A span as people read it.
-#[must_use]
-pub fn span(seconds: u64) -> String {
-    match seconds {
-        seconds if seconds < 120 => format!("{seconds} s"),
-        seconds if seconds < 7200 => format!("{} min", seconds / 60),
-        seconds if seconds < 172_800 => format!("{} h", seconds / 3600),
-        seconds => format!("{} d", seconds / 86_400),
     }
 }

@@ -139,6 +139,8 @@ pub struct Overview {
     pub host: String,
     /// The home.
     pub home: PathBuf,
+    /// When machines were looked at last.
+    pub looked: Timestamp,
     /// Whether nothing new is begun, by somebody's wish.
     pub paused: bool,
     /// Whether the daemon is about to end.

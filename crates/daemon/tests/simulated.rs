@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use keyframe_daemon::catalog::{Catalog, Found};
 use keyframe_daemon::job::Action;
 use keyframe_daemon::scheduler::{Remembered, Scheduler};
+use keyframe_daemon::verdict::{self, Row};
 use world::{Faults, Host, place, play, policies, started};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -235,4 +236,143 @@ fn a_job_that_is_cancelled_goes_no_further() {
     assert_eq!(ended.state.as_str(), "cancelled", "{ended:?}");
     assert_eq!(host.0.borrow().commands, commands);
     assert!(daemon.cancel(&job.id, "uid 0", host.now()).is_err(), "it is over");
+}
+
+fn row(daemon: &Option<world::Simulated>, host: &Host, machine: usize) -> Row {
+    verdict::rows(daemon.as_ref().unwrap(), host.now()).remove(machine)
+}
+
+fn reasons(row: &Row) -> Vec<&str> {
+    row.why.iter().map(|reason| reason.id.as_str()).collect()
+}
+
+#[test]
+fn what_is_overdue_is_a_reason_until_it_is_done() {
+    let dir = place();
+    let (host, policies) = (Host::new(1, 6, begin(), Faults::default()), policies(POLICIES));
+    let (path, mut daemon) = (dir.path().join("catalog.db"), None);
+    play(&host, &mut daemon, &path, &policies, DAY * 2);
+    assert_eq!(reasons(&row(&daemon, &host, 0)), [""; 0]);
+    // Nobody begins anything, and that is no reason as long as nothing is late by a whole interval.
+    daemon.as_mut().unwrap().pause(true);
+    play(&host, &mut daemon, &path, &policies, HOUR);
+    assert_eq!(reasons(&row(&daemon, &host, 0)), [""; 0]);
+    play(&host, &mut daemon, &path, &policies, HOUR * 2);
+    assert_eq!(reasons(&row(&daemon, &host, 0)), ["overdue/snapshot"]);
+    play(&host, &mut daemon, &path, &policies, DAY * 2);
+    assert_eq!(reasons(&row(&daemon, &host, 0)), ["overdue/snapshot", "overdue/backup:away"]);
+    // The drill was due on Sunday the 8th, and is late by a day on the 9th.
+    play(&host, &mut daemon, &path, &policies, DAY * 4);
+    let late = row(&daemon, &host, 0);
+    assert_eq!(reasons(&late), ["overdue/snapshot", "overdue/backup:away", "overdue/drill"]);
+    assert!(late.reasons[2].starts_with("its drill was due 2026-11-08T12:00:00Z, "), "{:?}", late.reasons);
+    daemon.as_mut().unwrap().pause(false);
+    play(&host, &mut daemon, &path, &policies, HOUR);
+    assert_eq!(reasons(&row(&daemon, &host, 0)), [""; 0]);
+}
+
+#[test]
+fn an_old_drill_is_a_reason_where_no_schedule_says_when_the_next_one_is() {
+    let text = POLICIES.replace("[policy.standard.drill]\n    schedule = \"Sun 12:00\"\n    what = \"point\"", "");
+    let text = text.replace("names = [\"*\"] }", "names = [\"*\"] }\n    objectives = { rto = \"1h\" }");
+    assert!(text.contains("rto") && !text.contains("drill"), "{text}");
+    let dir = place();
+    let (host, policies) = (Host::new(1, 6, begin(), Faults::default()), policies(&text));
+    let (path, mut daemon) = (dir.path().join("catalog.db"), None);
+    play(&host, &mut daemon, &path, &policies, HOUR);
+    let action = Action { kind: "drill".into(), arguments: vec!["drill".into(), "vm000".into()], backup: None };
+    daemon.as_mut().unwrap().ask("vm000", action, "uid 0", host.now()).unwrap();
+    play(&host, &mut daemon, &path, &policies, HOUR);
+    assert_eq!(reasons(&row(&daemon, &host, 0)), [""; 0]);
+    host.pass(DAY * 100);
+    play(&host, &mut daemon, &path, &policies, HOUR);
+    assert_eq!(reasons(&row(&daemon, &host, 0)), ["old-drill"]);
+}
+
+#[test]
+fn each_repository_is_held_to_a_promise_of_its_own() {
+    let away = "lock_days = 1\n\n    [[policy.standard.backup]]\n    name = \"far\"\n    repository = \"/far\"\n    \
+        schedule = \"Mon 04:00\"\n    keep = { last = 3 }\n    rpo = \"8d\"";
+    let text =
+        POLICIES.replace("lock_days = 1", away).replace("[\"*\"] }", "[\"*\"] }\n    objectives = { rpo = \"26h\" }");
+    let dir = place();
+    let (host, policies) = (Host::new(1, 6, begin(), Faults::default()), policies(&text));
+    let (path, mut daemon) = (dir.path().join("catalog.db"), None);
+    play(&host, &mut daemon, &path, &policies, DAY * 5);
+    let kept = row(&daemon, &host, 0);
+    assert_eq!(reasons(&kept), [""; 0]);
+    assert_eq!(kept.rpo_by_backup["far"].objective_s, Some(8 * 86_400));
+    assert!(kept.rpo_by_backup["far"].actual_s > Some(2 * 86_400) && kept.rpo.met == Some(true), "{kept:?}");
+    // A repository that gets nothing any more is told, although the other has everything.
+    let job = |name: &str, at: Timestamp| {
+        let mut job = keyframe_daemon::job::Job::owed(
+            "vm000",
+            &"standard".parse().unwrap(),
+            keyframe_daemon::job::Duty::Backup(name.to_owned()),
+            at,
+            0,
+            at,
+        );
+        let made = keyframe_daemon::job::Made { id: "x".into(), state_of: at, took_ms: None };
+        (job.state, job.ended, job.made) = (keyframe_daemon::job::State::Done, Some(at), Some(made));
+        job
+    };
+    let (now, mut remembered) = (host.now(), Remembered::default());
+    let ago = |hours: i64| now.checked_sub(jiff::SignedDuration::from_hours(hours)).unwrap();
+    for (name, hours) in [("away", 30), ("far", 24)] {
+        let job = job(name, ago(hours));
+        remembered.achieved.insert(("vm000".to_owned(), format!("backup:{name}")), job);
+    }
+    let (catalog, _) = Catalog::open(&dir.path().join("other.db"), now).unwrap();
+    let daemon = Scheduler::new(host.clone(), host.clone(), catalog, policies, remembered, now).unwrap();
+    let row = verdict::rows(&daemon, now).remove(0);
+    let rpo: Vec<&str> = reasons(&row).into_iter().filter(|id| id.starts_with("rpo")).collect();
+    assert_eq!(rpo, ["rpo/away"]);
+    assert_eq!((row.rpo.met, row.rpo.objective_s), (Some(false), Some(26 * 3600)));
+}
+
+#[test]
+fn a_command_that_hangs_is_told_and_killed_some_time_after_it_was_asked_to_end() {
+    let text = POLICIES.replace("jobs = 3", "jobs = 3\n    deadlines = { snapshot = \"30m\", cancel = \"2m\" }");
+    let dir = place();
+    let (host, policies) = (Host::new(1, 8, begin(), Faults::default()), policies(&text));
+    let (path, mut daemon) = (dir.path().join("catalog.db"), None);
+    play(&host, &mut daemon, &path, &policies, HOUR);
+    host.0.borrow_mut().hang = true;
+    let action = Action { kind: "snapshot".into(), arguments: vec!["noop".into(), "vm000".into()], backup: None };
+    let job = daemon.as_mut().unwrap().ask("vm000", action, "uid 0", host.now()).unwrap();
+    play(&host, &mut daemon, &path, &policies, Duration::from_secs(29 * 60));
+    let hanging =
+        |daemon: &world::Simulated| daemon.hanging(host.now()).map(|(job, ..)| job.id.clone()).collect::<Vec<_>>();
+    assert_eq!(hanging(daemon.as_ref().unwrap()), []);
+    play(&host, &mut daemon, &path, &policies, Duration::from_secs(120));
+    // A restart does not begin to count anew.
+    daemon = None;
+    play(&host, &mut daemon, &path, &policies, Duration::from_secs(5));
+    assert_eq!(hanging(daemon.as_ref().unwrap()), std::slice::from_ref(&job.id));
+    daemon.as_mut().unwrap().cancel(&job.id, "uid 0", host.now()).unwrap();
+    play(&host, &mut daemon, &path, &policies, Duration::from_secs(110));
+    assert_eq!(host.0.borrow().asked_to_end, 1, "a second time would end it on the spot");
+    assert_eq!(daemon.as_ref().unwrap().jobs().filter(|open| open.id == job.id).count(), 1);
+    host.0.borrow_mut().hang = false;
+    play(&host, &mut daemon, &path, &policies, Duration::from_secs(20));
+    let ended = daemon.as_ref().unwrap().catalog().job(&job.id).unwrap().unwrap();
+    assert_eq!((ended.state.as_str(), ended.what.as_deref()), ("cancelled", Some("cancelled: it was killed")));
+    assert_eq!(hanging(daemon.as_ref().unwrap()), []);
+}
+
+#[test]
+fn machines_that_are_not_looked_at_any_more_are_not_called_protected() {
+    let dir = place();
+    let (host, policies) = (Host::new(2, 8, begin(), Faults::default()), policies(POLICIES));
+    let (path, mut daemon) = (dir.path().join("catalog.db"), None);
+    play(&host, &mut daemon, &path, &policies, DAY);
+    let looked = host.now();
+    host.0.borrow_mut().looked = Some(looked);
+    play(&host, &mut daemon, &path, &policies, Duration::from_secs(50));
+    assert_eq!(row(&daemon, &host, 1).verdict, verdict::Verdict::Protected);
+    play(&host, &mut daemon, &path, &policies, Duration::from_secs(20));
+    let blind = row(&daemon, &host, 1);
+    assert_eq!((blind.verdict, blind.why[0].id.as_str()), (verdict::Verdict::AtRisk, verdict::NOT_LOOKED_AT));
+    assert!(blind.reasons[0].starts_with(&format!("not looked at since {looked}")), "{:?}", blind.reasons);
 }

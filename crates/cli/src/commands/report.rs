@@ -111,7 +111,8 @@ fn told(report: &Report, written: Option<&files::Written>) -> String {
         text.push('\n');
     };
     line(format!("{} machines, {} of them without a policy", totals.machines, totals.without_policy));
-    line(format!("{} points, {} snapshots", totals.points, totals.snapshots));
+    let (points, incomplete) = (totals.points, totals.points_incomplete);
+    line(format!("{points} points, {incomplete} besides them incomplete; {} snapshots", totals.snapshots));
     line(format!("drills: {} passed, {} failed", totals.drills_passed, totals.drills_failed));
     line(format!(
         "RPO: {} machines kept it, {} missed it, {} not measured",

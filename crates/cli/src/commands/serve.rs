@@ -11,9 +11,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use keyframe_daemon::access::Tokens;
 use keyframe_daemon::service::{self, Config};
-use keyframe_daemon::verdict::span;
 use keyframe_daemon::{audit, server};
 use keyframe_engine::{Error, Home};
+use keyframe_types::text::span;
 use serde_json::{Value, json};
 
 use crate::output::{Output, table};
@@ -52,12 +52,21 @@ pub fn failed(error: keyframe_daemon::Error) -> Error {
 pub fn serve(home: &Home, args: ServeArgs, over: &Arc<AtomicBool>, output: &Output) -> Result<u8, Error> {
     let path = Path::new("/proc/self/exe");
     let program = std::env::current_exe().map_err(|source| Error::Io { action: "find", path: path.into(), source })?;
-    let config = Config { home: home.clone(), policies: args.policies, program, version: crate::VERSION.to_owned() };
+    let reload = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&reload)).map_err(|source| Error::Io {
+        action: "listen for",
+        path: "signals".into(),
+        source,
+    })?;
+    let (home_of, version) = (home.clone(), crate::VERSION.to_owned());
+    let config = Config { home: home_of, policies: args.policies, program, version, reload };
     let socket = server::socket(&service::directory(home));
-    let told = || {
+    let told = |unheard: Option<&str>| {
         let mut text =
             format!("{} is served; the host's own users ask at {}\n", home.root().display(), socket.display());
-        if let Some(address) = args.listen {
+        if let Some(what) = unheard {
+            output.note(&format!("{what}; it is tried again and again"));
+        } else if let Some(address) = args.listen {
             let _ = writeln!(
                 text,
                 "the dashboard is at https://{address}/, for those who have a token: `keyframe token add NAME --role read`"
@@ -268,7 +277,7 @@ pub fn audit(home: &Path, command: AuditCommand, output: &Output) -> Result<u8, 
                         entry.n.to_string(),
                         entry.at.to_string(),
                         entry.who.clone(),
-                        entry.what.clone(),
+                        entry.told(),
                         entry.result.clone(),
                     ]
                 })

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Extension, Path, Query, State};
+use axum::http::StatusCode;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -441,10 +442,19 @@ pub async fn audit(
 }
 
 /// A stream that says when what is shown has changed.
-pub async fn events(State(api): State<Api>) -> Sse<impl tokio_stream::Stream<Item = Result<Event, Infallible>>> {
+pub async fn events(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Sse<impl tokio_stream::Stream<Item = Result<Event, Infallible>>>, Refusal> {
+    let listening = api.listeners.one_more(&caller.who).ok_or_else(|| {
+        Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too many streams of events are open for you")
+            .with("close some: each window of the dashboard has one")
+    })?;
     let changes = tokio_stream::wrappers::WatchStream::from_changes(api.shared.changes.subscribe());
-    let events = tokio_stream::StreamExt::map(changes, |count| {
+    let events = tokio_stream::StreamExt::map(changes, move |count| {
+        // Counted as long as it is read.
+        let _ = &listening;
         Ok(Event::default().event("change").data(json!({"what": "overview", "id": count.to_string()}).to_string()))
     });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15)))
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))))
 }

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 
 use super::Api;
-use crate::verdict::{Row, Severity, Verdict};
+use crate::verdict::{Objective, Row, Severity, Verdict};
 use crate::view::Overview;
 
 /// Of each metric its name, its kind and what it is.
@@ -18,6 +18,11 @@ pub const METRICS: &[(&str, &str, &str)] = &[
         "keyframe_decided_timestamp_seconds",
         "gauge",
         "When what is shown was made: older than a minute, and the daemon hangs",
+    ),
+    (
+        "keyframe_looked_timestamp_seconds",
+        "gauge",
+        "When machines were looked at last: older than a minute, and that hangs",
     ),
     ("keyframe_paused", "gauge", "1 while nothing new is begun, by somebody's wish"),
     ("keyframe_policies_usable", "gauge", "0 while a policy file has a mistake, and what was in force before stays"),
@@ -35,8 +40,18 @@ pub const METRICS: &[(&str, &str, &str)] = &[
     ("keyframe_machine_last_drill_timestamp_seconds", "gauge", "When a machine's latest drill ended"),
     ("keyframe_machine_last_drill_passed", "gauge", "1 if it came back, 0 if not"),
     ("keyframe_machine_last_drill_seconds", "gauge", "How long it took to come back in its latest drill"),
-    ("keyframe_machine_rpo_objective_seconds", "gauge", "The most work that is promised to be lost"),
+    (
+        "keyframe_machine_rpo_objective_seconds",
+        "gauge",
+        "The most work that is promised to be lost; of several backups, by the one furthest from its promise",
+    ),
     ("keyframe_machine_rpo_seconds", "gauge", "How much would be lost now"),
+    (
+        "keyframe_machine_backup_rpo_objective_seconds",
+        "gauge",
+        "The most work that is promised to be lost when only this backup's repository is left",
+    ),
+    ("keyframe_machine_backup_rpo_seconds", "gauge", "How much would be lost now when only that is left"),
     ("keyframe_machine_rto_objective_seconds", "gauge", "The longest that is promised until it runs again"),
     ("keyframe_jobs", "gauge", "Jobs that are not over, by state: running, waiting"),
     ("keyframe_alerts", "gauge", "What is to be seen to, by severity: critical, warning"),
@@ -91,6 +106,12 @@ fn samples(name: &str, overview: &Overview) -> Vec<Sample> {
         let rows = overview.machines.iter().filter_map(|row| Some((row, value(row)?)));
         rows.map(|(row, value)| (vec![("machine", row.name.clone())], value)).collect::<Vec<Sample>>()
     };
+    let of_backups = |value: fn(&Objective) -> Option<u64>| {
+        let all = overview.machines.iter().flat_map(|row| row.rpo_by_backup.iter().map(move |of| (row, of)));
+        let valued = all.filter_map(|(row, (backup, objective))| Some((row, backup, number(value(objective)?))));
+        let labels = |row: &Row, backup: &String| vec![("machine", row.name.clone()), ("backup", backup.clone())];
+        valued.map(|(row, backup, value)| (labels(row, backup), value)).collect::<Vec<Sample>>()
+    };
     let counted = |label: &'static str, counts: &[(&str, usize)]| {
         counts.iter().map(|(name, count)| (vec![(label, (*name).to_owned())], number(*count as u64))).collect()
     };
@@ -98,6 +119,7 @@ fn samples(name: &str, overview: &Overview) -> Vec<Sample> {
     match name {
         "keyframe_up" => vec![(vec![("version", overview.version.clone())], 1.0)],
         "keyframe_decided_timestamp_seconds" => one(seconds(overview.now)),
+        "keyframe_looked_timestamp_seconds" => one(seconds(overview.looked)),
         "keyframe_paused" => one(flag(overview.paused)),
         "keyframe_policies_usable" => one(flag(overview.policies.usable)),
         "keyframe_machines" => counted(
@@ -121,6 +143,8 @@ fn samples(name: &str, overview: &Overview) -> Vec<Sample> {
         "keyframe_machine_last_drill_seconds" => by(|row| row.last_drill.as_ref()?.took_ms.map(|ms| number(ms) / 1e3)),
         "keyframe_machine_rpo_objective_seconds" => by(|row| row.rpo.objective_s.map(number)),
         "keyframe_machine_rpo_seconds" => by(|row| row.rpo.actual_s.map(number)),
+        "keyframe_machine_backup_rpo_objective_seconds" => of_backups(|objective| objective.objective_s),
+        "keyframe_machine_backup_rpo_seconds" => of_backups(|objective| objective.actual_s),
         "keyframe_machine_rto_objective_seconds" => by(|row| row.rto.objective_s.map(number)),
         "keyframe_jobs" => counted("state", &[("running", counts.jobs_running), ("waiting", counts.jobs_waiting)]),
         "keyframe_alerts" => {
@@ -171,8 +195,13 @@ mod tests {
                 id: "i".into(),
                 took_ms: Some(1500),
             }),
-            rpo: crate::verdict::Objective { objective_s: Some(1), actual_s: Some(2), met: Some(false) },
-            rto: crate::verdict::Objective { objective_s: Some(1), actual_s: None, met: None },
+            rpo: Objective { objective_s: Some(1), actual_s: Some(2), met: Some(false) },
+            rpo_by_backup: [(
+                "away".to_owned(),
+                Objective { objective_s: Some(3), actual_s: Some(4), met: Some(false) },
+            )]
+            .into(),
+            rto: Objective { objective_s: Some(1), actual_s: None, met: None },
             next: crate::verdict::NextTimes::default(),
             running_job: None,
         };
@@ -182,6 +211,8 @@ mod tests {
             assert!(text.contains(&format!("# TYPE {name} {kind}\n{name}")), "{name} has no value in\n{text}");
         }
         assert!(text.contains("keyframe_machine_snapshots{machine=\"a\\\"b\"} 2\n"), "{text}");
+        let backup = "keyframe_machine_backup_rpo_seconds{machine=\"a\\\"b\",backup=\"away\"} 4\n";
+        assert!(text.contains(backup), "{text}");
         assert!(text.contains("keyframe_machine_last_drill_seconds{machine=\"a\\\"b\"} 1.5\n"), "{text}");
     }
 

@@ -6,6 +6,7 @@
 //! | `answers` | what is looked at |
 //! | `actions` | what is done |
 //! | `asking` | commands that are run to answer a question |
+//! | `listeners` | who is told of changes, and how many streams each has |
 //! | `metrics` | for Prometheus |
 //! | `page` | the dashboard's files |
 
@@ -13,6 +14,7 @@ mod actions;
 mod answers;
 mod asking;
 mod gate;
+mod listeners;
 mod metrics;
 mod page;
 
@@ -37,13 +39,14 @@ pub(crate) struct Api {
     pub shared: Arc<Shared>,
     pub door: Arc<Doorkeeper>,
     pub asking: Arc<asking::Asking>,
+    pub listeners: Arc<listeners::Listeners>,
 }
 
 /// All routes.
 pub fn router(shared: Arc<Shared>) -> Router {
     let door = Arc::new(Doorkeeper::of(&shared.serve));
     let asking = Arc::new(asking::Asking::new(&shared));
-    let api = Api { shared, door, asking };
+    let api = Api { shared, door, asking, listeners: Arc::default() };
     let v1 = Router::new()
         .route("/session", get(gate::session).post(gate::log_in).delete(gate::log_out))
         .route("/overview", get(answers::overview))

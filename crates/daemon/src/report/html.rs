@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use keyframe_types::text::{html as safe, span};
 
 use super::machine::{Drill, Exception, Gap, MachineReport, Made};
 use super::sources::LogState;
 use super::{Kept, Report};
-use crate::verdict::span;
 
 /// The most exceptions and drills of a machine on the page; all are in the JSON.
 const MOST_ROWS: usize = 200;
@@ -26,29 +26,6 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.t{white-space:no
 .mono{font-family:ui-monospace,monospace;font-size:.85em;overflow-wrap:anywhere}ul{margin:0;padding-left:1.1rem}\
 @media print{@page{margin:16mm 14mm}body{font-size:9.5pt;max-width:none;margin:0;padding:0}h2{break-after:avoid}h3{break-after:avoid}\
 tr,.tile{break-inside:avoid}thead{display:table-header-group}.tiles{grid-template-columns:repeat(4,1fr)}}";
-
-/// Text for HTML.
-fn safe(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            '\n' | '\t' => safe.push(' '),
-            // Neither what steers a terminal nor what turns the direction of text.
-            c if c.is_control()
-                || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
-            {
-                safe.push('\u{fffd}');
-            }
-            c => safe.push(c),
-        }
-    }
-    safe
-}
 
 /// A page in the making; a string takes everything.
 struct Page {
@@ -114,7 +91,8 @@ fn tiles(page: &mut Page, report: &Report) {
             "machines with a policy",
             tone(totals.without_policy),
         ),
-        (totals.points.to_string(), "points made", ""),
+        (totals.points.to_string(), "points made, with nothing missing", ""),
+        (totals.points_incomplete.to_string(), "points in which something is missing", tone(totals.points_incomplete)),
         (totals.snapshots.to_string(), "snapshots made", ""),
         (
             format!("{} of {}", totals.drills_passed, totals.drills_passed + totals.drills_failed),
@@ -244,7 +222,9 @@ fn one_machine(page: &mut Page, machine: &MachineReport) {
     let by = if by.is_empty() { String::new() } else { format!(" ({})", by.join(", ")) };
     let beside = match (points.incomplete, points.drilled) {
         (0, 0) => String::new(),
-        (incomplete, drilled) => format!("; {incomplete} incomplete, {drilled} brought back by a drill"),
+        (incomplete, drilled) => {
+            format!("; besides them {incomplete} incomplete; {drilled} brought back by a drill")
+        }
     };
     rows.push(("Points", format!("{}{by}{beside}", made(page, &points.made))));
     for to in &machine.destinations {
@@ -256,7 +236,17 @@ fn one_machine(page: &mut Page, machine: &MachineReport) {
         ));
     }
     rows.push(("Snapshots", made(page, &machine.snapshots)));
-    rows.push(("RPO", format!("{}{}", rpo(machine), longest(page, machine.longest_gap, machine.saved_by))));
+    for promise in &machine.promises {
+        let kept = objective(promise.kept(), promise.rpo_s, promise.longest_gap.map(|gap| gap.seconds));
+        let by = promise
+            .backup
+            .as_ref()
+            .map_or_else(|| machine.saved_by.to_owned(), |name| format!("backup {}", safe(name)));
+        rows.push(("RPO", format!("{kept}{}", longest(page, promise.longest_gap, &by))));
+    }
+    if machine.promises.is_empty() {
+        rows.push(("RPO", rpo(machine)));
+    }
     rows.push(("RTO", rto(machine)));
     let jobs = &machine.jobs;
     rows.push((

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keyframe_policy::Owed;
+use keyframe_types::text::span;
 use serde::Serialize;
 
 use super::sources::Proof;
 use crate::job::{Job, State};
-use crate::verdict::span;
 
 /// How far back of a period its jobs are looked at, for what was saved when it began.
 const BACK: Duration = Duration::from_secs(40 * 86_400);
@@ -48,14 +48,14 @@ impl Made {
 /// Points that were made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Points {
-    /// All of them.
+    /// Those in which nothing is missing.
     #[serde(flatten)]
     pub made: Made,
-    /// Of which something is missing.
+    /// Besides them, those in which something is missing: they count as nothing that was saved.
     pub incomplete: usize,
-    /// Of which a drill passed, within the period or later.
+    /// Of all which a drill passed, within the period or later.
     pub drilled: usize,
-    /// By backup.
+    /// Those in which nothing is missing, by backup.
     pub by_backup: BTreeMap<String, usize>,
 }
 
@@ -112,6 +112,32 @@ impl Gap {
     fn between(from: Timestamp, until: Timestamp, ended: bool) -> Self {
         let seconds = u64::try_from(until.duration_since(from).as_secs()).unwrap_or(0);
         Self { from, until, seconds, ended }
+    }
+}
+
+/// What is promised of one repository, or of snapshots, and the longest time in which that saved nothing newer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Promise {
+    /// The backup; nothing for snapshots, where there are no backups.
+    pub backup: Option<String>,
+    /// The most work that may be lost, in seconds.
+    pub rpo_s: Option<u64>,
+    /// The longest time.
+    pub longest_gap: Option<Gap>,
+}
+
+impl Promise {
+    /// Whether it was kept; nothing where nothing is promised, or measured.
+    #[must_use]
+    pub fn kept(&self) -> Option<bool> {
+        Some(self.longest_gap?.seconds <= self.rpo_s?)
+    }
+
+    /// What was missed first, then what was nearest to it.
+    fn weight(&self) -> (bool, u64, u64) {
+        let seconds = self.longest_gap.map_or(0, |gap| gap.seconds);
+        let part = self.rpo_s.map_or(0, |rpo| seconds.saturating_mul(1000) / rpo.max(1));
+        (self.kept() == Some(false), part, seconds)
     }
 }
 
@@ -203,7 +229,7 @@ pub struct MachineReport {
     pub present: bool,
     /// Its policy.
     pub policy: Option<String>,
-    /// Promised: the most work that may be lost, in seconds.
+    /// Promised: the most work that may be lost, in seconds; of several backups, by the one furthest from its promise.
     pub rpo_s: Option<u64>,
     /// Promised: the longest until it runs again, in seconds.
     pub rto_s: Option<u64>,
@@ -215,8 +241,10 @@ pub struct MachineReport {
     pub points: Points,
     /// What gaps are measured on: `points`, or `snapshots` where there are no backups.
     pub saved_by: &'static str,
-    /// The longest time in which nothing newer was saved.
+    /// The longest time in which nothing newer was saved, by the same.
     pub longest_gap: Option<Gap>,
+    /// Each backup, or snapshots where there are none.
+    pub promises: Vec<Promise>,
     /// How jobs ended.
     pub jobs: Jobs,
     /// Drills, by time.
@@ -237,7 +265,9 @@ pub(super) struct Of<'a> {
 
 /// From when on a machine's jobs are looked at.
 pub(super) fn back_to(owed: Option<&Option<Owed>>, from: Timestamp) -> Timestamp {
-    let rpo = owed.and_then(Option::as_ref).and_then(|owed| owed.objectives.rpo).map(|rpo| rpo.duration());
+    let owed = owed.and_then(Option::as_ref);
+    let of_backups = owed.into_iter().flat_map(|owed| &owed.backups).filter_map(|backup| backup.rpo);
+    let rpo = owed.and_then(|owed| owed.objectives.rpo).into_iter().chain(of_backups).map(|rpo| rpo.duration()).max();
     let back = rpo.map_or(BACK, |rpo| BACK.max(rpo.saturating_mul(2)));
     from.checked_sub(back).unwrap_or(Timestamp::MIN)
 }
@@ -275,16 +305,18 @@ impl MachineReport {
         let has_backups = of.owed.is_some_and(|owed| !owed.backups.is_empty()) || !points.is_empty();
         let saved_by = if has_backups { "points" } else { "snapshots" };
         let objectives = of.owed.map(|owed| owed.objectives).unwrap_or_default();
-        let (rpo_s, rto_s) =
-            (objectives.rpo.map(|it| it.duration().as_secs()), objectives.rto.map(|it| it.duration().as_secs()));
-        let gaps = if has_backups {
-            gaps(of.jobs, "backup", from, until)
-        } else {
-            gaps(of.jobs, "snapshot", from.max(snapshots_from), until)
-        };
-        let drills = drills(&of, rto_s);
+        let rto_s = objectives.rto.map(|it| it.duration().as_secs());
         let mut exceptions = failures(&of, &jobs, within);
-        exceptions.extend(missed(&gaps, rpo_s, &of, has_backups));
+        let mut promises = Vec::new();
+        for savings in Savings::of(&of, &points, has_backups) {
+            let from = if has_backups { from } else { from.max(snapshots_from) };
+            let gaps = savings.gaps(from, until);
+            exceptions.extend(savings.missed(&gaps));
+            promises.push(savings.promise(gaps));
+        }
+        let worst = promises.iter().max_by_key(|promise| promise.weight()).cloned();
+        let (rpo_s, longest_gap) = worst.map_or((None, None), |worst| (worst.rpo_s, worst.longest_gap));
+        let drills = drills(&of, rto_s);
         exceptions.extend(failed_drills(&drills, within));
         if of.present && of.owed.is_none() {
             let what = "no policy chooses it: nothing is done for it".to_owned();
@@ -301,17 +333,23 @@ impl MachineReport {
             snapshots: Made::of(snapshots.iter().copied()),
             points: points_of(&points, &of.proofs),
             saved_by,
-            longest_gap: gaps.into_iter().max_by_key(|gap| gap.seconds),
+            longest_gap,
+            promises,
             jobs: Jobs::of(&jobs),
             drills: drills.into_iter().filter(|drill| within(drill.at)).collect(),
             exceptions,
         }
     }
 
-    /// Whether no gap was longer than is promised.
+    /// Whether no gap of any backup was longer than is promised; nothing where one that is promised was not measured.
     #[must_use]
     pub fn rpo_kept(&self) -> Option<bool> {
-        Some(self.longest_gap?.seconds <= self.rpo_s?)
+        let promised = || self.promises.iter().filter(|promise| promise.rpo_s.is_some()).map(Promise::kept);
+        match (promised().any(|kept| kept == Some(false)), promised().any(|kept| kept.is_none())) {
+            (true, _) => Some(false),
+            (false, true) => None,
+            (false, false) => promised().next().flatten(),
+        }
     }
 
     /// Whether each drill brought it back as soon as is promised.
@@ -337,57 +375,94 @@ fn points_of(points: &[&Job], proofs: &[&Proof]) -> Points {
     let proved: BTreeSet<&str> =
         proofs.iter().filter(|proof| proof.passed).filter_map(|proof| Some(proof.point.rsplit_once('@')?.1)).collect();
     let mut by_backup = BTreeMap::new();
-    for job in points {
+    let whole = || points.iter().copied().filter(|job| job.state == State::Done);
+    for job in whole() {
         *by_backup.entry(job.backup().unwrap_or("by hand").to_owned()).or_default() += 1;
     }
     let is_proved = |job: &&&Job| job.made.as_ref().is_some_and(|made| proved.contains(made.id.as_str()));
     Points {
-        made: Made::of(points.iter().copied()),
+        made: Made::of(whole()),
         incomplete: points.iter().filter(|job| job.state == State::Incomplete).count(),
         drilled: points.iter().filter(is_proved).count(),
         by_backup,
     }
 }
 
-/// All times in which nothing newer was saved. A point counts from when it was complete: before, it would have saved nothing.
-fn gaps(jobs: &[Job], kind: &str, from: Timestamp, until: Timestamp) -> Vec<Gap> {
-    let saved = |job: &Job| Some((job.ended?, job.made.as_ref()?.state_of)).filter(|_| job.kind() == kind);
-    let mut saved: Vec<(Timestamp, Timestamp)> =
-        jobs.iter().filter_map(saved).filter(|(ended, _)| *ended < until).collect();
-    saved.sort_unstable();
-    let before = saved.iter().filter(|(ended, _)| *ended < from).map(|(_, state_of)| *state_of).max();
-    // A machine of which nothing is known before is measured from its first job on.
-    let known = jobs.iter().map(|job| job.due.min(job.ended.unwrap_or(job.due))).min();
-    let Some(known) = known.filter(|known| *known < until && from < until) else { return Vec::new() };
-    let mut newest = before.unwrap_or(known.max(from));
-    let mut gaps = Vec::new();
-    for (ended, state_of) in saved.into_iter().filter(|(ended, _)| *ended >= from) {
-        if state_of > newest || gaps.is_empty() && before.is_none() {
-            gaps.push(Gap::between(newest, ended, true));
-            newest = newest.max(state_of);
-        }
-    }
-    gaps.push(Gap::between(newest, until, false));
-    gaps
+/// What one backup saved, or snapshots did, and what is promised of that.
+struct Savings<'a> {
+    backup: Option<String>,
+    rpo_s: Option<u64>,
+    jobs: Vec<&'a Job>,
 }
 
-/// Gaps that are longer than is promised.
-fn missed(gaps: &[Gap], rpo_s: Option<u64>, of: &Of<'_>, has_backups: bool) -> Vec<Exception> {
-    let Some(rpo) = rpo_s else { return Vec::new() };
-    let kind = if has_backups { "backup" } else { "snapshot" };
-    let saved = |job: &&Job| job.kind() == kind && job.made.is_some();
-    let exception = |gap: &Gap| {
-        let next = of.jobs.iter().filter(saved).filter(|job| {
-            job.ended.is_some_and(|ended| ended >= gap.until)
-                && job.made.as_ref().is_some_and(|made| made.state_of > gap.from)
-        });
-        let next = next.min_by_key(|job| job.ended);
-        let at = gap.from.checked_add(Duration::from_secs(rpo)).unwrap_or(gap.until);
-        let what = format!("nothing newer was saved for {}, and {} are promised", span(gap.seconds), span(rpo));
-        let settled = next.and_then(|job| Some(Settled { at: job.ended?, by: format!("job {}", job.id) }));
-        Exception { kind: ExceptionKind::RpoMissed, at, what, settled }
-    };
-    gaps.iter().filter(|gap| gap.seconds > rpo).map(exception).collect()
+impl<'a> Savings<'a> {
+    /// Each backup that is owed, or made points: each repository is held to a promise of its own.
+    fn of(of: &Of<'a>, points: &[&Job], has_backups: bool) -> Vec<Self> {
+        let objectives = of.owed.map(|owed| owed.objectives).unwrap_or_default();
+        let seconds = |rpo: Option<keyframe_types::TimeToLive>| rpo.map(|rpo| rpo.duration().as_secs());
+        if !has_backups {
+            let jobs = of.jobs.iter().filter(|job| job.kind() == "snapshot" || job.made.is_none()).collect();
+            return vec![Self { backup: None, rpo_s: seconds(objectives.rpo), jobs }];
+        }
+        let owed = || of.owed.into_iter().flat_map(|owed| &owed.backups);
+        let mut names: BTreeSet<&str> = owed().map(|backup| backup.name.as_str()).collect();
+        if names.is_empty() {
+            names.extend(points.iter().filter_map(|job| job.backup()));
+        }
+        let savings = |name: &str| {
+            let own = owed().find(|backup| backup.name.as_str() == name).and_then(|backup| backup.rpo);
+            let jobs = of.jobs.iter().filter(|job| job.kind() == "backup" && job.backup() == Some(name)).collect();
+            Self { backup: Some(name.to_owned()), rpo_s: seconds(own.or(objectives.rpo)), jobs }
+        };
+        names.into_iter().map(savings).collect()
+    }
+
+    /// Jobs that saved something, with nothing missing in it: when they ended, and the instant that they saved.
+    fn saved(&self) -> impl Iterator<Item = (&'a Job, Timestamp, Timestamp)> {
+        let saved = |job: &&'a Job| Some((*job, job.ended?, job.made.as_ref()?.state_of));
+        self.jobs.iter().filter_map(saved).filter(|(job, ..)| job.state == State::Done)
+    }
+
+    /// All times in which nothing newer was saved. A point counts from when it was complete: before, it would have saved nothing.
+    fn gaps(&self, from: Timestamp, until: Timestamp) -> Vec<Gap> {
+        let mut saved: Vec<(Timestamp, Timestamp)> =
+            self.saved().map(|(_, ended, state_of)| (ended, state_of)).filter(|(ended, _)| *ended < until).collect();
+        saved.sort_unstable();
+        let before = saved.iter().filter(|(ended, _)| *ended < from).map(|(_, state_of)| *state_of).max();
+        // What nothing is known of before is measured from its first job on.
+        let known = self.jobs.iter().map(|job| job.due.min(job.ended.unwrap_or(job.due))).min();
+        let Some(known) = known.filter(|known| *known < until && from < until) else { return Vec::new() };
+        let mut newest = before.unwrap_or(known.max(from));
+        let mut gaps = Vec::new();
+        for (ended, state_of) in saved.into_iter().filter(|(ended, _)| *ended >= from) {
+            if state_of > newest || gaps.is_empty() && before.is_none() {
+                gaps.push(Gap::between(newest, ended, true));
+                newest = newest.max(state_of);
+            }
+        }
+        gaps.push(Gap::between(newest, until, false));
+        gaps
+    }
+
+    /// Gaps that are longer than is promised.
+    fn missed(&self, gaps: &[Gap]) -> Vec<Exception> {
+        let Some(rpo) = self.rpo_s else { return Vec::new() };
+        let by = self.backup.as_ref().map(|name| format!(" by backup {name}")).unwrap_or_default();
+        let exception = |gap: &Gap| {
+            let next = self.saved().filter(|(_, ended, state_of)| *ended >= gap.until && *state_of > gap.from);
+            let next = next.min_by_key(|(_, ended, _)| *ended);
+            let at = gap.from.checked_add(Duration::from_secs(rpo)).unwrap_or(gap.until);
+            let what = format!("nothing newer was saved{by} for {}, and {} are promised", span(gap.seconds), span(rpo));
+            let settled = next.map(|(job, at, _)| Settled { at, by: format!("job {}", job.id) });
+            Exception { kind: ExceptionKind::RpoMissed, at, what, settled }
+        };
+        gaps.iter().filter(|gap| gap.seconds > rpo).map(exception).collect()
+    }
+
+    fn promise(self, gaps: Vec<Gap>) -> Promise {
+        let longest_gap = gaps.into_iter().max_by_key(|gap| gap.seconds);
+        Promise { backup: self.backup, rpo_s: self.rpo_s, longest_gap }
+    }
 }
 
 /// Jobs that did not end well, and the next one for the same that did.

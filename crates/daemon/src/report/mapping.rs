@@ -59,7 +59,7 @@ impl Facts {
         Self {
             coverage: format!("{} of {} machines have a policy", totals.with_policy, there.len()),
             points: format!(
-                "{} points and {} snapshots were made; {} jobs failed, {} left something out, {} needed more than one attempt",
+                "{} complete points and {} snapshots were made; {} jobs failed, {} left something out, {} needed more than one attempt",
                 totals.points, totals.snapshots, totals.jobs.failed, totals.jobs.incomplete, totals.jobs.retried
             ),
             rpo: objective("recovery point objective", &totals.rpo),

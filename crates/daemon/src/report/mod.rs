@@ -22,7 +22,9 @@ use crate::catalog::Catalog;
 use crate::error::Error;
 use crate::service::ROUTINE_FOR;
 
-pub use machine::{Destination, Drill, Exception, ExceptionKind, Gap, Jobs, MachineReport, Made, Points, Settled};
+pub use machine::{
+    Destination, Drill, Exception, ExceptionKind, Gap, Jobs, MachineReport, Made, Points, Promise, Settled,
+};
 pub use mapping::Clause;
 pub use sources::{LogState, Proof, audit_log, evidence_log};
 
@@ -132,8 +134,10 @@ pub struct Totals {
     pub gone: usize,
     /// Snapshots that were made.
     pub snapshots: usize,
-    /// Points that were made.
+    /// Points that were made, with nothing missing in them.
     pub points: usize,
+    /// Besides them, those in which something is missing.
+    pub points_incomplete: usize,
     /// Of which a drill passed.
     pub points_drilled: usize,
     /// Drills that passed.
@@ -246,12 +250,14 @@ impl Totals {
             }
             totals.snapshots += machine.snapshots.count;
             totals.points += machine.points.made.count;
+            totals.points_incomplete += machine.points.incomplete;
             totals.points_drilled += machine.points.drilled;
             let passed = machine.drills.iter().filter(|drill| drill.passed).count();
             totals.drills_passed += passed;
             totals.drills_failed += machine.drills.len() - passed;
             totals.jobs.add(&machine.jobs);
-            totals.rpo.add(machine.rpo_s.is_some(), machine.rpo_kept());
+            let promised = machine.promises.iter().any(|promise| promise.rpo_s.is_some());
+            totals.rpo.add(promised, machine.rpo_kept());
             totals.rto.add(machine.rto_s.is_some(), machine.rto_kept());
             for exception in &machine.exceptions {
                 totals.exceptions += 1;

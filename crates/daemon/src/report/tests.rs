@@ -164,10 +164,10 @@ fn a_months_numbers_are_what_was_made() {
     assert_eq!(
         db.points,
         Points {
-            made: Made { count: 29, first: Some(at("10-01T03:00")), last: Some(at("10-31T03:00")) },
+            made: Made { count: 28, first: Some(at("10-01T03:00")), last: Some(at("10-30T03:00")) },
             incomplete: 1,
             drilled: 3,
-            by_backup: [("away".to_owned(), 29)].into(),
+            by_backup: [("away".to_owned(), 28)].into(),
         }
     );
     assert_eq!(db.jobs, Jobs { done: 28 + 2, retried: 1, incomplete: 1, failed: 2 + 1, cancelled: 0 });
@@ -197,10 +197,53 @@ fn a_months_numbers_are_what_was_made() {
             ("RTO missed", at("10-26T12:20"), Some(at("10-28T09:00"))),
             // Settled after the period, and told.
             ("job incomplete", at("10-31T03:10"), Some(at("11-01T03:10"))),
+            // What is incomplete saves nothing.
+            ("RPO missed", at("10-31T05:00"), Some(at("11-01T03:10"))),
         ]
     );
     assert_eq!(db.exceptions[1].what, "backup away was given up after 8 attempts: the repository cannot be reached");
     assert_eq!(db.exceptions[3].what, "backup away was done at attempt 3, 2 h after it was due");
+}
+
+#[test]
+fn each_backup_has_a_promise_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let catalog = catalog(dir.path());
+    // Each Monday, but for the 19th.
+    for day in ["09-28", "10-05", "10-12", "10-26", "11-02"] {
+        let due = at(&format!("{day}T05:00"));
+        let far = making(job("db", Duty::Backup("far".to_owned()), due, 10, State::Done), day, due);
+        catalog.put(&far).unwrap();
+    }
+    let mut owed = owed("db").unwrap();
+    let mut far = owed.backups[0].clone();
+    (far.name, far.rpo) = ("far".parse().unwrap(), Some("8d".parse().unwrap()));
+    owed.backups.push(far);
+    let sources = Sources {
+        host: "host1",
+        machines: [("db".to_owned(), Some(owed))].into(),
+        catalog: Some(&catalog),
+        proofs: &[],
+        evidence: LogState::default(),
+        audit: LogState::default(),
+        notes: Vec::new(),
+    };
+    let report = Report::of(sources, october(), at("11-03T00:00")).unwrap();
+    let db = machine(&report, "db");
+    let promises: Vec<_> =
+        db.promises.iter().map(|one| (one.backup.as_deref(), one.rpo_s, one.longest_gap.unwrap().seconds)).collect();
+    let fortnight = 14 * 86_400 + 600;
+    assert_eq!(promises, [(Some("away"), Some(93_600), 266_400), (Some("far"), Some(691_200), fortnight)]);
+    // The one that is furthest from its promise.
+    assert_eq!((db.rpo_s, db.rpo_kept()), (Some(93_600), Some(false)));
+    let missed: Vec<&str> = db
+        .exceptions
+        .iter()
+        .filter(|one| one.kind == ExceptionKind::RpoMissed && one.what.contains("far"))
+        .map(|one| one.what.as_str())
+        .collect();
+    assert_eq!(missed, ["nothing newer was saved by backup far for 14 d, and 8 d are promised"]);
+    assert!(html::page(&report, "").contains("by backup far, from 2026-10-12 05:00 until 2026-10-26 05:10"));
 }
 
 #[test]
@@ -220,9 +263,9 @@ fn what_is_open_is_open() {
     assert_eq!(told(old), [("job failed", at("10-07T10:05"), None)]);
     let totals = &report.totals;
     assert_eq!((totals.machines, totals.with_policy, totals.without_policy, totals.gone), (4, 2, 1, 1));
-    assert_eq!((totals.points, totals.points_drilled, totals.snapshots), (29, 3, 2));
+    assert_eq!((totals.points, totals.points_incomplete, totals.points_drilled, totals.snapshots), (28, 1, 3, 2));
     assert_eq!((totals.drills_passed, totals.drills_failed), (3, 1));
-    assert_eq!((totals.exceptions, totals.exceptions_open), (11, 3));
+    assert_eq!((totals.exceptions, totals.exceptions_open), (12, 3));
     assert_eq!(totals.rpo, Kept { kept: 0, missed: 2, not_measured: 0, not_promised: 2 });
     assert_eq!(totals.rto, Kept { kept: 0, missed: 1, not_measured: 0, not_promised: 3 });
     let kinds: Vec<_> = totals.by_kind.iter().map(|(kind, count)| (kind.as_str(), *count)).collect();
@@ -230,7 +273,7 @@ fn what_is_open_is_open() {
         kinds,
         [
             ("no policy", 1),
-            ("RPO missed", 3),
+            ("RPO missed", 4),
             ("RTO missed", 1),
             ("drill failed", 1),
             ("job failed", 3),
@@ -318,11 +361,9 @@ fn the_page_is_whole_and_takes_nothing_for_markup() {
         assert!(!page.contains(asset), "{asset}");
     }
     assert!(page.contains("@media print") && page.contains(&"cd".repeat(32)));
-    assert!(
-        page.contains(
-            "29, from 2026-10-01 03:00 to 2026-10-31 03:00 (away 29); 1 incomplete, 3 brought back by a drill"
-        )
-    );
+    assert!(page.contains(
+        "28, from 2026-10-01 03:00 to 2026-10-30 03:00 (away 28); besides them 1 incomplete; 3 brought back by a drill"
+    ));
     assert!(page.contains("<b class=\"bad\">missed</b> 3 d of 26 h"));
     let clauses =
         ["A1.2", "A1.3", "CC7.5", "A.8.13", "A.8.14", "A.5.29", "A.5.30", "Art. 21(2)(c)", "Art. 11", "Art. 12"];

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use keyframe_daemon::Error;
 use keyframe_daemon::catalog::{Catalog, Found};
 use keyframe_daemon::commands::Line;
-use keyframe_daemon::fleet::{Fleet, Machines, Seen, SeenSnapshot};
+use keyframe_daemon::fleet::{Fleet, LastLook, Machines, Seen, SeenSnapshot};
 use keyframe_daemon::hands::{Hands, Look, Outcome};
 use keyframe_daemon::job::{Job, JobId, State};
 use keyframe_daemon::scheduler::{Remembered, Scheduler};
@@ -64,6 +64,8 @@ pub struct Point {
 struct Running {
     ends: Timestamp,
     outcome: Option<Outcome>,
+    /// It goes on for ever, and does not end when it is asked.
+    hangs: bool,
 }
 
 #[derive(Debug)]
@@ -73,6 +75,12 @@ pub struct World {
     pub faults: Faults,
     pub repository_away: bool,
     pub daemon_died: bool,
+    /// Commands that are started hang.
+    pub hang: bool,
+    /// How often commands were asked to end.
+    pub asked_to_end: u64,
+    /// When machines were looked at last; nothing while they are looked at all the time.
+    pub looked: Option<Timestamp>,
     machines: Arc<Machines>,
     pub snapshots: BTreeMap<String, Vec<SeenSnapshot>>,
     pub points: BTreeMap<String, Vec<Point>>,
@@ -108,6 +116,9 @@ impl Host {
             faults,
             repository_away: false,
             daemon_died: false,
+            hang: false,
+            asked_to_end: 0,
+            looked: None,
             machines: Arc::new((0..machines).map(seen).collect()),
             snapshots: BTreeMap::new(),
             points: BTreeMap::new(),
@@ -146,6 +157,12 @@ impl Host {
 impl Fleet for Host {
     fn machines(&mut self) -> Arc<Machines> {
         Arc::clone(&self.0.borrow().machines)
+    }
+
+    fn last_look(&self) -> LastLook {
+        let world = self.0.borrow();
+        let at = world.looked.unwrap_or(world.now);
+        LastLook { at, ago: world.now.duration_since(at).unsigned_abs() }
     }
 
     fn snapshots(&mut self, machine: &str) -> Result<Vec<SeenSnapshot>, Error> {
@@ -298,7 +315,8 @@ impl Hands for Host {
             }
         };
         world.two_on_one |= world.running.values().any(|(machine, _)| *machine == job.machine);
-        world.running.insert(job.id.clone(), (job.machine.clone(), Running { ends, outcome }));
+        let hangs = world.hang;
+        world.running.insert(job.id.clone(), (job.machine.clone(), Running { ends, outcome, hangs }));
         world.most_at_once = world.most_at_once.max(world.running.len());
         Ok(())
     }
@@ -308,6 +326,7 @@ impl Hands for Host {
         let now = world.now;
         match world.running.get(&job.id) {
             None => Look::Vanished,
+            Some((_, running)) if running.hangs => Look::AtWork,
             // A clock that was put back does not make a command longer.
             Some((_, running))
                 if running.ends > now
@@ -323,12 +342,23 @@ impl Hands for Host {
         }
     }
 
-    fn cancel(&mut self, job: &Job) {
+    fn cancel(&mut self, job: &Job) -> bool {
+        let mut world = self.0.borrow_mut();
+        let now = world.now;
+        world.asked_to_end += 1;
+        let Some((_, running)) = world.running.get_mut(&job.id) else { return false };
+        if !running.hangs {
+            running.ends = now;
+            running.outcome = Some(World::ended(130, json!({})));
+        }
+        true
+    }
+
+    fn kill(&mut self, job: &Job) {
         let mut world = self.0.borrow_mut();
         let now = world.now;
         if let Some((_, running)) = world.running.get_mut(&job.id) {
-            running.ends = now;
-            running.outcome = Some(World::ended(130, json!({})));
+            *running = Running { ends: now, outcome: Some(World::ended(137, json!({}))), hangs: false };
         }
     }
 

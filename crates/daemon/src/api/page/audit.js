@@ -35,12 +35,19 @@ function entriesTable(entries, limit) {
   const rows = newest.map((entry) => ({
     'data-key': String(entry.n), 'data-entry': entry.n,
     cells: [
-      String(entry.n), when(entry.at), entry.who, entry.what,
+      String(entry.n), when(entry.at), entry.who, told(entry),
       el('span', { class: BAD.test(entry.result) ? 'clamp bad' : 'clamp faint', title: entry.result }, entry.result),
       el('code', { class: 'faint whole', title: entry.hash }, entry.hash.slice(0, 12)),
     ],
   }));
   return [table('Audit log', heads, rows, 'audit-table'), entries.length >= limit ? button('Show older ones', { class: 'wide', onclick: () => older(limit) }) : null];
+}
+
+/** A command as one would type it: each argument told from the next. */
+function told({ what, arguments: words }) {
+  if (!words) return what;
+  const quoted = words.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`));
+  return [what, el('code', { class: 'faint whole' }, ['keyframe', ...quoted].join(' '))];
 }
 
 function older(limit) {

@@ -4,7 +4,7 @@ import { el } from './dom.js';
 import { icon } from './icons.js';
 import { button, facts, heading } from './parts.js';
 import { controls } from './policies.js';
-import { help, logOut, ROLE_WORDS, VIEWS } from './shell.js';
+import { help, logOut, ROLE_WORDS, views } from './shell.js';
 import { hash, may, state } from './state.js';
 
 export default {
@@ -13,7 +13,7 @@ export default {
     const { session, overview } = state;
     return [
       heading('More'),
-      el('ul', { class: 'more' }, VIEWS.filter((view) => !view.tab).map((view) => el('li', {},
+      el('ul', { class: 'more' }, views().filter((view) => !view.tab).map((view) => el('li', {},
         el('a', { href: hash([view.name]), 'data-row': true }, icon(view.name), view.title)))),
       may('admin') && overview ? controls(overview.paused) : null,
       facts([

@@ -5,7 +5,7 @@ import { openAction, tellEnds, allowed } from './actions.js';
 import { el, morphChildren, several } from './dom.js';
 import { heading, loading, nothing, tickTimes, trouble, WORDS } from './parts.js';
 import { drawLogin } from './login.js';
-import { drawShell, help, VIEWS } from './shell.js';
+import { drawShell, help, views } from './shell.js';
 import { announce, hash, onAnnounce, onRedraw, redraw, route, state } from './state.js';
 import alerts from './alerts.js';
 import machines from './machines.js';
@@ -168,7 +168,7 @@ function single(key) {
 
 function goTo(key) {
   chord = 0;
-  const view = VIEWS.find((view) => view.key === key);
+  const view = views().find((view) => view.key === key);
   if (view) location.hash = hash([view.name]);
   return Boolean(view);
 }

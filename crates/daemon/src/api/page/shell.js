@@ -8,15 +8,18 @@ import { icon, mark } from './icons.js';
 import { button } from './parts.js';
 import { hash, may, route, state } from './state.js';
 
-export const VIEWS = [
+const VIEWS = [
   { name: 'machines', title: 'Machines', key: 'm', tab: true },
   { name: 'jobs', title: 'Jobs', key: 'j', tab: true },
   { name: 'drills', title: 'Drills', key: 'd', tab: true },
   { name: 'alerts', title: 'Alerts', key: 'a', tab: true },
   { name: 'space', title: 'Space', key: 's' },
   { name: 'policies', title: 'Policies', key: 'p' },
-  { name: 'audit', title: 'Audit', key: 'l' },
+  { name: 'audit', title: 'Audit', key: 'l', role: 'operate' },
 ];
+
+/** The views of whoever is here: what they may not read is not offered. */
+export const views = () => VIEWS.filter((view) => !view.role || may(view.role));
 
 const CONNECTIONS = {
   starting: ['Connecting', 'Nothing is known yet'],
@@ -38,7 +41,7 @@ function top(current) {
   if (state.needsLogin) return brand;
   return [
     brand,
-    el('nav', { class: 'views', 'aria-label': 'Views' }, VIEWS.map((view) => viewLink(view, current))),
+    el('nav', { class: 'views', 'aria-label': 'Views' }, views().map((view) => viewLink(view, current))),
     el('div', { class: 'top-end' },
       connection(),
       el('button', { type: 'button', class: 'button quiet key', 'aria-label': 'Help and keyboard shortcuts', title: 'Help (?)', 'data-action': 'help', onclick: help }, '?'),
@@ -144,12 +147,12 @@ const SHORTCUTS = [
   ['↑ ↓', 'from row to row of a list'],
   ['Enter', 'open'],
   ['s', 'take a snapshot of the machine that is shown'],
-  ...VIEWS.map((view) => [`g ${view.key}`, view.title.toLowerCase()]),
 ];
 
 export function help() {
+  const shortcuts = [...SHORTCUTS, ...views().map((view) => [`g ${view.key}`, view.title.toLowerCase()])];
   openDialog('help', 'Keyboard', () => [
-    el('dl', { class: 'shortcuts' }, SHORTCUTS.map(([keys, what]) => el('div', {},
+    el('dl', { class: 'shortcuts' }, shortcuts.map(([keys, what]) => el('div', {},
       el('dt', {}, keys.split(' ').map((key) => el('kbd', {}, key))), el('dd', {}, what)))),
     el('p', { class: 'faint' }, `Keyframe ${state.overview?.version ?? ''} on ${state.overview?.host ?? 'this host'}, in ${state.overview?.home ?? '–'}`),
   ]);
