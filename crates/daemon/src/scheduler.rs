@@ -4,6 +4,9 @@
 //! is in the catalog before a command is started, so whoever comes after a crash knows that it may have been: an attempt that
 //! nobody saw the end of is looked for first, and is not made twice.
 
+mod agenda;
+mod room;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +22,8 @@ use crate::fleet::{Fleet, LastLook, Machines};
 use crate::hands::{Hands, Look};
 use crate::job::{Action, Duty, Job, JobId, Request, State, Step};
 use crate::outcome::{self, Next};
+use agenda::Agenda;
+use room::Room;
 
 /// A machine and the name of a duty.
 pub type Key = (String, String);
@@ -135,41 +140,6 @@ struct Starting {
     fresh: bool,
 }
 
-/// When each duty is to be asked about next.
-#[derive(Debug, Default)]
-struct Agenda {
-    by_time: BTreeSet<(Timestamp, String, Duty)>,
-    at: HashMap<(String, Duty), Timestamp>,
-}
-
-impl Agenda {
-    fn put(&mut self, machine: &str, duty: &Duty, at: Timestamp) {
-        self.take(machine, duty);
-        self.at.insert((machine.to_owned(), duty.clone()), at);
-        self.by_time.insert((at, machine.to_owned(), duty.clone()));
-    }
-
-    fn take(&mut self, machine: &str, duty: &Duty) {
-        if let Some(at) = self.at.remove(&(machine.to_owned(), duty.clone())) {
-            self.by_time.remove(&(at, machine.to_owned(), duty.clone()));
-        }
-    }
-
-    /// What is to be asked about by `now`; it is on the agenda no more.
-    fn due(&mut self, now: Timestamp) -> Option<(String, Duty)> {
-        if self.by_time.first()?.0 > now {
-            return None;
-        }
-        let (_, machine, duty) = self.by_time.pop_first()?;
-        self.at.remove(&(machine.clone(), duty.clone()));
-        Some((machine, duty))
-    }
-
-    fn next(&self) -> Option<Timestamp> {
-        self.by_time.first().map(|(at, ..)| *at)
-    }
-}
-
 impl<F: Fleet, H: Hands> Scheduler<F, H> {
     /// One that goes on from what is remembered.
     ///
@@ -281,7 +251,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
     /// When a duty is looked at next: when it is due, as far as is known.
     #[must_use]
     pub fn next_of(&self, machine: &str, duty: &Duty) -> Option<Timestamp> {
-        self.agenda.at.get(&(machine.to_owned(), duty.clone())).copied()
+        self.agenda.at(machine, duty)
     }
 
     /// The earliest time at which there may be something to do, besides seeing how commands end.
@@ -741,74 +711,4 @@ pub(crate) fn timetable<'a>(owed: &'a Owed, duty: &Duty) -> Option<(Timetable<'a
         }
         Duty::Drill => Some((owed.drill_times()?, Work::Drill)),
     }
-}
-
-/// What may be at work at once, and what is.
-struct Room {
-    all: usize,
-    machines: BTreeSet<String>,
-    by_policy: HashMap<String, usize>,
-    by_device: HashMap<u64, usize>,
-    by_device_and_policy: HashMap<(u64, String), usize>,
-}
-
-impl Room {
-    fn of<F, H>(scheduler: &Scheduler<F, H>) -> Self {
-        let mut room = Self {
-            all: 0,
-            machines: BTreeSet::new(),
-            by_policy: HashMap::new(),
-            by_device: HashMap::new(),
-            by_device_and_policy: HashMap::new(),
-        };
-        for job in scheduler.jobs.values().filter(|job| job.state == State::Running) {
-            room.take(job, scheduler);
-        }
-        room
-    }
-
-    fn take<F, H>(&mut self, job: &Job, scheduler: &Scheduler<F, H>) {
-        self.all += 1;
-        self.machines.insert(job.machine.clone());
-        let policy = policy_of(job);
-        *self.by_policy.entry(policy.to_owned()).or_default() += 1;
-        for device in devices(job, scheduler) {
-            *self.by_device.entry(*device).or_default() += 1;
-            *self.by_device_and_policy.entry((*device, policy.to_owned())).or_default() += 1;
-        }
-    }
-
-    /// One at a time on a machine; what is owed also within the limits of the host and of the policy. What somebody waits for is
-    /// not limited.
-    fn has<F, H>(&self, job: &Job, scheduler: &Scheduler<F, H>) -> bool {
-        if self.machines.contains(&job.machine) {
-            return false;
-        }
-        if job.duty().is_none() {
-            return true;
-        }
-        let host = &scheduler.policies.host;
-        let limits = scheduler.owed.get(&job.machine).map(|owed| owed.limits).unwrap_or_default();
-        let policy = policy_of(job);
-        let below = |taken: Option<&usize>, limit: u32| taken.copied().unwrap_or(0) < limit as usize;
-        self.all < host.jobs as usize
-            && limits.jobs.is_none_or(|limit| below(self.by_policy.get(policy), limit))
-            && devices(job, scheduler).iter().all(|device| {
-                below(self.by_device.get(device), host.jobs_per_disk)
-                    && limits
-                        .jobs_per_disk
-                        .is_none_or(|limit| below(self.by_device_and_policy.get(&(*device, policy.to_owned())), limit))
-            })
-    }
-}
-
-fn policy_of(job: &Job) -> &str {
-    match &job.request {
-        Request::Owed { policy, .. } => policy,
-        Request::Asked(_) => "",
-    }
-}
-
-fn devices<'s, F, H>(job: &Job, scheduler: &'s Scheduler<F, H>) -> &'s [u64] {
-    scheduler.machines.get(&job.machine).map_or(&[], |seen| &seen.devices)
 }
