@@ -107,7 +107,7 @@ impl Audit {
         durable::create_private_dir(serve)?;
         let path = Self::file(serve);
         let _lock = lock(&path)?;
-        Self::scan(path)
+        Ok(Self::scan(path, None)?.0)
     }
 
     /// What was found behind the last entry when it was opened.
@@ -116,10 +116,11 @@ impl Audit {
         self.torn.as_deref()
     }
 
-    fn scan(path: PathBuf) -> Result<Self, Error> {
+    /// Reads it, and says whether the entry with the hash `known` is in it.
+    fn scan(path: PathBuf, known: Option<&str>) -> Result<(Self, bool), Error> {
         let mut file = options().open(&path).or_io("open", &path)?;
         let (mut last, mut whole, mut length, mut line) = (None, 0, 0, Vec::new());
-        let mut reader = BufReader::new(&mut file);
+        let (mut reader, mut is_there) = (BufReader::new(&mut file), known.is_none());
         loop {
             line.clear();
             length += reader.read_until(b'\n', &mut line).or_io("read", &path)? as u64;
@@ -129,6 +130,7 @@ impl Audit {
                 Some(_) => continue,
             }
             if let Ok(entry) = serde_json::from_slice::<Entry>(&line) {
+                is_there |= known == Some(&entry.hash);
                 (last, whole) = (Some(entry), length);
             }
         }
@@ -136,7 +138,7 @@ impl Audit {
         if length > whole {
             audit.set_aside(&mut file, length - whole)?;
         }
-        Ok(audit)
+        Ok((audit, is_there))
     }
 
     /// Takes away what is behind the last entry, and keeps it in a file of its own.
@@ -190,18 +192,12 @@ impl Audit {
         let length = std::fs::metadata(&self.path).map_or(0, |meta| meta.len());
         let known = self.last.as_ref().map(|last| (last.n, last.hash.clone()));
         if length != self.length {
-            *self = Self::scan(self.path.clone())?;
-        }
-        if let Some((n, hash)) = known {
-            let behind = self.last.as_ref().map_or(0, |last| last.n);
-            if behind < n {
-                self.append(
-                    at,
-                    "keyframe serve",
-                    "the log was cut",
-                    None,
-                    &format!("behind {behind}; the last was {n} {hash}"),
-                )?;
+            let (found, is_there) = Self::scan(self.path.clone(), known.as_ref().map(|(_, hash)| hash.as_str()))?;
+            *self = found;
+            if let Some((n, hash)) = known.filter(|_| !is_there) {
+                let behind = self.last.as_ref().map_or(0, |last| last.n);
+                let what = format!("behind {behind}; the last was {n} {hash}");
+                self.append(at, "keyframe serve", "the log was cut", None, &what)?;
             }
         }
         self.append(at, who, what, arguments, result)
@@ -366,6 +362,13 @@ mod tests {
         assert!(flaws.is_empty(), "{flaws:?}");
         assert_eq!((entries.len(), entries[1].what.as_str(), entries[2].what.as_str()), (3, "the log was cut", "next"));
         assert!(entries[1].result.starts_with("behind 1; the last was 3 "), "{}", entries[1].result);
+        // The last entry made unreadable: it is not only torn, it was there.
+        let text = std::fs::read_to_string(Audit::file(dir.path())).unwrap();
+        std::fs::write(Audit::file(dir.path()), &text[..text.len() - 9]).unwrap();
+        audit.add(at(), "uid 0", "after that", "done").unwrap();
+        let (entries, flaws) = read(dir.path()).unwrap();
+        let said: Vec<&str> = entries[2..].iter().map(|entry| entry.what.as_str()).collect();
+        assert_eq!((said, flaws), (vec!["the log was torn", "the log was cut", "after that"], vec![]));
     }
 
     #[test]
