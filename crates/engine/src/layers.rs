@@ -12,6 +12,7 @@ use keyframe_qcow2::units::VirtualSize;
 use keyframe_qcow2::{Backing, CreateOptions, Durability, Format};
 use keyframe_types::{LayerId, VmName};
 
+use crate::bitmaps;
 use crate::context::Context;
 use crate::error::{Error, IoContext as _};
 use crate::pages;
@@ -191,14 +192,16 @@ pub fn cut_overlays(home: &Home, chains: &[Chain]) -> Result<Vec<Overlay>, Error
         .collect()
 }
 
-/// Makes the topmost layers of `chains` durable and notes what their files look like: they are frozen from now on.
+/// Makes the topmost layers of `chains` durable and notes what their files look like: they are frozen from now on. Nothing in
+/// them is kept that QEMU would write to once more.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Io`]; [`Error::Layer`] for one that cannot be read.
 pub fn freeze_tops<'a>(home: &Home, chains: impl Iterator<Item = &'a mut Chain>) -> Result<(), Error> {
     for chain in chains {
         if let Some(top) = chain.layers.first_mut() {
             let path = home.absolute(&top.path);
+            bitmaps::drop_ours(home, top)?;
             durable::sync_file(&path)?;
             Arc::make_mut(top).frozen = Some(Fingerprint::of(&path)?);
         }

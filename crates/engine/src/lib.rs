@@ -28,6 +28,7 @@
 //! whoever comes next. `failpoint` lists the steps at which tests kill it.
 
 pub mod backup;
+mod bitmaps;
 pub mod boot;
 pub mod bringup;
 pub mod check;

@@ -11,6 +11,7 @@ use keyframe_qmp::commands::machine::{Quit, SystemPowerdown};
 use keyframe_types::{SnapshotId, Timestamp, VmName};
 use serde::Serialize;
 
+use crate::bitmaps;
 use crate::boot::{self, BootStatus};
 use crate::context::Context;
 use crate::cost;
@@ -83,6 +84,7 @@ pub(crate) fn cold_start(ctx: &Context<'_>, machine: &mut Machine, accelerator: 
     if let Some(ended) = &machine.head.process {
         ended.instance.clean_up();
     }
+    bitmaps::drop_doubtful(ctx.home, machine)?;
     let qemu = Qemu::find()?;
     let launch = Launch {
         definition: &machine.definition,

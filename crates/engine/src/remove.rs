@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use keyframe_types::{ByteLen, VmName};
 use serde::Serialize;
 
+use crate::bitmaps;
 use crate::boot;
 use crate::context::Context;
 use crate::drill;
@@ -14,6 +15,7 @@ use crate::machine::{Machine, kill_strays};
 use crate::snapshots;
 use crate::space;
 use crate::state::durable;
+use crate::state::head::FileOrigin;
 use crate::state::home::Home;
 use crate::state::lock::{CREATION_PATIENCE, Lock};
 
@@ -62,6 +64,12 @@ pub fn remove(ctx: &Context<'_>, name: &VmName, pinned: Pinned, execution: Execu
         // A process that no document knows would go on writing to removed files.
         kill_strays(&machine.dir, &[])?;
         boot::stop_serving(&machine.dir)?;
+        for top in machine.head.chains().filter_map(|chain| chain.layers.first()) {
+            if top.origin == FileOrigin::Given {
+                // Its owner can do without our bitmaps, and cannot do much against them: nothing else depends on it.
+                let _ = bitmaps::drop_ours(ctx.home, top);
+            }
+        }
         // Without its definition it is no machine: from here on it is gone, whatever happens.
         durable::remove_file(&machine.dir.definition())?;
         durable::remove_dir(machine.dir.root())?;

@@ -38,6 +38,7 @@ use keyframe_qmp::{Client, EventKind, Incoming, RequestId, TimedEvent};
 use serde_json::Value;
 
 use crate::error::Error;
+use crate::tracking;
 
 /// How long QEMU may take from the command to its stop: it reads every page of RAM meanwhile.
 const ARM_PATIENCE: Duration = Duration::from_secs(300);
@@ -136,11 +137,12 @@ fn transaction(overlays: &[Overlay]) -> Result<Transaction, Error> {
     Ok(Transaction::snapshots(snapshots))
 }
 
-/// Opens the overlays in QEMU.
+/// Opens the overlays in QEMU, and lets nothing of ours stay in the files that they are going to freeze.
 ///
 /// # Errors
 /// [`Error::Qmp`]; those opened before are closed again.
 pub fn open_overlays(monitor: &mut Client, overlays: &[Overlay]) -> Result<(), Error> {
+    overlays.iter().try_for_each(|overlay| tracking::leave_file(monitor, &overlay.active))?;
     for (opened, overlay) in overlays.iter().enumerate() {
         let options = overlay.options.as_object().cloned().unwrap_or_default();
         if let Err(error) = monitor.call(&BlockdevAdd::new(options)) {

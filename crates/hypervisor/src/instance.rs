@@ -7,7 +7,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,12 +19,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, IoContext as _};
 use crate::host::{Qemu, QemuVersion};
-use crate::launch::{LaunchPlan, SHUTDOWN_LOG, SHUTDOWN_TRACE, SocketNumbers, arguments};
+use crate::launch::{LaunchPlan, PID_FILE, SHUTDOWN_LOG, SHUTDOWN_TRACE, SocketNumbers, arguments};
 use crate::process::{ProcessId, spawn_detached};
 use crate::{network, socket};
 
 /// Where QEMU's own words go, in an instance's directory.
 const QEMU_LOG: &str = "qemu.log";
+
+/// Where, beside the directories of a machine's processes, is noted when the last one that ended had closed its disks.
+const CLOSED: &str = "closed";
 
 /// How long a fresh QEMU may take to greet.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -137,10 +140,29 @@ impl InstanceRecord {
         Ok(())
     }
 
-    /// Removes what a process that has ended left behind.
+    /// Removes what a process that has ended left behind. When it had closed its disks is noted: see [`closed_disks`].
     pub fn clean_up(&self) {
+        if let (Some(at_ns), Some(run_dir)) = (self.closed_disks(), self.dir.parent()) {
+            // Without it nobody knows, which costs a comparison.
+            let _ = fs::write(run_dir.join(CLOSED), at_ns.to_string());
+        }
         remove_if_silent(&self.dir);
     }
+
+    /// Until when the process may have written to its disks, if it has ended by itself. QEMU removes the file with its number
+    /// behind everything else, which is the last that changes the directory.
+    fn closed_disks(&self) -> Option<i64> {
+        let has_ended = !self.is_alive() && !self.dir.join(PID_FILE).exists();
+        let directory = fs::metadata(&self.dir).ok().filter(|_| has_ended)?;
+        Some(directory.mtime().saturating_mul(1_000_000_000).saturating_add(directory.mtime_nsec()))
+    }
+}
+
+/// When the last process in `run_dir` that was cleaned up behind had closed its disks, in nanoseconds since 1970: a file that was
+/// written to later was so by somebody else. `None` where nobody knows. What it tells may be too early, never too late.
+#[must_use]
+pub fn closed_disks(run_dir: &Path) -> Option<i64> {
+    fs::read_to_string(run_dir.join(CLOSED)).ok()?.trim().parse().ok()
 }
 
 /// Removes the directory of a process that has ended, unless its log says something.
@@ -369,6 +391,44 @@ mod tests {
             fs::write(dir.path().join(SHUTDOWN_LOG), said).unwrap();
             assert_eq!(record.was_shut_down_by_guest(), by_guest, "{said:?}");
         }
+    }
+
+    #[test]
+    fn only_a_process_that_ended_by_itself_tells_when_it_closed_its_disks() {
+        let run = tempfile::tempdir().unwrap();
+        let us = ProcessId::of(std::process::id()).unwrap();
+        let record = |ticks: u64| {
+            let dir = run.path().join("0123");
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join(PID_FILE), "1").unwrap();
+            InstanceRecord {
+                id: InstanceId::random(),
+                process: ProcessId { start_ticks: us.start_ticks + ticks, ..us.clone() },
+                dir,
+                version: QemuVersion { major: 10, minor: 0, micro: 0 },
+                started: Timestamp::now(),
+            }
+        };
+        record(1).clean_up();
+        assert_eq!(closed_disks(run.path()), None, "it was killed");
+        let disk = run.path().join("disk");
+        let written = || {
+            let metadata = fs::metadata(&disk).unwrap();
+            metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec()
+        };
+        let ended = record(1);
+        fs::write(&disk, "by it").unwrap();
+        fs::remove_file(ended.dir.join(PID_FILE)).unwrap();
+        let by_it = written();
+        std::thread::sleep(Duration::from_millis(20));
+        ended.clean_up();
+        fs::write(&disk, "by somebody else").unwrap();
+        let closed = closed_disks(run.path()).unwrap();
+        assert!(by_it <= closed && closed < written(), "{by_it} {closed} {}", written());
+        let alive = record(0);
+        fs::remove_file(alive.dir.join(PID_FILE)).unwrap();
+        alive.clean_up();
+        assert_eq!(closed_disks(run.path()), Some(closed), "it still runs");
     }
 
     #[test]

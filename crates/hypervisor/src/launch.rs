@@ -32,6 +32,9 @@ pub const SHUTDOWN_LOG: &str = "shutdown.log";
 /// What it is asked to write there. Source: system/trace-events of QEMU.
 pub const SHUTDOWN_TRACE: &str = "qemu_system_shutdown_request";
 
+/// Name of the file, in the process's directory, that QEMU removes when it has ended by itself and has closed its disks before.
+pub(crate) const PID_FILE: &str = "qemu.pid";
+
 /// The most disks a machine can have: PCI slots 0x08 to 0x17.
 pub const MAX_DISKS: usize = 16;
 const FIRST_DISK_SLOT: usize = 0x08;
@@ -254,6 +257,7 @@ fn machine(args: &mut Arguments, plan: &LaunchPlan<'_>) {
     // A guest that switches itself off ends QEMU without a word; this is the word.
     args.option("D", SHUTDOWN_LOG);
     args.option("trace", SHUTDOWN_TRACE);
+    args.option("pidfile", PID_FILE);
     args.flag("S");
     if plan.start == Start::Incoming {
         args.option("incoming", "defer");

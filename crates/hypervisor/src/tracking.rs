@@ -1,10 +1,25 @@
 //! What is written to a layer from some instant on: QEMU's dirty bitmaps.
 //!
-//! A bitmap lives in the process and is lost with it; who asks for one that is not there has to compare. It is never stored
-//! in a layer's file: a frozen layer's file must not change when QEMU ends.
+//! ```text
+//!   active layer, qcow2     KEYFRAME-NAME.file, which QEMU keeps in the layer's file when it ends, and loads when it starts
+//!      │ leave_file(): before a snapshot freezes the layer
+//!      ▼
+//!   frozen layer, or raw    KEYFRAME-NAME, which is lost with the process
+//! ```
+//! Who asks for one that is not there has to compare. QEMU (10.0) stores a bitmap when the node is closed or opened read-only,
+//! and marks it as in use while it has the layer open for writing, so that one which a killed process left is told as
+//! inconsistent; it is good for nothing then but to be removed. `blockdev-snapshot` opens the layer below read-only, and would
+//! store what is there; and a merge that opens a frozen layer for writing would mark it, and store it again behind the end of the
+//! merge. So none stays in a layer that is frozen. What other programs write through QEMU's own code while the machine is off is
+//! noted, too, and who does not know bitmaps takes back the header's word for them (`autoclear_features`), upon which QEMU
+//! forgets them. But a disk made smaller and larger again by `qemu-img resize` has zeros that no bitmap tells of: who starts a
+//! machine lets those go whose file somebody wrote to meanwhile.
+//!
+//! Source: block/qcow2-bitmap.c of QEMU; docs/interop/qcow2.txt, "Bitmaps extension".
 
 use std::ops::Range;
 use std::path::Path;
+use std::time::SystemTime;
 
 use keyframe_nbd::client::Client as Nbd;
 use keyframe_qmp::Client;
@@ -13,12 +28,15 @@ use keyframe_qmp::commands::block::{
     NbdServerStop, QueryNamedBlockNodes,
 };
 use keyframe_qmp::ids::NodeName;
+use keyframe_types::SnapshotId;
 
 use crate::error::{Error, IoContext as _};
 use crate::socket;
 
 /// How our bitmaps' names begin: others are somebody else's.
 const PREFIX: &str = "keyframe-";
+/// How the name of one ends that is kept in the layer's file.
+const IN_FILE: &str = ".file";
 /// A copy of one of them that notes nothing.
 pub(crate) const KEPT: &str = "keyframe-kept";
 /// The most that a layer has of them. Each costs a bit for every 64 KiB of the disk, and a little time of every write.
@@ -28,16 +46,49 @@ const SOCKET: &str = "changes.sock";
 /// Our export.
 const EXPORT: &str = "keyframe-changes";
 
+/// How long a bitmap is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lasts {
+    /// As long as the process.
+    Process,
+    /// As long as the layer is active, whatever process has it open, where its format can keep it.
+    Layer,
+}
+
+/// Whether a bitmap's name is one of ours.
+#[must_use]
+pub fn is_ours(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
+/// A name for an instant, the present one, that nothing else has.
+#[must_use]
+pub fn name_of_now() -> String {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}", SnapshotId::random(), since_1970.as_nanos())
+}
+
+/// When a bitmap was begun, by its name: names end with a time in nanoseconds. The beginning of time for others.
+fn begun(bitmap: &DirtyBitmap) -> u64 {
+    let name = bitmap.name.as_deref().unwrap_or_default();
+    let since = name.strip_suffix(IN_FILE).unwrap_or(name);
+    since.rsplit_once('-').and_then(|(_, time)| time.parse().ok()).unwrap_or(0)
+}
+
 fn full_name(since: &str) -> String {
     format!("{PREFIX}{since}")
 }
 
-/// Our bitmaps of a node that can be relied on, as QEMU lists them: the youngest first.
+fn name_in_file(since: &str) -> String {
+    format!("{PREFIX}{since}{IN_FILE}")
+}
+
+/// Our bitmaps of a node, in any order: QEMU lists those that it loaded from a file the other way round than it had them.
 fn ours(monitor: &mut Client, node: &NodeName) -> Result<Vec<DirtyBitmap>, Error> {
     let nodes = monitor.call(&QueryNamedBlockNodes::flat())?;
     let bitmaps = nodes.into_iter().filter(|found| found.node_name.as_ref() == Some(node));
-    let is_ours = |bitmap: &DirtyBitmap| bitmap.name.as_ref().is_some_and(|name| name.starts_with(PREFIX));
-    Ok(bitmaps.flat_map(|found| found.dirty_bitmaps).filter(is_ours).collect())
+    let ours = |bitmap: &DirtyBitmap| bitmap.name.as_deref().is_some_and(is_ours);
+    Ok(bitmaps.flat_map(|found| found.dirty_bitmaps).filter(ours).collect())
 }
 
 /// Notes what is written to a layer's node from now on, under a name that says since when. One that is there already is
@@ -45,18 +96,54 @@ fn ours(monitor: &mut Client, node: &NodeName) -> Result<Vec<DirtyBitmap>, Error
 ///
 /// # Errors
 /// [`Error::Qmp`]: nothing is noted then.
-pub fn begin(monitor: &mut Client, node: &str, since: &str) -> Result<(), Error> {
-    let (node, name) = (NodeName::new(node)?, full_name(since));
-    let there = ours(monitor, &node)?;
-    if there.iter().any(|bitmap| bitmap.name.as_ref() == Some(&name)) {
+pub fn begin(monitor: &mut Client, node: &str, since: &str, lasts: Lasts) -> Result<(), Error> {
+    let node = NodeName::new(node)?;
+    let (mut there, lost): (Vec<_>, Vec<_>) =
+        ours(monitor, &node)?.into_iter().partition(|bitmap| !bitmap.inconsistent);
+    if named(&there, since).is_some() {
         return Ok(());
     }
-    for old in there.iter().skip(MOST - 1).filter(|bitmap| !bitmap.busy) {
-        if let Some(name) = old.name.clone() {
-            monitor.call(&BlockDirtyBitmapRemove { node: node.clone(), name })?;
+    there.sort_by_key(|bitmap| std::cmp::Reverse(begun(bitmap)));
+    let too_many = there.iter().skip(MOST - 1).filter(|bitmap| !bitmap.busy);
+    for name in lost.iter().chain(too_many).filter_map(|bitmap| bitmap.name.clone()) {
+        monitor.call(&BlockDirtyBitmapRemove { node: node.clone(), name })?;
+    }
+    if lasts == Lasts::Layer {
+        let add = BlockDirtyBitmapAdd { persistent: true, ..noting(&node, name_in_file(since)) };
+        match monitor.call(&add) {
+            // A raw file, or a qcow2 image of long ago.
+            Err(keyframe_qmp::Error::Command { .. }) => {}
+            added => return Ok(added.map(drop)?),
         }
     }
-    monitor.call(&BlockDirtyBitmapAdd { node, name, disabled: false })?;
+    monitor.call(&noting(&node, full_name(since)))?;
+    Ok(())
+}
+
+fn noting(node: &NodeName, name: String) -> BlockDirtyBitmapAdd {
+    BlockDirtyBitmapAdd { node: node.clone(), name, disabled: false, persistent: false }
+}
+
+/// Lets nothing of ours stay in the file of a layer that is going to be frozen: what is noted of it is noted in the process from
+/// here on.
+///
+/// # Errors
+/// [`Error::Qmp`]: what was noted is noted still.
+pub fn leave_file(monitor: &mut Client, node: &str) -> Result<(), Error> {
+    let node = NodeName::new(node)?;
+    let all = ours(monitor, &node)?;
+    for bitmap in all.iter().filter(|bitmap| bitmap.persistent) {
+        let Some(name) = bitmap.name.clone() else { continue };
+        if let (Some(in_process), false) = (name.strip_suffix(IN_FILE), bitmap.inconsistent) {
+            // Who was killed here has left both. Until the other is gone nobody believes this one: it may be half.
+            if !all.iter().any(|other| other.name.as_deref() == Some(in_process)) {
+                monitor.call(&noting(&node, in_process.to_owned()))?;
+            }
+            let (node, target) = (node.clone(), in_process.to_owned());
+            monitor.call(&BlockDirtyBitmapMerge { node, target, bitmaps: vec![name.clone()] })?;
+        }
+        monitor.call(&BlockDirtyBitmapRemove { node: node.clone(), name })?;
+    }
     Ok(())
 }
 
@@ -65,7 +152,8 @@ pub fn begin(monitor: &mut Client, node: &str, since: &str) -> Result<(), Error>
 /// # Errors
 /// [`Error::Qmp`].
 pub fn end(monitor: &mut Client, node: &str, since: &str) -> Result<(), Error> {
-    remove(monitor, &NodeName::new(node)?, full_name(since))
+    let node = NodeName::new(node)?;
+    [full_name(since), name_in_file(since)].into_iter().try_for_each(|name| remove(monitor, &node, name))
 }
 
 fn remove(monitor: &mut Client, node: &NodeName, name: String) -> Result<(), Error> {
@@ -75,18 +163,28 @@ fn remove(monitor: &mut Client, node: &NodeName, name: String) -> Result<(), Err
     Ok(())
 }
 
+/// The bitmap that notes under a name. Where there are two, the one in the file has it all.
+fn named<'b>(bitmaps: &'b [DirtyBitmap], since: &str) -> Option<&'b DirtyBitmap> {
+    let find = |name: String| bitmaps.iter().find(|bitmap| bitmap.name.as_ref() == Some(&name));
+    find(name_in_file(since)).or_else(|| find(full_name(since)))
+}
+
+/// The name of the bitmap that can be relied on for what was written since `since`, if there is one.
+fn usable(bitmaps: &[DirtyBitmap], since: &str) -> Option<String> {
+    let is_usable = |bitmap: &&DirtyBitmap| bitmap.recording && !bitmap.inconsistent && !bitmap.busy;
+    named(bitmaps, since).filter(is_usable)?.name.clone()
+}
+
 /// Keeps what was noted under a name as it is now, as a bitmap called [`KEPT`], while the guest writes on; `false` when it was
 /// not noted. QEMU shows a bitmap of a node that is written to only when it notes nothing itself.
 ///
 /// # Errors
 /// [`Error::Qmp`].
 pub fn keep(monitor: &mut Client, node: &str, since: &str) -> Result<bool, Error> {
-    let (node, name) = (NodeName::new(node)?, full_name(since));
-    if !ours(monitor, &node)?.iter().any(|bitmap| is_usable(bitmap, &name)) {
-        return Ok(false);
-    }
+    let node = NodeName::new(node)?;
+    let Some(name) = usable(&ours(monitor, &node)?, since) else { return Ok(false) };
     let kept = KEPT.to_owned();
-    monitor.call(&BlockDirtyBitmapAdd { node: node.clone(), name: kept.clone(), disabled: true })?;
+    monitor.call(&BlockDirtyBitmapAdd { disabled: true, ..noting(&node, kept.clone()) })?;
     monitor.call(&BlockDirtyBitmapMerge { node, target: kept, bitmaps: vec![name] })?;
     Ok(true)
 }
@@ -99,20 +197,14 @@ pub fn let_go(monitor: &mut Client, node: &str) -> Result<(), Error> {
     remove(monitor, &NodeName::new(node)?, KEPT.to_owned())
 }
 
-fn is_usable(bitmap: &DirtyBitmap, name: &str) -> bool {
-    bitmap.name.as_deref() == Some(name) && bitmap.recording && !bitmap.inconsistent && !bitmap.busy
-}
-
 /// The extents of a layer's node that were written to since `since`, in bytes, in order; `None` when that was not noted.
 /// `dir` is the process's directory.
 ///
 /// # Errors
 /// [`Error::Qmp`] when QEMU refuses, [`Error::Changes`] when it cannot be read.
 pub fn since(monitor: &mut Client, dir: &Path, node: &str, since: &str) -> Result<Option<Vec<Range<u64>>>, Error> {
-    let (node, name) = (NodeName::new(node)?, full_name(since));
-    if !ours(monitor, &node)?.iter().any(|bitmap| is_usable(bitmap, &name)) {
-        return Ok(None);
-    }
+    let node = NodeName::new(node)?;
+    let Some(name) = usable(&ours(monitor, &node)?, since) else { return Ok(None) };
     let socket = dir.join(SOCKET);
     stop_left_server(monitor, dir);
     monitor.call(&NbdServerStart::unix(SOCKET))?;
@@ -169,3 +261,45 @@ pub(crate) fn extents_where(
 
 /// Source: docs/interop/nbd.txt of QEMU.
 pub(crate) const DIRTY: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bitmap(name: &str) -> DirtyBitmap {
+        DirtyBitmap {
+            name: Some(name.to_owned()),
+            recording: true,
+            busy: false,
+            inconsistent: false,
+            persistent: name.ends_with(IN_FILE),
+            count: 0,
+            granularity: 65536,
+        }
+    }
+
+    #[test]
+    fn names_tell_which_is_the_youngest() {
+        let (older, younger) = (name_of_now(), name_of_now());
+        let of_a_merge = bitmap(&full_name("196616-1700000000123456789"));
+        let all = [bitmap(&full_name(&older)), bitmap(&name_in_file(&younger))].map(|bitmap| begun(&bitmap));
+        assert!(0 < begun(&of_a_merge) && begun(&of_a_merge) < all[0] && all[0] < all[1], "{older} {younger}");
+        assert_eq!(begun(&bitmap(KEPT)), 0);
+    }
+
+    #[test]
+    fn only_a_bitmap_that_has_it_all_is_believed() {
+        let (half, whole) = (bitmap("keyframe-a"), bitmap("keyframe-a.file"));
+        let lost = DirtyBitmap { recording: false, inconsistent: true, ..whole.clone() };
+        let told = |bitmaps: &[&DirtyBitmap]| {
+            let bitmaps: Vec<_> = bitmaps.iter().map(|bitmap| (*bitmap).clone()).collect();
+            usable(&bitmaps, "a")
+        };
+        assert_eq!(told(&[&half]), half.name);
+        assert_eq!(told(&[&half, &whole]), whole.name, "a merge that was killed has left half");
+        assert_eq!(told(&[&half, &lost]), None);
+        assert_eq!(told(&[&DirtyBitmap { recording: false, ..whole.clone() }]), None);
+        assert_eq!(told(&[&DirtyBitmap { busy: true, ..half.clone() }]), None);
+        assert_eq!(told(&[&bitmap("keyframe-ab"), &bitmap("keyframe-b.file")]), None);
+    }
+}

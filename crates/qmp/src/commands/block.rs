@@ -234,13 +234,16 @@ pub struct DirtyBitmap {
     /// Whether a crash left it behind: it says nothing then.
     #[serde(default)]
     pub inconsistent: bool,
+    /// Whether it is kept in the image's file when that is closed.
+    #[serde(default)]
+    pub persistent: bool,
     /// Bytes that it notes.
     pub count: u64,
     /// Bytes that one bit stands for.
     pub granularity: u32,
 }
 
-/// Notes what is written to a node from now on. Lost when the process ends.
+/// Notes what is written to a node from now on.
 /// Source: `qapi/block-core.json`, `block-dirty-bitmap-add`.
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockDirtyBitmapAdd {
@@ -250,6 +253,9 @@ pub struct BlockDirtyBitmapAdd {
     pub name: String,
     /// Whether it notes nothing by itself: it takes what others have noted.
     pub disabled: bool,
+    /// Whether it is kept in the image's file when that is closed, or opened read-only; else it is lost with the process. Only
+    /// qcow2 images of version 3 can.
+    pub persistent: bool,
 }
 command!(BlockDirtyBitmapAdd, "block-dirty-bitmap-add" -> Empty);
 

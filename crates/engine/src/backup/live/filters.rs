@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use keyframe_hypervisor::fleecing::{self, Fleece};
-use keyframe_hypervisor::{cut, tracking};
+use keyframe_hypervisor::tracking::{self, Lasts};
+use keyframe_hypervisor::cut;
 use keyframe_qmp::Client;
 use keyframe_qmp::commands::machine::{Cont, Stop};
 use keyframe_types::{ByteLen, Timestamp};
@@ -112,7 +113,7 @@ impl Filters {
         pass(Failpoint::LivePrepared)?;
         // What is written before the instant may be noted, too: it is read once more, and found to be known.
         for fleece in &self.fleeces {
-            tracking::begin(monitor, fleece.active(), &self.since)?;
+            tracking::begin(monitor, fleece.active(), &self.since, Lasts::Layer)?;
         }
         let freeze = if self.freezes() { self.freeze } else { Freeze::No };
         let freezer = Freezer { freeze, instance: &process.instance, guard };

@@ -7,7 +7,8 @@
 //! Before the guest overwrites something, QEMU copies what was there into a scratch file; the disks as they were are read over
 //! NBD ([`keyframe_hypervisor::fleecing`]). The machine's lock is held until the filters are gone: nothing else changes its
 //! disks meanwhile. The guest comes first: what cannot be kept in time is lost to the backup, and reading gives way
-//! ([`watch`]). What was written since the live backup before, QEMU has noted in a bitmap of its process.
+//! ([`watch`]). What was written since the live backup before, QEMU has noted in a bitmap, which it keeps in the layer's file when it
+//! ends ([`crate::bitmaps`]).
 
 mod filters;
 mod scratch;
@@ -118,7 +119,7 @@ pub(super) fn backup(
         Some(bytes) => bytes,
         None => scratch::budget(&dir)?,
     };
-    let since = SnapshotId::random().to_string();
+    let since = tracking::name_of_now();
     let how_long = (options.max_latency, since.as_str());
     let filters = Filters::plan(&machine, &dir, budget, how_long, (state, request.freeze))?;
     let journal = filters.journal();

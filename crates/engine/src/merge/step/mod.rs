@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use keyframe_hypervisor::launch::{LayerAccess, layer_node, node_name};
 use keyframe_hypervisor::merge::{self, Copied, Direction, MergeOrder, MergeProgress, Verdict};
 use keyframe_hypervisor::storage::StorageDaemon;
-use keyframe_hypervisor::tracking;
+use keyframe_hypervisor::tracking::{self, Lasts};
 use keyframe_hypervisor::{LayerFile, host::takes_direct_io};
 use keyframe_qmp::Client;
 use keyframe_qmp::commands::block::BlockdevAdd;
@@ -181,7 +181,7 @@ impl<'a> Step<'a> {
             && let Some(before) = &target.frozen
         {
             // Without it a backup compares.
-            let _ = tracking::begin(monitor, &node_name(&target.file), &before.as_name());
+            let _ = tracking::begin(monitor, &node_name(&target.file), &before.as_name(), Lasts::Process);
         }
     }
 
