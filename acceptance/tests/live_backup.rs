@@ -173,6 +173,248 @@ fn what_qemu_noted_since_is_what_changed() -> Result<()> {
     Ok(())
 }
 
+/// A machine with one disk that writes on, and its live backups.
+struct Noted<'h> {
+    home: &'h Home,
+    machine: Machine<'h>,
+    repository: Repository,
+}
+
+impl<'h> Noted<'h> {
+    fn new(home: &'h Home) -> Result<Self> {
+        Ok(Self { home, machine: worker_with(home, "worker", &["a"])?, repository: Repository::init(home)? })
+    }
+
+    /// Stores what is written by now, by what is expected to tell what changed; while the guest stands still, to be compared with
+    /// its disk byte by byte.
+    fn stored(&self, tag: &str, expected: &str) -> Result<()> {
+        self.machine.monitor()?.execute("stop", &json!({}))?;
+        let backup = live(self.home, &self.repository, &["--tag", tag])?.succeeded()?;
+        assert_same_as_now(self.home, &self.machine, &self.repository, &format!("worker@{tag}"))?;
+        assert_eq!(backup.json["changed_by"], json!({"disk0": expected}), "{tag}");
+        self.machine.monitor()?.execute("cont", &json!({}))?;
+        writes_on(&self.machine, 1)
+    }
+
+    fn started(&self) -> Result<()> {
+        let mark = self.machine.serial()?.end();
+        self.home.run(["vm", "start", "worker"])?.succeeded()?;
+        self.machine.serial()?.next_heartbeat(mark, 60 * SECOND).map(drop)
+    }
+
+    fn stopped(&self) -> Result<()> {
+        self.home.run(["vm", "stop", "worker", "--force"])?.succeeded().map(drop)
+    }
+
+    fn layers(&self) -> Result<Vec<PathBuf>> {
+        let shown = self.machine.show()?;
+        let paths = shown.json["disks"][0]["layers"].as_array().cloned().unwrap_or_default();
+        Ok(paths.iter().filter_map(Value::as_str).map(PathBuf::from).collect())
+    }
+
+    /// Nobody has written to a frozen layer, and nothing of ours is in one.
+    fn assert_frozen(&self, when: &str) -> Result<()> {
+        for layer in self.layers()?.iter().skip(1) {
+            assert_eq!(bitmaps_in(layer), Vec::<String>::new(), "{when}: {}", layer.display());
+        }
+        let outcome = self.home.run(["check", "worker", "--data"])?;
+        assert_eq!(outcome.status, Some(0), "{when}: {}{}", outcome.stdout, outcome.stderr);
+        Ok(())
+    }
+
+    /// The same, and no document or table is wrong.
+    fn assert_whole(&self, when: &str) -> Result<()> {
+        self.assert_frozen(when)?;
+        let outcome = self.home.run(["fsck", "worker"])?;
+        assert_eq!(outcome.status, Some(0), "{when}: {}{}", outcome.stdout, outcome.stderr);
+        Ok(())
+    }
+}
+
+/// The names of bitmaps in a layer's file.
+fn bitmaps_in(layer: &Path) -> Vec<String> {
+    let output = Command::new("qemu-img").args(["info", "-U", "--output=json"]).arg(layer).output().unwrap();
+    let info: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let bitmaps = info["format-specific"]["data"]["bitmaps"].as_array().cloned().unwrap_or_default();
+    bitmaps.iter().filter_map(|bitmap| bitmap["name"].as_str()).map(str::to_owned).collect()
+}
+
+fn qemu(tool: &str, arguments: &[&str], path: &Path, further: &[&str]) {
+    let output = Command::new(tool).args(arguments).arg(path).args(further).output().unwrap();
+    assert!(output.status.success(), "{tool} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn what_was_noted_outlives_qemu() -> Result<()> {
+    let home = Home::new("live-stopped")?;
+    let noted = Noted::new(&home)?;
+    let machine = &noted.machine;
+    noted.stored("first", "full")?;
+    // A command ends it.
+    noted.stopped()?;
+    let layer = noted.layers()?.remove(0);
+    assert_eq!(bitmaps_in(&layer).len(), 1);
+    qemu("qemu-img", &["check", "-q"], &layer, &[]);
+    noted.started()?;
+    writes_on(machine, 1)?;
+    noted.stored("second", "bitmap")?;
+    // The guest ends it.
+    machine.type_line("poweroff")?;
+    let deadline = std::time::Instant::now() + 60 * SECOND;
+    while machine.show()?.text("state")? != "stopped" {
+        assert!(std::time::Instant::now() < deadline, "the guest does not shut down");
+        std::thread::sleep(SECOND / 10);
+    }
+    noted.started()?;
+    writes_on(machine, 1)?;
+    noted.stored("third", "bitmap")?;
+    // A killed QEMU leaves one that says nothing.
+    noted.stopped()?;
+    noted.started()?;
+    machine.process()?.kill(home.path())?;
+    let left = bitmaps_in(&layer);
+    assert!(!left.is_empty(), "they are there, and in use");
+    noted.started()?;
+    noted.stored("fourth", "compare")?;
+    noted.stored("fifth", "bitmap")?;
+    // Nobody but QEMU writes: a disk that is made smaller and larger again has zeros that nobody notes.
+    noted.stopped()?;
+    qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 7 31M 1M"], &layer, &[]);
+    noted.started()?;
+    noted.stored("sixth", "compare")?;
+    noted.stopped()?;
+    qemu("qemu-img", &["resize", "-q", "--shrink"], &layer, &["31M"]);
+    qemu("qemu-img", &["resize", "-q"], &layer, &["32M"]);
+    noted.started()?;
+    noted.stored("seventh", "compare")?;
+    noted.stored("eighth", "bitmap")?;
+    // There are never more than a few, and the youngest are kept, in whichever order QEMU loads them.
+    for round in 0..9 {
+        noted.stored(&format!("more-{round}"), "bitmap")?;
+        if round == 7 {
+            noted.stopped()?;
+            noted.started()?;
+        }
+    }
+    noted.stopped()?;
+    assert!((2..=8).contains(&bitmaps_in(&layer).len()), "{:?}", bitmaps_in(&layer));
+    qemu("qemu-img", &["check", "-q"], &layer, &[]);
+    home.run(["vm", "remove", "worker"])?.succeeded()?;
+    assert_eq!(bitmaps_in(&layer), Vec::<String>::new(), "its owner has it back");
+    qemu("qemu-img", &["check", "-q"], &layer, &[]);
+    noted.repository.run(&home, &["repo", "check"])?.succeeded().map(drop)
+}
+
+#[test]
+fn what_was_noted_leaves_a_layer_that_is_frozen() -> Result<()> {
+    let home = Home::new("live-frozen")?;
+    let noted = Noted::new(&home)?;
+    let machine = &noted.machine;
+    let snapshot = |words: &[&str]| -> Result<()> {
+        let all = ["snapshot", "worker"].iter().chain(words);
+        home.run(all.copied().collect::<Vec<_>>())?.succeeded().map(drop)
+    };
+    noted.stored("first", "full")?;
+    noted.stopped()?;
+    noted.started()?;
+    writes_on(machine, 1)?;
+    // It runs, and what was noted is in the file.
+    assert!(!bitmaps_in(&noted.layers()?[0]).is_empty());
+    snapshot(&["--name", "running"])?;
+    noted.assert_whole("a snapshot of a running machine")?;
+    writes_on(machine, 1)?;
+    noted.stored("second", "bitmap")?;
+    noted.stopped()?;
+    noted.assert_whole("QEMU has ended")?;
+    noted.started()?;
+    writes_on(machine, 1)?;
+    noted.stored("third", "bitmap")?;
+    // A merge opens what was frozen for writing.
+    snapshot(&["--disk-only", "--name", "second"])?;
+    writes_on(machine, 1)?;
+    home.run(["delete", "worker@running"])?.succeeded()?;
+    noted.assert_whole("a merge below")?;
+    // The file that the point before was in is merged away.
+    noted.stored("fourth", "compare")?;
+    home.run(["delete", "worker@second"])?.succeeded()?;
+    home.run(["consolidate", "worker"])?.succeeded()?;
+    noted.assert_whole("a merge of all")?;
+    let by = live(&home, &noted.repository, &["--tag", "fifth"])?.succeeded()?;
+    assert_ne!(by.json["changed_by"]["disk0"], "full");
+    noted.stored("sixth", "bitmap")?;
+    // It is off, and what was noted is in the file.
+    noted.stopped()?;
+    snapshot(&["--name", "off"])?;
+    noted.assert_whole("a snapshot of a machine that is off")?;
+    noted.started()?;
+    writes_on(machine, 1)?;
+    noted.stored("seventh", "compare")?;
+    noted.stopped()?;
+    noted.assert_whole("QEMU has ended again")?;
+    // Another past, and this one again.
+    noted.started()?;
+    writes_on(machine, 1)?;
+    snapshot(&["--name", "fork"])?;
+    writes_on(machine, 1)?;
+    noted.stored("eighth", "bitmap")?;
+    noted.stopped()?;
+    noted.started()?;
+    machine.revert("fork", &[])?.succeeded()?;
+    noted.assert_whole("a present that is kept")?;
+    writes_on(machine, 1)?;
+    noted.stored("ninth", "compare")?;
+    let listed = home.run(["snapshots", "worker", "--json"])?.succeeded()?;
+    let kept = listed.list("snapshots")?.last().and_then(|kept| kept["name"].as_str().map(str::to_owned));
+    machine.revert(&kept.unwrap_or_default(), &[])?.succeeded()?;
+    noted.assert_whole("the other present")?;
+    writes_on(machine, 1)?;
+    noted.stored("tenth", "compare")?;
+    // Merged while nobody has it open.
+    noted.stopped()?;
+    home.run(["delete", "worker@off", "worker@fork"])?.succeeded()?;
+    noted.assert_whole("merged while it was off")?;
+    noted.started()?;
+    writes_on(machine, 1)?;
+    let by = live(&home, &noted.repository, &["--tag", "eleventh"])?.succeeded()?;
+    assert_ne!(by.json["changed_by"]["disk0"], "full");
+    noted.stored("twelfth", "bitmap")?;
+    noted.repository.run(&home, &["repo", "check"])?.succeeded().map(drop)
+}
+
+#[test]
+fn what_was_noted_outlives_a_snapshot_that_is_taken_back() -> Result<()> {
+    let home = Home::new("live-taken-back")?;
+    let noted = Noted::new(&home)?;
+    let machine = &noted.machine;
+    noted.stored("first", "full")?;
+    for (number, at) in
+        ["snapshot-overlays-opened", "snapshot-proved!", "snapshot-cut", "snapshot-head-written"].iter().enumerate()
+    {
+        noted.stopped()?;
+        noted.started()?;
+        writes_on(machine, 1)?;
+        // One that could not be proved is tried again; the others end there.
+        let outcome = home.run_until(at, ["snapshot", "worker", "--name", &format!("s{number}")])?;
+        assert!(outcome.status.is_none() || at.ends_with('!'), "{at}: {:?} {}", outcome.status, outcome.stderr);
+        wait_tidy(&home, machine, at);
+        noted.assert_frozen(at)?;
+        writes_on(machine, 1)?;
+        noted.stored(&format!("after-{number}"), "bitmap")?;
+    }
+    // QEMU dies with it, and takes along what was noted.
+    noted.stopped()?;
+    noted.started()?;
+    let pid = machine.process()?.0.to_string();
+    let environment = [("KEYFRAME_FAILPOINT", "snapshot-cut"), ("KEYFRAME_FAILPOINT_WITH", pid.as_str())];
+    let outcome = home.run_with(&environment, ["snapshot", "worker"])?;
+    assert_eq!(outcome.status, None, "{}", outcome.stderr);
+    wait_tidy(&home, machine, "QEMU killed");
+    noted.started()?;
+    noted.assert_frozen("QEMU killed")?;
+    noted.stored("last", "compare")?;
+    noted.stored("very-last", "bitmap")
+}
+
 #[test]
 fn one_that_ends_at_any_step_leaves_nothing_and_a_working_guest() -> Result<()> {
     let home = Home::new("live-killed")?;

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use keyframe_hypervisor::cut;
 use keyframe_hypervisor::fleecing::{self, Fleece};
 use keyframe_hypervisor::tracking::{self, Lasts};
-use keyframe_hypervisor::cut;
 use keyframe_qmp::Client;
 use keyframe_qmp::commands::machine::{Cont, Stop};
 use keyframe_types::{ByteLen, Timestamp};
