@@ -4,12 +4,12 @@
 //! That work can wait, and is done in threads of little priority. What a guest waits for never is: cutting, freezing and
 //! thawing, watching over it, bringing it what it reads.
 
-/// Of two threads that want one processor, one as nice as this gets a tenth when the other is a vCPU of usual priority. The kernel takes
-/// the priority of disk requests from it, too. Source: sched(7), ioprio_set(2).
-const NICENESS: i32 = 10;
+/// Of two threads that want one processor, one as nice as this gets a seventieth when the other is a vCPU of usual priority. The kernel
+/// takes the priority of disk requests from it, too. Source: sched(7), ioprio_set(2).
+const NICENESS: i32 = 19;
 
 /// Does something in a thread that lets others go first, as do the threads that it starts; the calling thread stays as it is, and waits.
-pub(crate) fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|threads| {
         let thread = threads.spawn(|| {
             step_back();

@@ -35,7 +35,7 @@ pub mod check;
 pub mod consolidate;
 pub mod context;
 pub mod cost;
-mod courtesy;
+pub mod courtesy;
 pub mod create;
 pub mod delete;
 pub mod doctor;

@@ -9,6 +9,7 @@ use std::time::Instant;
 use keyframe_engine::backup::group::{self, GroupBackupReport, GroupBackupRequest};
 use keyframe_engine::backup::members::{self, GroupPoint};
 use keyframe_engine::backup::{self, BackupReport, BackupRequest, ChangedBy, LiveOptions, MachinePoint, StateOf, Way};
+use keyframe_engine::courtesy::aside;
 use keyframe_engine::restore::{file, group as groups, in_place, machine};
 use keyframe_engine::revert::{self, RevertRequest};
 use keyframe_engine::state::manifest::Consistency;
@@ -31,7 +32,7 @@ pub fn backup(ctx: &Context<'_>, args: BackupArgs, output: &Output) -> Result<u8
     let target = args.targets.first().ok_or_else(|| Error::BadRequest { what: "say which machine".to_owned() })?;
     let of = state_of(&args, target)?;
     repository::keep_memory();
-    let repository = Arc::new(repository::open(&args.place)?);
+    let repository = Arc::new(aside(|| repository::open(&args.place))?);
     let request = BackupRequest {
         vm: target.vm.clone(),
         of,
@@ -55,7 +56,7 @@ fn together(ctx: &Context<'_>, args: BackupArgs, output: &Output) -> Result<u8, 
         return refused("a group is cut when it is backed up: name its machines, without @SNAP");
     }
     repository::keep_memory();
-    let repository = Arc::new(repository::open(&args.place)?);
+    let repository = Arc::new(aside(|| repository::open(&args.place))?);
     let request = GroupBackupRequest {
         name,
         machines: args.targets.into_iter().map(|target| target.vm).collect(),

@@ -102,7 +102,7 @@ pub fn backup(
             format!("{} is a machine's name: points of the group could not be told from the machine's", request.name);
         return Err(Error::BadRequest { what });
     }
-    let previous = previous(repository, &request.name)?;
+    let previous = aside(|| previous(repository, &request.name))?;
     ctx.progress.step("taking snapshots");
     let each = frozen::snapshot_for(&request.name, request.freeze, request.memory)?;
     let taken = group::take(ctx, &GroupRequest { machines: request.machines.clone(), each })?;

@@ -31,6 +31,7 @@ use keyframe_types::{ByteLen, SnapshotId, SnapshotSelector, Timestamp, VmName};
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::courtesy::aside;
 use crate::error::Error;
 use crate::machine::Machine;
 use crate::snapshot::Freeze;
@@ -129,7 +130,8 @@ struct Outcome {
 pub fn backup(ctx: &Context<'_>, repository: &Arc<Repository>, request: &BackupRequest) -> Result<BackupReport, Error> {
     let begun = Instant::now();
     let uuid = Machine::open(ctx.home, &request.vm)?.definition.uuid;
-    let previous = previous(repository, &request.vm, &uuid)?;
+    // There may be thousands of points to look through.
+    let previous = aside(|| previous(repository, &request.vm, &uuid))?;
     let outcome = match &request.of {
         StateOf::Snapshot { existing, memory } => {
             frozen::backup(ctx, repository, request, (existing.as_ref(), *memory), previous.as_ref())?
