@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use keyframe_hypervisor::process::spawn_detached;
 use keyframe_hypervisor::{Monitor, cut};
 use keyframe_types::VmName;
+use rustix::process::{Pid, getppid};
 
 use crate::context::{Context, Silent};
 use crate::error::{Error, IoContext as _};
@@ -32,6 +33,8 @@ pub const SUBCOMMAND: &str = "internal-guard";
 const THAW_AGAIN: Duration = Duration::from_secs(2);
 /// How long after a failed tidying up it is tried once more.
 const TIDY_AGAIN: Duration = Duration::from_secs(3);
+/// How long a process that was killed may take to close what it had open.
+const GOING_PATIENCE: Duration = Duration::from_secs(2);
 /// How long thawing is tried after the command has ended.
 const THAW_FOR: Duration = Duration::from_secs(120);
 
@@ -154,6 +157,7 @@ impl Duties {
 /// # Errors
 /// When tidying up behind a killed command fails; the next command tries again.
 pub fn stand(home: &Home, vm: &VmName) -> Result<(), Error> {
+    let command = getppid();
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(std::io::stdin()).lines().map_while(Result::ok) {
@@ -170,6 +174,7 @@ pub fn stand(home: &Home, vm: &VmName) -> Result<(), Error> {
             Err(mpsc::RecvTimeoutError::Timeout) => relieve(home, vm, &mut duties),
             Err(mpsc::RecvTimeoutError::Disconnected) if duties.done => return thaw_at_last(home, vm, &duties),
             Err(mpsc::RecvTimeoutError::Disconnected) => {
+                wait_until_gone(command);
                 let tidied = tidy_up(home, vm);
                 duties.fall_due();
                 relieve(home, vm, &mut duties);
@@ -180,6 +185,15 @@ pub fn stand(home: &Home, vm: &VmName) -> Result<(), Error> {
                 });
             }
         }
+    }
+}
+
+/// Waits until nothing is open any more in the process that posted this guard. The kernel closes the descriptors of one that was killed
+/// in turn, the pipe among the first: locks further on would be taken for held. A process has no children once all are closed.
+fn wait_until_gone(command: Option<Pid>) {
+    let deadline = Instant::now() + GOING_PATIENCE;
+    while command.is_some_and(|command| !command.is_init()) && getppid() == command && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
