@@ -78,7 +78,10 @@ fn days_are_whole_and_those_of_the_policies_zone() {
 fn what_is_written_is_signed_and_a_change_is_seen() {
     let bench = home();
     let told = bench.run(&OCTOBER).with(0).out;
-    assert!(told.contains("2 machines, 1 of them without a policy\n3 points, 0 besides them incomplete; 0 snapshots\n"), "{told}");
+    assert!(
+        told.contains("2 machines, 1 of them without a policy\n3 points, 0 besides them incomplete; 0 snapshots\n"),
+        "{told}"
+    );
     let dir = "keyframe-report-2026-10-01-2026-10-03";
     let key = fs::read_to_string(bench.path("machines/evidence/signing.pub")).unwrap();
     assert!(told.contains(&format!("signature: {dir}/report.json.sig, by key {key}")), "{told}");
