@@ -187,10 +187,7 @@ pub fn cut_disks_in(monitor: &mut Client, overlays: &[Overlay], company: &dyn Co
     forget_the_past(monitor)?;
     let runs = monitor.call(&QueryStatus {})?.running;
     if !runs {
-        company.all_still()?;
-        let at = cut_disks(monitor, overlays)?;
-        company.all_cut()?;
-        return Ok(CutReport { pause: Duration::ZERO, at, exact: true });
+        return cut_standing(monitor, overlays, company);
     }
     let result = Standing::stop(monitor).and_then(|standing| standing.cut(monitor, overlays, company));
     if result.is_err() {
@@ -407,14 +404,20 @@ impl Standing {
     }
 }
 
-fn still(monitor: &mut Client, overlays: &[Overlay], company: &dyn Company) -> Result<CutReport, Error> {
+/// Cuts the disks of a machine that stands still by itself.
+fn cut_standing(monitor: &mut Client, overlays: &[Overlay], company: &dyn Company) -> Result<CutReport, Error> {
     company.all_still()?;
     let at = cut_disks(monitor, overlays)?;
     company.all_cut()?;
+    Ok(CutReport { pause: Duration::ZERO, at, exact: true })
+}
+
+fn still(monitor: &mut Client, overlays: &[Overlay], company: &dyn Company) -> Result<CutReport, Error> {
+    let report = cut_standing(monitor, overlays, company)?;
     let migrate = begin(monitor)?;
     let deadline = Instant::now() + ARM_PATIENCE;
     monitor.wait_reply(migrate, deadline)?.ok_or(late("the start of saving", ARM_PATIENCE))?.body()?;
-    Ok(CutReport { pause: Duration::ZERO, at, exact: true })
+    Ok(report)
 }
 
 fn next(monitor: &mut Client, deadline: Instant) -> Result<Option<Incoming>, Error> {

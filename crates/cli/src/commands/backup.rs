@@ -16,7 +16,7 @@ use keyframe_engine::state::manifest::Consistency;
 use keyframe_engine::{Context, Error, lifecycle};
 use keyframe_repo::ids::ObjectId;
 use keyframe_repo::mark::{self, Standing, Statement};
-use keyframe_repo::{Point, Repository};
+use keyframe_repo::{Point, Repository, Totals};
 use keyframe_types::{ByteLen, SnapshotRef, Timestamp, VmName};
 use serde_json::{Value, json};
 
@@ -84,17 +84,27 @@ fn stored_together(report: &GroupBackupReport) -> String {
         .collect();
     rows.insert(0, ["  MACHINE", "CONSISTENCY", "PAUSE", "CHANGED BY"].map(str::to_owned).to_vec());
     text.push_str(&table(&rows));
-    let mut rows = vec![
-        ("  read", size(report.totals.scanned_bytes)),
-        ("  new", size(report.totals.new_bytes)),
-        ("  stored", size(report.totals.stored_bytes)),
-        ("  whole command", ms(report.total_ms)),
-    ];
+    let mut rows = what_it_took(&report.totals, report.total_ms);
     rows.extend(report.window_ms.map(|window_ms| ("  stood still within", ms(window_ms))));
     rows.extend(report.audited_bytes.map(|audited| ("  audited", audited.to_string())));
+    text.push_str(&rows_and_notes(rows, &report.notes));
+    text
+}
+
+/// Rows that every backup's report has.
+fn what_it_took(totals: &Totals, total_ms: f64) -> Vec<(&'static str, String)> {
+    vec![
+        ("  read", size(totals.scanned_bytes)),
+        ("  new", size(totals.new_bytes)),
+        ("  stored", size(totals.stored_bytes)),
+        ("  whole command", ms(total_ms)),
+    ]
+}
+
+fn rows_and_notes(rows: Vec<(&str, String)>, notes: &[String]) -> String {
     let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
-    text.push_str(&table(&rows));
-    for note in &report.notes {
+    let mut text = table(&rows);
+    for note in notes {
         let _ = writeln!(text, "  note: {note}");
     }
     text
@@ -128,13 +138,8 @@ fn size(bytes: u64) -> String {
 fn stored(report: &BackupReport) -> String {
     let id = report.id.get(..8).unwrap_or(&report.id);
     let mut text = format!("{}@{id}: {}\n", report.name, achieved(report.consistency, report.memory));
-    let mut rows = vec![
-        ("  changed by", changed_by(&report.changed_by)),
-        ("  read", size(report.totals.scanned_bytes)),
-        ("  new", size(report.totals.new_bytes)),
-        ("  stored", size(report.totals.stored_bytes)),
-        ("  whole command", ms(report.total_ms)),
-    ];
+    let mut rows = vec![("  changed by", changed_by(&report.changed_by))];
+    rows.extend(what_it_took(&report.totals, report.total_ms));
     if let Some(audited) = report.audited_bytes {
         rows.push(("  audited", audited.to_string()));
     }
@@ -150,11 +155,7 @@ fn stored(report: &BackupReport) -> String {
             rows.push(("  slowed for the guest", ms(live.slowed_ms)));
         }
     }
-    let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
-    text.push_str(&table(&rows));
-    for note in &report.notes {
-        let _ = writeln!(text, "  note: {note}");
-    }
+    text.push_str(&rows_and_notes(rows, &report.notes));
     text
 }
 

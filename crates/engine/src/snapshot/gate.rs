@@ -33,6 +33,9 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// All of them, in their order.
+    const ALL: [Self; 5] = [Self::Ready, Self::Frozen, Self::Still, Self::Cut, Self::Saved];
+
     /// How long a guest may wait here for others; `None` where it runs meanwhile.
     fn patience(self) -> Option<Duration> {
         match self {
@@ -141,9 +144,7 @@ impl Turn<'_> {
     /// # Errors
     /// As [`Turn::reach`].
     pub fn reach_all(&self) -> Result<(), Error> {
-        [Stage::Ready, Stage::Frozen, Stage::Still, Stage::Cut, Stage::Saved]
-            .into_iter()
-            .try_for_each(|s| self.reach(s))
+        Stage::ALL.into_iter().try_for_each(|stage| self.reach(stage))
     }
 
     /// The guest runs on.
@@ -183,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: [Stage; 5] = [Stage::Ready, Stage::Frozen, Stage::Still, Stage::Cut, Stage::Saved];
+    const ALL: [Stage; 5] = Stage::ALL;
 
     #[test]
     fn nobody_is_ahead_of_the_slowest() {
