@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use keyframe_acceptance::repository::Repository;
-use keyframe_acceptance::{Home, Machine, MachineSpec, Outcome, Result, guests};
+use keyframe_acceptance::serial::Mark;
+use keyframe_acceptance::{Daemon, Home, Machine, MachineSpec, Outcome, Result, guests};
 use keyframe_types::Timestamp;
 use serde_json::Value;
 
@@ -207,4 +208,87 @@ fn a_group_is_one_point_and_comes_back_together() -> Result<()> {
     let drilled = listed.list("points")?.iter().filter(|point| point["drilled"]["passed"] == true).count();
     assert_eq!(drilled, 2, "{}", listed.stdout);
     Ok(())
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn the_daemon_gives_a_group_what_it_is_owed_together() -> Result<()> {
+    let home = Home::new("group-serve")?;
+    let [web, db] = [worker(&home, "web")?, worker(&home, "db")?];
+    let repository = Repository::init(&home)?;
+    let place = repository.in_policy();
+    let text = format!(
+        r#"
+        [group.shop]
+        machines = {{ names = ["web", "db"] }}
+        within = "5s"
+        [policy.shop]
+        machines = {{ names = ["*"] }}
+        [policy.shop.snapshot]
+        schedule = "*:*:0/15"
+        keep = {{ last = 1 }}
+        ttl = "1h"
+        [[policy.shop.backup]]
+        name = "local"
+        {place}
+        schedule = "*:*:0/20"
+        memory = true
+        keep = {{ last = 1 }}
+        lock_days = 1
+        [policy.shop.drill]
+        schedule = "hourly"
+        what = ["point", "snapshot"]
+        "#
+    );
+    home.write_policies("shop.toml", &text)?;
+    let daemon = Daemon::start(&home, &[])?;
+    let done = |kind: &str| -> Result<Vec<Value>> {
+        let jobs = daemon.get("/api/v1/jobs?state=done&limit=1000")?.json();
+        let all = jobs["jobs"].as_array().cloned().unwrap_or_default();
+        Ok(all.into_iter().filter(|job| job["kind"] == kind).collect())
+    };
+    let begun = std::time::Instant::now();
+    for (kind, count) in [("snapshot", 3), ("backup", 2), ("drill", 1)] {
+        while done(kind)?.len() < count {
+            assert!(begun.elapsed() < 240 * SECOND, "{kind}: {}", daemon.get("/api/v1/jobs")?.json());
+            std::thread::sleep(SECOND / 5);
+        }
+        for job in done(kind)? {
+            assert_eq!((&job["group"], &job["machines"]), (&"shop".into(), &serde_json::json!(["db", "web"])), "{job}");
+        }
+    }
+    let shown = daemon.wait_for("/api/v1/overview", 30 * SECOND, |shown| shown["counts"]["protected"] == 2)?;
+    assert_eq!(shown["counts"]["protected"], 2, "{}", shown["machines"]);
+    let [point_of_db, point_of_web] = [0, 1].map(|at| shown["machines"][at]["last_point"]["id"].clone());
+    assert!(point_of_db.is_string() && point_of_db == point_of_web, "{}", shown["machines"]);
+    // By each of its machines, too.
+    let of_web = daemon.get("/api/v1/jobs?machine=web&limit=1000")?.json();
+    assert_eq!(of_web, daemon.get("/api/v1/jobs?machine=db&limit=1000")?.json());
+
+    // Nothing under way: what is there now is of whole groups.
+    assert_eq!(daemon.post("/api/v1/pause", &serde_json::json!({}))?.status, 200);
+    let under_way = |job: &Value| job["ended"].is_null() && job["began"].is_string();
+    let quiet = |shown: &Value| !shown["jobs"].as_array().is_some_and(|jobs| jobs.iter().any(under_way));
+    let shown = daemon.wait_for("/api/v1/overview", 60 * SECOND, quiet)?;
+    assert!(quiet(&shown), "{shown}");
+    let failed = daemon.get("/api/v1/jobs?state=failed")?.json();
+    assert_eq!(failed["jobs"], serde_json::json!([]));
+    let taken = |name: &str| -> Result<Vec<String>> {
+        let all = snapshots(&home, name)?;
+        Ok(all.iter().filter_map(|one| Some(one["name"].as_str()?.to_owned())).collect())
+    };
+    let of_group = taken("web")?;
+    assert_eq!(of_group, taken("db")?);
+    assert_eq!(of_group.len(), 1, "{of_group:?}");
+    assert_one_instant(&home, &["web", "db"], &of_group[0])?;
+    // Locked, so none went yet: one point for both, of the group's name.
+    let points = repository.run(&home, &["points", "--json"])?.succeeded()?;
+    let all = points.list("points")?;
+    assert!(all.len() >= 4 && all.iter().all(|point| point["group"] == "shop"), "{}", points.stdout);
+    assert!(all.iter().all(|point| point["locked_until"].is_string()), "{}", points.stdout);
+    assert!(all.iter().all(|point| point["memory"] == true), "{}", points.stdout);
+    daemon.kill()?;
+    web.assert_intact(Mark::START)?;
+    db.assert_intact(Mark::START)
 }

@@ -386,6 +386,9 @@ pub struct SnapshotArgs {
     /// Rather a snapshot without memory than a longer pause
     #[arg(long, requires = "max_pause")]
     pub or_disk_only: bool,
+    /// Of several machines: none is cut where not all are within this time from before the first is stopped [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = parse_span)]
+    pub within: Option<Duration>,
     /// Have the guest's agent freeze file systems around the instant
     #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, default_missing_value = "must", default_value = "no", require_equals = true)]
     pub freeze: FreezeArg,
@@ -443,10 +446,10 @@ pub struct SnapshotSetArgs {
 
 #[derive(Debug, Args)]
 pub struct TestArgs {
-    /// The snapshot; with --all, the machine
-    #[arg(value_name = "VM@SNAP")]
-    pub target: TestTarget,
-    /// All snapshots of the machine, one after the other
+    /// The snapshots, one after the other; with --all, the machines
+    #[arg(value_name = "VM@SNAP", required = true)]
+    pub targets: Vec<TestTarget>,
+    /// All snapshots of the machines
     #[arg(long)]
     pub all: bool,
     /// How long it may take from the start of the throw-away machine's process until all probes are satisfied

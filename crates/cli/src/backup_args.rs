@@ -47,6 +47,9 @@ pub struct BackupArgs {
     /// The machines are a group of this name: they are cut at one instant, and stored as one point
     #[arg(long, value_name = "NAME", conflicts_with = "live")]
     pub group: Option<VmName>,
+    /// Of a group: none is cut where not all are within this time from before the first is stopped [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = parse_span, requires = "group")]
+    pub within: Option<Duration>,
     /// With its running state: memory, processors and devices
     #[arg(long)]
     pub memory: bool,

@@ -15,17 +15,10 @@ use crate::error::{Error, IoContext as _};
 use crate::job::{Duty, Job, JobId, State, digits};
 
 /// The form of the tables, once what is in them is all that should be.
-const FORM: i64 = 1;
+const FORM: i64 = 2;
 
 const TABLES: &str = "
     DROP TABLE IF EXISTS job; DROP TABLE IF EXISTS begun; DROP TABLE IF EXISTS achieved; DROP TABLE IF EXISTS space;
-    CREATE TABLE job (
-        id TEXT PRIMARY KEY, machine TEXT NOT NULL, kind TEXT NOT NULL, duty TEXT, state TEXT NOT NULL,
-        over INTEGER NOT NULL, due INTEGER NOT NULL, ended INTEGER, document TEXT NOT NULL
-    ) WITHOUT ROWID;
-    CREATE INDEX job_by_machine ON job (machine, id);
-    CREATE INDEX job_open ON job (over, id);
-    CREATE INDEX job_by_end ON job (ended);
     CREATE TABLE begun (machine TEXT NOT NULL, duty TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (machine, duty)) WITHOUT ROWID;
     CREATE TABLE achieved (
         machine TEXT NOT NULL, duty TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (machine, duty)
@@ -33,12 +26,37 @@ const TABLES: &str = "
     CREATE TABLE space (at INTEGER PRIMARY KEY, free INTEGER NOT NULL);
 ";
 
-/// What came later, beside tables that are in use. A catalog without it works as well, only slower or with less to tell.
+/// Jobs: a row for each machine that one is for, all with the whole job. One of them leads: by that alone a job is listed once.
+/// `state` is the job's, `own_state` what it came to for the row's machine.
+const JOBS: &str = "
+    CREATE TABLE job (
+        id TEXT NOT NULL, machine TEXT NOT NULL, leads INTEGER NOT NULL, kind TEXT NOT NULL, duty TEXT, state TEXT NOT NULL,
+        own_state TEXT NOT NULL, over INTEGER NOT NULL, due INTEGER NOT NULL, ended INTEGER, document TEXT NOT NULL,
+        PRIMARY KEY (id, machine)
+    ) WITHOUT ROWID;
+    CREATE INDEX job_by_machine ON job (machine, id);
+    CREATE INDEX job_by_machine_and_state ON job (machine, state, id);
+    CREATE INDEX job_by_machine_and_end ON job (machine, ended);
+    CREATE INDEX job_open ON job (over, id);
+    CREATE INDEX job_by_state ON job (state, leads, id);
+    CREATE INDEX job_by_end ON job (ended);
+    CREATE INDEX job_by_kind_and_end ON job (kind, state, ended);
+";
+
+/// From the form before: of which each job had one row.
+const JOBS_FROM_FORM_1: &str = "
+    ALTER TABLE job RENAME TO job_of_form_1;
+    DROP INDEX job_by_machine; DROP INDEX job_open; DROP INDEX job_by_end; DROP INDEX IF EXISTS job_by_state;
+    DROP INDEX IF EXISTS job_by_machine_and_state; DROP INDEX IF EXISTS job_by_machine_and_end;
+    DROP INDEX IF EXISTS job_by_kind_and_end;
+";
+const JOBS_OF_FORM_1: &str = "
+    INSERT INTO job SELECT id, machine, 1, kind, duty, state, state, over, due, ended, document FROM job_of_form_1;
+    DROP TABLE job_of_form_1;
+";
+
+/// What came later, beside tables that are in use. A catalog without it works as well, only with less to tell.
 const ADDITIONS: &str = "
-    CREATE INDEX IF NOT EXISTS job_by_state ON job (state, id);
-    CREATE INDEX IF NOT EXISTS job_by_machine_and_state ON job (machine, state, id);
-    CREATE INDEX IF NOT EXISTS job_by_machine_and_end ON job (machine, ended);
-    CREATE INDEX IF NOT EXISTS job_by_kind_and_end ON job (kind, state, ended);
     CREATE TABLE IF NOT EXISTS alert (id TEXT PRIMARY KEY, document TEXT NOT NULL) WITHOUT ROWID;
 ";
 
@@ -85,18 +103,20 @@ impl Wanted {
                 values.push(Value::from(value.to_owned()));
             }
         }
-        let conditions =
-            if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
+        if self.machine.is_none() {
+            conditions.push("leads = 1".to_owned());
+        }
+        let conditions = conditions.join(" AND ");
         values.push(Value::from(i64::try_from(self.limit).unwrap_or(i64::MAX)));
-        (format!("SELECT document FROM job{conditions} ORDER BY id DESC LIMIT ?"), values)
+        (format!("SELECT document FROM job WHERE {conditions} ORDER BY id DESC LIMIT ?"), values)
     }
 }
 
 fn ended_query(machine: Option<&str>, from: Timestamp, until: Timestamp) -> (String, Vec<Value>) {
     let mut values: Vec<Value> = machine.map(|machine| Value::from(machine.to_owned())).into_iter().collect();
     values.extend([ms(from), ms(until)].map(Value::from));
-    let of_machine = if machine.is_some() { "machine = ? AND " } else { "" };
-    (format!("SELECT document FROM job WHERE {of_machine}ended >= ? AND ended < ? ORDER BY id"), values)
+    let which = if machine.is_some() { "machine = ?" } else { "leads = 1" };
+    (format!("SELECT document FROM job WHERE {which} AND ended >= ? AND ended < ? ORDER BY id"), values)
 }
 
 fn ms(at: Timestamp) -> i64 {
@@ -168,9 +188,10 @@ impl Catalog {
         }
         let form: i64 = database.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         match form {
-            0 => {
-                database.execute_batch(&format!("BEGIN; {TABLES} COMMIT;"))?;
-            }
+            0 => database.execute_batch(&format!("BEGIN; {TABLES} {JOBS} COMMIT;"))?,
+            1 => database.execute_batch(&format!(
+                "BEGIN; {JOBS_FROM_FORM_1} {JOBS} {JOBS_OF_FORM_1} PRAGMA user_version = {FORM}; COMMIT;"
+            ))?,
             FORM => {}
             other => return Err(Error::Refused(format!("it is of form {other}, and this daemon knows {FORM}"))),
         }
@@ -181,7 +202,7 @@ impl Catalog {
         // Damage that only shows in what is read.
         catalog.open_jobs()?;
         catalog.begun()?;
-        Ok((catalog, form == FORM))
+        Ok((catalog, form != 0))
     }
 
     /// Where it is.
@@ -216,21 +237,30 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`].
     pub fn put(&self, job: &Job) -> Result<(), Error> {
+        if job.together.is_some() {
+            // Machines may have left it.
+            self.database.prepare_cached("DELETE FROM job WHERE id = ?1")?.execute([job.id.as_str()])?;
+        }
         let mut statement = self.database.prepare_cached(
-            "INSERT OR REPLACE INTO job (id, machine, kind, duty, state, over, due, ended, document)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            "INSERT OR REPLACE INTO job (id, machine, leads, kind, duty, state, own_state, over, due, ended, document)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         )?;
-        statement.execute(params![
-            job.id.as_str(),
-            job.machine,
-            job.kind(),
-            job.duty().map(Duty::key),
-            job.state.as_str(),
-            job.state.is_over(),
-            ms(job.due),
-            job.ended.map(ms),
-            serde_json::to_string(job)?,
-        ])?;
+        let document = serde_json::to_string(job)?;
+        for machine in job.machines() {
+            statement.execute(params![
+                job.id.as_str(),
+                machine,
+                machine == job.machine,
+                job.kind(),
+                job.duty().map(Duty::key),
+                job.state.as_str(),
+                job.seen_from(machine).state.as_str(),
+                job.state.is_over(),
+                ms(job.due),
+                job.ended.map(ms),
+                document,
+            ])?;
+        }
         Ok(())
     }
 
@@ -283,7 +313,8 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`], [`Error::Record`].
     pub fn open_jobs(&self) -> Result<Vec<Job>, Error> {
-        let mut statement = self.database.prepare_cached("SELECT document FROM job WHERE over = 0 ORDER BY id")?;
+        let mut statement =
+            self.database.prepare_cached("SELECT document FROM job WHERE over = 0 AND leads = 1 ORDER BY id")?;
         let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
         rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
     }
@@ -294,15 +325,19 @@ impl Catalog {
     /// [`Error::Catalog`], [`Error::Record`].
     pub fn troubles(&self) -> Result<BTreeMap<(String, String), Job>, Error> {
         let mut statement = self.database.prepare_cached(
-            "SELECT machine, duty, document FROM job AS failed WHERE over = 1 AND state = 'failed' AND duty IS NOT NULL
+            "SELECT machine, duty, document FROM job AS failed
+             WHERE over = 1 AND state = 'failed' AND own_state = 'failed' AND duty IS NOT NULL
              AND NOT EXISTS (SELECT 1 FROM job AS later WHERE later.machine = failed.machine AND later.id > failed.id
-                 AND later.duty = failed.duty AND later.state IN ('done', 'incomplete'))
+                 AND later.duty = failed.duty AND later.own_state IN ('done', 'incomplete'))
              ORDER BY id",
         )?;
-        let rows = statement.query_map([], |row| Ok(((row.get(0)?, row.get(1)?), row.get::<_, String>(2)?)))?;
+        let rows =
+            statement.query_map([], |row| Ok(((row.get::<_, String>(0)?, row.get(1)?), row.get::<_, String>(2)?)))?;
         rows.map(|row| {
             let (key, document) = row?;
-            Ok((key, serde_json::from_str(&document)?))
+            let job: Job = serde_json::from_str(&document)?;
+            let seen = job.seen_from(&key.0);
+            Ok((key, seen))
         })
         .collect()
     }
@@ -312,7 +347,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`], [`Error::Record`].
     pub fn job(&self, id: &JobId) -> Result<Option<Job>, Error> {
-        let mut statement = self.database.prepare_cached("SELECT document FROM job WHERE id = ?1")?;
+        let mut statement = self.database.prepare_cached("SELECT document FROM job WHERE id = ?1 LIMIT 1")?;
         let document: Option<String> = statement.query_row([id.as_str()], |row| row.get(0)).optional()?;
         document.map(|document| Ok(serde_json::from_str(&document)?)).transpose()
     }
@@ -328,7 +363,7 @@ impl Catalog {
         rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
     }
 
-    /// Jobs of a machine that ended at `from` or later, by age.
+    /// Jobs that ended at `from` or later, by age; those of a machine as it has them.
     ///
     /// # Errors
     /// [`Error::Catalog`], [`Error::Record`].
@@ -336,7 +371,8 @@ impl Catalog {
         let (query, values) = ended_query(machine, from, until);
         let mut statement = self.database.prepare_cached(&query)?;
         let rows = statement.query_map(params_from_iter(values), |row| row.get::<_, String>(0))?;
-        rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
+        let seen = |job: Job| machine.map_or_else(|| job.clone(), |machine| job.seen_from(machine));
+        rows.map(|row| Ok(seen(serde_json::from_str(&row?)?))).collect()
     }
 
     /// Machines of which a job ended at `from` or later.
@@ -447,6 +483,55 @@ mod tests {
     }
 
     #[test]
+    fn a_groups_job_is_found_by_each_of_its_machines_and_listed_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (catalog, _) = Catalog::open(&dir.path().join("catalog.db"), now()).unwrap();
+        let mut group = job().for_group("shop", ["db", "mail", "web"].map(str::to_owned));
+        catalog.put(&group).unwrap();
+        group.retain(|machine| machine != "mail");
+        (group.state, group.ended) = (State::Failed, Some(now()));
+        catalog.put(&group).unwrap();
+        let wanted = |machine: Option<&str>| Wanted { machine: machine.map(str::to_owned), state: None, limit: 10 };
+        for (machine, jobs) in [(None, 1), (Some("db"), 1), (Some("web"), 1), (Some("mail"), 0)] {
+            assert_eq!(catalog.jobs(&wanted(machine)).unwrap().len(), jobs, "{machine:?}");
+        }
+        assert_eq!(catalog.job(&group.id).unwrap().as_ref(), Some(&group));
+        let after = now() + jiff::SignedDuration::from_secs(1);
+        assert_eq!(catalog.ended_since(None, now(), after).unwrap(), std::slice::from_ref(&group));
+        assert_eq!(catalog.ended_since(Some("web"), now(), after).unwrap(), [group.seen_from("web")]);
+        let troubled: Vec<(String, String)> = catalog.troubles().unwrap().into_keys().collect();
+        assert_eq!(troubled, ["db", "web"].map(|machine| (machine.to_owned(), "backup:away".to_owned())));
+        // By itself again.
+        let mut alone = job();
+        alone.machine = "web".to_owned();
+        (alone.state, alone.ended) = (State::Done, Some(now()));
+        alone.id = JobId::try_from("99991129000000-later".to_owned()).unwrap();
+        catalog.put(&alone).unwrap();
+        assert_eq!(catalog.troubles().unwrap().into_keys().map(|key| key.0).collect::<Vec<_>>(), ["db"]);
+    }
+
+    #[test]
+    fn one_of_the_form_before_goes_on_with_all_that_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.db");
+        let database = Connection::open(&path).unwrap();
+        let before = include_str!("catalog/form-1.sql");
+        database.execute_batch(before).unwrap();
+        drop(database);
+        let (catalog, found) = Catalog::open(&path, now()).unwrap();
+        assert_eq!(found, Found::Whole);
+        let open = catalog.open_jobs().unwrap();
+        assert_eq!(open.iter().map(|job| job.machine.as_str()).collect::<Vec<_>>(), ["web"]);
+        assert_eq!(catalog.jobs(&Wanted { limit: 10, ..Wanted::default() }).unwrap().len(), 2);
+        assert_eq!(catalog.begun().unwrap().len(), 1);
+        drop(catalog);
+        assert_eq!(
+            Catalog::open(&path, now()).unwrap().0.jobs(&Wanted { limit: 10, ..Wanted::default() }).unwrap().len(),
+            2
+        );
+    }
+
+    #[test]
     fn what_was_put_is_found_again_after_opening_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
@@ -516,7 +601,7 @@ mod tests {
         };
         let db = Some("db");
         assert_eq!(asked(db, None), "SEARCH job USING INDEX job_by_machine (machine=?)");
-        assert_eq!(asked(None, Some(State::Failed)), "SEARCH job USING INDEX job_by_state (state=?)");
+        assert_eq!(asked(None, Some(State::Failed)), "SEARCH job USING INDEX job_by_state (state=? AND leads=?)");
         let both = asked(db, Some(State::Failed));
         assert_eq!(both, "SEARCH job USING INDEX job_by_machine_and_state (machine=? AND state=?)");
         // In the order of the table, until there are enough.

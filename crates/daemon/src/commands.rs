@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use keyframe_policy::{BackupPolicy, Consistency, DrillPolicy, DrillTarget, Keep, Owed, SnapshotPolicy};
 use keyframe_types::{Kept, Retention};
 
-use crate::fleet::SeenSnapshot;
+use crate::fleet::{SeenSnapshot, Snapshots};
 use crate::job::{Duty, Job, Request, Step};
 
 /// A command.
@@ -32,10 +32,10 @@ pub enum Todo {
 /// What steps are made from.
 #[derive(Debug, Clone, Copy)]
 pub struct Means<'a> {
-    /// What the machine is owed now; nothing when no policy chooses it.
+    /// What the machine is owed now, of several the first; nothing when no policy chooses it.
     pub owed: Option<&'a Owed>,
-    /// Its snapshots, by age.
-    pub snapshots: &'a [SeenSnapshot],
+    /// The machines' snapshots.
+    pub snapshots: &'a Snapshots,
     /// The time.
     pub now: Timestamp,
     /// Bytes per second that this job may send, by the host's limit.
@@ -61,7 +61,7 @@ pub fn todo(job: &Job, means: Means<'_>) -> Todo {
         Request::Owed { policy, duty } => (policy, duty),
     };
     let Some(owed) = means.owed.filter(|owed| owed.policy.as_str() == policy) else {
-        return Todo::Withdrawn(format!("policy {policy} does not choose {} any more", job.machine));
+        return Todo::Withdrawn(format!("policy {policy} does not choose {} any more", job.subject()));
     };
     match duty {
         Duty::Snapshot => match &owed.snapshot {
@@ -93,15 +93,15 @@ fn asked(mut arguments: Vec<String>, backup: Option<&str>, means: Means<'_>) -> 
 }
 
 fn of_snapshot(job: &Job, step: Step, policy: &str, snapshot: &SnapshotPolicy, means: Means<'_>) -> Todo {
-    let vm = job.machine.as_str();
     match step {
         Step::Main => {
-            let name = job.snapshot_name();
-            // An attempt that nobody saw the end of has taken it.
-            if means.snapshots.iter().any(|one| one.name == name) {
+            if taken(job, means.snapshots).is_some() {
                 return Todo::Nothing;
             }
-            let mut arguments = words(["snapshot", vm, "--name", &name, "--owner", &owner(policy)]);
+            let mut arguments = words(["snapshot"]);
+            arguments.extend(job.machines().map(str::to_owned));
+            arguments.extend(window(job, means));
+            arguments.extend(words(["--name", &free_name(job, means.snapshots), "--owner", &owner(policy)]));
             arguments.extend(words(["--note", &format!("owed by policy {policy}")]));
             if !snapshot.memory {
                 arguments.push("--disk-only".to_owned());
@@ -119,19 +119,50 @@ fn of_snapshot(job: &Job, step: Step, policy: &str, snapshot: &SnapshotPolicy, m
         Step::Thin if job.incomplete => Todo::Nothing,
         Step::Thin => {
             let Keep::By(rule) = &snapshot.keep else { return Todo::Nothing };
-            let made = job.made.as_ref().map(|made| made.id.as_str());
-            let going = not_kept(rule, means.snapshots, made, means.now);
-            if going.is_empty() {
-                return Todo::Nothing;
-            }
-            run(std::iter::once("delete".to_owned()).chain(going.iter().map(|id| format!("{vm}@{id}"))))
+            let going = job.machines().flat_map(|vm| {
+                let made = job.seen_from(vm).made;
+                let going = not_kept(rule, of(vm, means.snapshots), made.as_ref().map(|made| &*made.id), means.now);
+                going.into_iter().map(move |id| format!("{vm}@{id}"))
+            });
+            some("delete", going.collect())
         }
         Step::Expire => {
             let over = |one: &SeenSnapshot| one.expires.is_some_and(|at| at <= means.now) && !one.held;
-            if means.snapshots.iter().any(over) { run(["expire", vm]) } else { Todo::Nothing }
+            let has_some = |vm: &&str| of(vm, means.snapshots).iter().any(over);
+            some("expire", job.machines().filter(has_some).map(str::to_owned).collect())
         }
         Step::Look | Step::Lock | Step::Prune | Step::Drill(_) => Todo::Nothing,
     }
+}
+
+fn of<'a>(vm: &str, snapshots: &'a Snapshots) -> &'a [SeenSnapshot] {
+    snapshots.get(vm).map_or(&[], Vec::as_slice)
+}
+
+/// How close the cuts of a group's machines must be.
+fn window(job: &Job, means: Means<'_>) -> Vec<String> {
+    let within = means.owed.filter(|_| job.together.is_some()).and_then(|owed| owed.cut_within);
+    within.map_or_else(Vec::new, |within| words(["--within", &format!("{}ms", within.as_millis())]))
+}
+
+/// A command on all of these; nothing to do where there are none.
+fn some(command: &str, all: Vec<String>) -> Todo {
+    if all.is_empty() { Todo::Nothing } else { run(std::iter::once(command.to_owned()).chain(all)) }
+}
+
+/// The snapshots, by machine, that an attempt took of which nobody saw the end: of all machines at one instant.
+#[must_use]
+pub fn taken<'a>(job: &Job, snapshots: &'a Snapshots) -> Option<Vec<(String, &'a SeenSnapshot)>> {
+    job.snapshot_names().find_map(|name| {
+        let of_name = |vm: &str| Some((vm.to_owned(), of(vm, snapshots).iter().find(|one| one.name == name)?));
+        job.machines().map(of_name).collect()
+    })
+}
+
+/// A name that none of the machines has a snapshot of.
+fn free_name(job: &Job, snapshots: &Snapshots) -> String {
+    let is_free = |name: &String| job.machines().all(|vm| of(vm, snapshots).iter().all(|one| one.name != *name));
+    job.snapshot_names().find(is_free).or_else(|| job.snapshot_names().last()).unwrap_or_default()
 }
 
 /// Of the snapshots that policies took, those that a rule does not keep; never the one that was just made. Those of the future, which
@@ -149,16 +180,22 @@ pub fn not_kept(rule: &Retention, snapshots: &[SeenSnapshot], made: Option<&str>
 }
 
 fn of_backup(job: &Job, step: Step, policy: &str, backup: &BackupPolicy, means: Means<'_>) -> Todo {
-    let vm = job.machine.as_str();
+    let name = job.point_name();
     let place = place(backup, means.share);
     let mut arguments = match step {
-        Step::Look => words(["points", vm]),
+        Step::Look => words(["points", &job.machine]),
         Step::Main => {
             let mut note = format!("owed by policy {policy}");
             if let Some(anchor) = means.anchor {
                 note.push_str(&format!("; audit {anchor}"));
             }
-            let mut arguments = words(["backup", vm, "--tag", &job.point_tag(), "--note", &note]);
+            let mut arguments = words(["backup"]);
+            arguments.extend(job.machines().map(str::to_owned));
+            if job.together.is_some() {
+                arguments.extend(words(["--group", name]));
+                arguments.extend(window(job, means));
+            }
+            arguments.extend(words(["--tag", &job.point_tag(), "--note", &note]));
             arguments.extend(words(["--tag", &tag(policy, backup)]));
             arguments.extend(backup.memory.then(|| "--memory".to_owned()));
             arguments.extend(freeze(backup.consistency));
@@ -172,7 +209,7 @@ fn of_backup(job: &Job, step: Step, policy: &str, backup: &BackupPolicy, means: 
         }
         Step::Lock => match &job.made {
             Some(made) if backup.lock_days > 0 => {
-                words(["lock", &format!("{vm}@{}", made.id), "--for", &format!("{}d", backup.lock_days)])
+                words(["lock", &format!("{name}@{}", made.id), "--for", &format!("{}d", backup.lock_days)])
             }
             _ => return Todo::Nothing,
         },
@@ -181,7 +218,7 @@ fn of_backup(job: &Job, step: Step, policy: &str, backup: &BackupPolicy, means: 
         Step::Thin => match &backup.keep {
             Keep::All => return Todo::Nothing,
             Keep::By(rule) => {
-                let mut arguments = words(["repo", "forget", "--name", vm, "--tag", &tag(policy, backup)]);
+                let mut arguments = words(["repo", "forget", "--name", name, "--tag", &tag(policy, backup)]);
                 arguments.extend(keeping(rule));
                 arguments
             }
@@ -202,16 +239,19 @@ fn tag(policy: &str, backup: &BackupPolicy) -> String {
 }
 
 fn of_drill(job: &Job, number: u8, owed: &Owed, drill: &DrillPolicy, means: Means<'_>) -> Todo {
-    let vm = job.machine.as_str();
     let Some(target) = drill.what.get(usize::from(number)) else { return Todo::Nothing };
     let mut arguments = match target {
-        DrillTarget::Snapshot => match means.snapshots.last() {
-            Some(latest) => words(["test", &format!("{vm}@{}", latest.id)]),
-            None => return Todo::Withdrawn(format!("{vm} has no snapshot that could be tested")),
-        },
+        DrillTarget::Snapshot => {
+            let latest = |vm: &str| Some(format!("{vm}@{}", of(vm, means.snapshots).last()?.id));
+            let all: Vec<String> = job.machines().filter_map(latest).collect();
+            if all.is_empty() {
+                return Todo::Withdrawn(format!("{} has no snapshot that could be tested", job.subject()));
+            }
+            std::iter::once("test".to_owned()).chain(all).collect()
+        }
         DrillTarget::Point(name) => match owed.backups.iter().find(|backup| backup.name == *name) {
             Some(backup) => {
-                let mut arguments = words(["drill", vm]);
+                let mut arguments = words(["drill", job.point_name()]);
                 arguments.extend(place(backup, means.share));
                 arguments
             }

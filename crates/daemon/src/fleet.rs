@@ -34,6 +34,9 @@ pub struct SeenSnapshot {
     pub held: bool,
 }
 
+/// Snapshots of machines, each one's by age.
+pub type Snapshots = BTreeMap<String, Vec<SeenSnapshot>>;
+
 /// A machine.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Seen {

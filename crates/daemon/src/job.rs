@@ -1,5 +1,6 @@
-//! A job: one thing that is done for one machine, from the time it is due until it has ended, over restarts and retries.
+//! A job: one thing that is done for one machine, or for those of a group together, from the time it is due until it has ended, over restarts and retries.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
@@ -190,8 +191,11 @@ pub enum Step {
 pub struct Job {
     /// Its name.
     pub id: JobId,
-    /// The machine it is for.
+    /// The machine it is for; of several the first by name.
     pub machine: String,
+    /// The machines that it is for, where it is done for several together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub together: Option<Together>,
     /// Why it is there.
     pub request: Request,
     /// Who asked: `policy NAME`, `uid 0`, a token's name.
@@ -227,7 +231,7 @@ pub struct Job {
     pub exit: Option<i32>,
     /// What came of it, or why it failed, in a line.
     pub what: Option<String>,
-    /// The point or snapshot that it made.
+    /// The point or snapshot that it made; of a group what it made of [`Job::machine`].
     pub made: Option<Made>,
     /// Something is missing.
     pub incomplete: bool,
@@ -235,6 +239,24 @@ pub struct Job {
     pub refuted: bool,
     /// Somebody wants it to end.
     pub cancelling: bool,
+}
+
+/// Machines of a group for which a job is done together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Together {
+    /// The group's name, which its points have.
+    pub group: String,
+    /// All of them, by name, with what the job came to for each; at least two.
+    pub machines: BTreeMap<String, Share>,
+}
+
+/// What a job came to for one of a group's machines.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// The point or snapshot that it made of it, or the proof.
+    pub made: Option<Made>,
+    /// A proof did not succeed on it.
+    pub refuted: bool,
 }
 
 /// What a job made.
@@ -261,6 +283,77 @@ impl Job {
         Self::new(machine, request, format!("policy {policy}"), steps, due, missed, now)
     }
 
+    /// The same for machines of a group together: `machines` has at least two.
+    #[must_use]
+    pub fn for_group(mut self, group: &str, machines: impl IntoIterator<Item = String>) -> Self {
+        let machines: BTreeMap<String, Share> =
+            machines.into_iter().map(|machine| (machine, Share::default())).collect();
+        self.together = Some(Together { group: group.to_owned(), machines });
+        self.retain(|_| true);
+        self
+    }
+
+    /// Leaves out machines that are to be left out. Whatever is left of a group, a job is for one machine at least.
+    pub fn retain(&mut self, stays: impl Fn(&str) -> bool) {
+        let Some(together) = &mut self.together else { return };
+        together.machines.retain(|machine, _| stays(machine));
+        if let Some(first) = together.machines.keys().next() {
+            self.machine.clone_from(first);
+        }
+        if together.machines.len() < 2 {
+            self.together = None;
+        }
+    }
+
+    /// The machines that it is for, by name.
+    pub fn machines(&self) -> impl Iterator<Item = &str> {
+        let alone = self.together.is_none().then_some(self.machine.as_str());
+        let together = self.together.iter().flat_map(|together| together.machines.keys().map(String::as_str));
+        alone.into_iter().chain(together)
+    }
+
+    /// Whether it is for a machine.
+    #[must_use]
+    pub fn is_for(&self, machine: &str) -> bool {
+        self.machines().any(|one| one == machine)
+    }
+
+    /// The name that its points have: the group's, or the machine's.
+    #[must_use]
+    pub fn point_name(&self) -> &str {
+        self.together.as_ref().map_or(&self.machine, |together| &together.group)
+    }
+
+    /// What it is for, as a person is told.
+    #[must_use]
+    pub fn subject(&self) -> String {
+        match &self.together {
+            None => self.machine.clone(),
+            Some(together) => {
+                let names: Vec<&str> = together.machines.keys().map(String::as_str).collect();
+                format!("{} ({})", together.group, names.join(", "))
+            }
+        }
+    }
+
+    /// The job as one of its machines has it: with what it came to for that one.
+    #[must_use]
+    pub fn seen_from(&self, machine: &str) -> Self {
+        let mut seen = self.clone();
+        let Some(share) = self.together.as_ref().and_then(|together| together.machines.get(machine)) else {
+            return seen;
+        };
+        machine.clone_into(&mut seen.machine);
+        seen.made.clone_from(&share.made);
+        seen.refuted = share.refuted;
+        // Another one did not come back: that is not this one's fault.
+        if self.refuted && !share.refuted && self.state == State::Failed && share.made.is_some() {
+            seen.state = if self.incomplete { State::Incomplete } else { State::Done };
+            seen.what = share.made.as_ref().and_then(|made| made.took_ms).map(came_back);
+        }
+        seen
+    }
+
     /// One that somebody asked for.
     #[must_use]
     pub fn asked(machine: &str, action: Action, by: &str, now: Timestamp) -> Self {
@@ -279,6 +372,7 @@ impl Job {
         Self {
             id: JobId::at(now),
             machine: machine.to_owned(),
+            together: None,
             request,
             by,
             state: State::Waiting,
@@ -329,6 +423,12 @@ impl Job {
         }
     }
 
+    /// Whether it is there because of a policy.
+    #[must_use]
+    pub fn is_owed_by(&self, name: &PolicyName) -> bool {
+        matches!(&self.request, Request::Owed { policy, .. } if policy == name.as_str())
+    }
+
     /// Who goes first: what somebody waits for, then what costs least when it is late.
     #[must_use]
     pub fn priority(&self) -> u8 {
@@ -340,10 +440,11 @@ impl Job {
         }
     }
 
-    /// The name of the snapshot that an owed job takes: the same at every attempt, so that none is taken twice.
-    #[must_use]
-    pub fn snapshot_name(&self) -> String {
-        format!("auto-{}", self.id)
+    /// The names that the snapshots of an owed job may have. The first one, at every attempt, so that none is taken twice; one more
+    /// for each time that a group's may have been taken of some machines and, by a power cut, not of the others.
+    pub fn snapshot_names(&self) -> impl Iterator<Item = String> {
+        let further = |number: u32| format!("auto-{}-{number}", self.id);
+        std::iter::once(format!("auto-{}", self.id)).chain((2..=self.attempt.saturating_add(1)).map(further))
     }
 
     /// The tag of the point that it makes, for the same reason.
@@ -353,9 +454,54 @@ impl Job {
     }
 }
 
+/// What is told of a machine that came back.
+pub(crate) fn came_back(took_ms: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds of a drill, shown with one digit of a second")]
+    let seconds = took_ms as f64 / 1e3;
+    format!("it came back within {seconds:.1} s")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn shop() -> Job {
+        let (policy, now) = ("standard".parse().unwrap(), "2026-11-29T10:20:30Z".parse().unwrap());
+        let job = Job::owed("web", &policy, Duty::Drill, now, 0, now);
+        job.for_group("shop", ["web", "db", "mail"].map(str::to_owned))
+    }
+
+    #[test]
+    fn a_job_of_a_group_is_for_those_that_are_left_of_it() {
+        let mut job = shop();
+        assert_eq!((job.machine.as_str(), job.point_name()), ("db", "shop"));
+        assert_eq!(job.subject(), "shop (db, mail, web)");
+        job.retain(|machine| machine != "db");
+        assert_eq!((job.machine.as_str(), job.machines().count()), ("mail", 2));
+        job.retain(|machine| machine == "web");
+        assert_eq!((job.machine.as_str(), job.point_name(), job.together.as_ref()), ("web", "web", None));
+        assert!(job.is_for("web") && !job.is_for("mail"));
+        let mut job = shop();
+        job.retain(|_| false);
+        assert_eq!((job.machine.as_str(), job.machines().count()), ("db", 1), "it is withdrawn for somebody");
+    }
+
+    #[test]
+    fn a_machine_that_came_back_is_not_told_as_one_that_did_not() {
+        let mut job = shop();
+        let at = job.due;
+        let made = |id: &str, took_ms| Some(Made { id: id.to_owned(), state_of: at, took_ms });
+        let shares = &mut job.together.as_mut().unwrap().machines;
+        *shares.get_mut("db").unwrap() = Share { made: made("1", None), refuted: true };
+        *shares.get_mut("web").unwrap() = Share { made: made("2", Some(1500)), refuted: false };
+        (job.state, job.refuted, job.what) = (State::Failed, true, Some("probe agent failed".to_owned()));
+        let seen = |machine| job.seen_from(machine);
+        assert_eq!((seen("db").state, seen("db").refuted, seen("db").what), (State::Failed, true, job.what.clone()));
+        let web = seen("web");
+        assert_eq!((web.machine.as_str(), web.state, web.refuted), ("web", State::Done, false));
+        assert_eq!(web.what.as_deref(), Some("it came back within 1.5 s"));
+        assert_eq!(seen("mail").state, State::Failed, "nothing is known of it");
+    }
 
     #[test]
     fn names_of_jobs_are_names_of_files() {

@@ -5,10 +5,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::commands::backoff;
-use crate::fleet::SeenSnapshot;
+use crate::commands::{backoff, taken};
+use crate::fleet::{SeenSnapshot, Snapshots};
 use crate::hands::{Look, Outcome};
-use crate::job::{Job, Made, State, Step};
+use crate::job::{Job, Made, Share, State, Step, came_back};
 use crate::scheduler::Key;
 
 /// How often a job is tried.
@@ -71,7 +71,7 @@ fn ended(job: &mut Job, outcome: &Outcome, now: Timestamp) -> Next {
         (exit::FAILED, _) if is_proof(job, step) && outcome.document.as_ref().is_some_and(is_verdict) => {
             job.refuted = true;
             note(job, step, outcome);
-            job.what = Some(why_refuted(outcome.document.as_ref()));
+            job.what = Some(why_refuted(job, outcome.document.as_ref()));
             step_done(job, step)
         }
         _ if job.cancelling => {
@@ -97,20 +97,40 @@ pub fn verdict(job: &Job) -> State {
 }
 
 /// Goes on behind a step for which there was nothing to do.
-pub fn passed_over(job: &mut Job, snapshots: &[SeenSnapshot]) {
+pub fn passed_over(job: &mut Job, snapshots: &Snapshots) {
     if job.steps.first() == Some(&Step::Main) && job.kind() == "snapshot" {
-        // An attempt that nobody saw the end of took it.
-        let name = job.snapshot_name();
-        if let Some(taken) = snapshots.iter().find(|one| one.name == name) {
-            job.made = Some(Made { id: taken.id.clone(), state_of: taken.created, took_ms: None });
+        // An attempt that nobody saw the end of took them.
+        let made = |taken: &SeenSnapshot| Made { id: taken.id.clone(), state_of: taken.created, took_ms: None };
+        let all: Vec<(String, Made)> =
+            taken(job, snapshots).into_iter().flatten().map(|(machine, taken)| (machine, made(taken))).collect();
+        for (machine, made) in all {
+            take_down(job, &machine, Share { made: Some(made), refuted: false });
         }
     }
     job.steps.remove(0);
 }
 
-/// The duty of which a job that is over is the latest success; of drills, the latest that came to a verdict.
-#[must_use]
-pub fn achieves(job: &Job) -> Option<Key> {
+/// What a job came to for one of its machines.
+fn take_down(job: &mut Job, machine: &str, share: Share) {
+    if machine == job.machine {
+        job.made.clone_from(&share.made);
+    }
+    if let Some(of_machine) = job.together.as_mut().and_then(|together| together.machines.get_mut(machine)) {
+        *of_machine = share;
+    }
+}
+
+/// For each machine of a job the duty of which it is the latest success, of drills the latest that came to a verdict, and the job
+/// as that machine has it.
+pub fn achievements(job: &Job) -> impl Iterator<Item = (Key, Job)> {
+    let achievement = |machine: &str| {
+        let seen = job.seen_from(machine);
+        Some((achieves(&seen)?, seen))
+    };
+    job.machines().filter_map(achievement)
+}
+
+fn achieves(job: &Job) -> Option<Key> {
     let key = match (job.kind(), job.backup(), job.state) {
         ("backup", Some(name), State::Done | State::Incomplete) if job.made.is_some() => format!("backup:{name}"),
         // What somebody asks for is the policy's drill, or the test of any old snapshot.
@@ -147,8 +167,8 @@ fn looked(job: &mut Job, document: Option<&Value>) -> Next {
     let tag = job.point_tag();
     let has_tag = |point: &&Value| point["tags"].as_array().is_some_and(|tags| tags.iter().any(|one| *one == tag));
     let point = document.and_then(|document| document["points"].as_array()?.iter().find(has_tag));
-    if let Some(point) = point {
-        job.made = made(point);
+    if let Some(made) = point.and_then(made) {
+        of_all(job, &made);
         job.what = Some("the point was there already: its command was not seen to end".to_owned());
         if job.steps.first() == Some(&Step::Main) {
             job.steps.remove(0);
@@ -200,41 +220,86 @@ fn failed(job: &mut Job, outcome: &Outcome) -> Next {
     again(job)
 }
 
+/// One point of all machines.
+fn of_all(job: &mut Job, made: &Made) {
+    let machines: Vec<String> = job.machines().map(str::to_owned).collect();
+    for machine in machines {
+        take_down(job, &machine, Share { made: Some(made.clone()), refuted: false });
+    }
+}
+
 /// What a command made, and what is told of it.
 fn note(job: &mut Job, step: Step, outcome: &Outcome) {
     let Some(document) = &outcome.document else { return };
-    let began = job.began;
     match (job.kind(), step) {
-        ("snapshot", Step::Main) => {
-            let state_of = began.unwrap_or(job.due);
-            job.made = document["id"].as_str().map(|id| Made { id: id.to_owned(), state_of, took_ms: None });
-            let consistency = document["consistency"].as_str().unwrap_or_default();
-            job.what = document["pause_ms"].as_f64().map(|pause| format!("{consistency}, paused {pause:.1} ms"));
-        }
+        ("snapshot", Step::Main) => note_snapshots(job, document),
         ("backup", Step::Main) => {
-            job.made = made(document);
-            let consistency = document["consistency"].as_str().unwrap_or_default();
-            let stored = document["totals"]["stored_bytes"].as_u64().map(keyframe_types::ByteLen::from_bytes);
-            job.what = stored.map(|stored| format!("{consistency}, {stored} stored"));
-        }
-        ("drill" | "test", Step::Main | Step::Drill(_)) => {
-            let fallback = began.unwrap_or(job.due);
-            let took = took_ms(document).max(job.made.as_ref().and_then(|made| made.took_ms));
-            job.made = Some(Made { id: proof_id(document), state_of: fallback, took_ms: took });
-            if !job.refuted {
-                job.what = Some(took.map_or_else(
-                    || "it came back".to_owned(),
-                    |ms| format!("it came back within {:.1} s", seconds(ms)),
-                ));
+            if let Some(made) = made(document) {
+                of_all(job, &made);
             }
+            let stored = document["totals"]["stored_bytes"].as_u64().map(keyframe_types::ByteLen::from_bytes);
+            job.what = stored.map(|stored| format!("{}, {stored} stored", consistency(job, document)));
         }
+        ("drill" | "test", Step::Main | Step::Drill(_)) => note_proofs(job, document),
         _ => {}
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "milliseconds of a drill, shown with one digit of a second")]
-fn seconds(ms: u64) -> f64 {
-    ms as f64 / 1e3
+fn note_snapshots(job: &mut Job, document: &Value) {
+    let state_of = job.began.unwrap_or(job.due);
+    let (mut taken, mut pauses) = (Vec::new(), Vec::new());
+    for machine in job.machines() {
+        let part = part(job, document, machine);
+        let made = part["id"].as_str().map(|id| Made { id: id.to_owned(), state_of, took_ms: None });
+        taken.push((machine.to_owned(), Share { made, refuted: false }));
+        pauses.extend(part["pause_ms"].as_f64());
+    }
+    let at_most = if taken.len() > 1 { " at most" } else { "" };
+    let longest = pauses.into_iter().reduce(f64::max);
+    job.what = longest.map(|pause| format!("{}, paused {pause:.1} ms{at_most}", consistency(job, document)));
+    taken.into_iter().for_each(|(machine, share)| take_down(job, &machine, share));
+}
+
+fn note_proofs(job: &mut Job, document: &Value) {
+    let state_of = job.began.unwrap_or(job.due);
+    let mut slowest = None;
+    let machines: Vec<String> = job.machines().map(str::to_owned).collect();
+    for machine in machines {
+        let part = part(job, document, &machine);
+        // Several proofs of one job: the longest of them counts, and one that failed.
+        let before = job.seen_from(&machine);
+        let took = took_ms(part).max(before.made.as_ref().and_then(|made| made.took_ms));
+        let made = match part {
+            // Of snapshots that were tested, it had none.
+            Value::Null => before.made,
+            part => Some(Made { id: proof_id(part), state_of, took_ms: took }),
+        };
+        let refuted = job.together.is_some() && (before.refuted || part["verdict"] == "failed");
+        slowest = slowest.max(took);
+        take_down(job, &machine, Share { made, refuted });
+    }
+    if !job.refuted {
+        job.what = Some(slowest.map_or_else(|| "it came back".to_owned(), came_back));
+    }
+}
+
+/// What a document says of one of a job's machines.
+fn part<'d>(job: &Job, document: &'d Value, machine: &str) -> &'d Value {
+    if job.together.is_none() {
+        return document.get("tests").map_or(document, |tests| &tests[0]);
+    }
+    let is_of = |part: &&Value| {
+        let of_point = part["point"].as_str().and_then(|point| point.split('@').next());
+        part["vm"].as_str().or(of_point) == Some(machine)
+    };
+    let parts = ["machines", "tests"].into_iter().filter_map(|name| document[name].as_array()).flatten();
+    parts.into_iter().find(is_of).unwrap_or(&Value::Null)
+}
+
+/// The consistency that was achieved; of several machines each that there is.
+fn consistency(job: &Job, document: &Value) -> String {
+    let all = job.machines().filter_map(|machine| part(job, document, machine)["consistency"].as_str());
+    all.collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(" and ")
 }
 
 fn made(document: &Value) -> Option<Made> {
@@ -244,38 +309,40 @@ fn made(document: &Value) -> Option<Made> {
 }
 
 /// The directory of a drill's evidence, or a test's snapshot.
-fn proof_id(document: &Value) -> String {
-    let named = document["entry"]["document"].as_str().and_then(|path| path.split('/').next());
-    let snapshot = document["tests"][0]["id"].as_str();
-    named.or(snapshot).unwrap_or_default().to_owned()
+fn proof_id(part: &Value) -> String {
+    let named = part["entry"]["document"].as_str().and_then(|path| path.split('/').next());
+    named.or(part["id"].as_str()).unwrap_or_default().to_owned()
 }
 
 /// How long until the machine was back and all probes satisfied, by the quickest way; with the time that restoring took.
-pub(crate) fn took_ms(document: &Value) -> Option<u64> {
-    let restored = document["restored_ms"].as_f64().unwrap_or(0.0);
-    let ways = [&document["resume"], &document["cold"], &document["tests"][0]];
-    let took = ways.iter().filter(|way| way["verdict"] == "passed").filter_map(|way| way["total_ms"].as_f64());
+pub(crate) fn took_ms(part: &Value) -> Option<u64> {
+    let restored = part["restored_ms"].as_f64().unwrap_or(0.0);
+    let took = ways(part).filter(|way| way["verdict"] == "passed").filter_map(|way| way["total_ms"].as_f64());
     let quickest = took.fold(f64::INFINITY, f64::min);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "finite milliseconds, not negative")]
     quickest.is_finite().then(|| (restored + quickest).max(0.0) as u64)
 }
 
-fn why_refuted(document: Option<&Value>) -> String {
-    let Some(document) = document else { return "it did not come back".to_owned() };
-    if let Some(trouble) = document["trouble"].as_str() {
-        return format!("it could not be restored: {trouble}");
-    }
-    let ways = [&document["resume"], &document["cold"], &document["tests"][0]];
-    let checks = ways.iter().filter_map(|way| way["checks"].as_array()).flatten();
-    let mut failed = checks.filter(|check| check["passed"] == false);
-    failed.next().map_or_else(
-        || "it did not come back".to_owned(),
-        |check| {
-            format!(
-                "probe {} failed: {}",
-                check["name"].as_str().unwrap_or("?"),
-                check["seen"].as_str().unwrap_or_default()
-            )
-        },
-    )
+/// The ways on which it was brought back: of a drill two, of a test the one that it is.
+fn ways(part: &Value) -> impl Iterator<Item = &Value> {
+    let of_test = part.get("checks").map(|_| part);
+    of_test.into_iter().chain(["resume", "cold"].into_iter().filter_map(|way| part.get(way)))
+}
+
+fn why_refuted(job: &Job, document: Option<&Value>) -> String {
+    let unknown = || "it did not come back".to_owned();
+    let Some(document) = document else { return unknown() };
+    let parts = || job.machines().map(|machine| (machine, part(job, document, machine)));
+    let why = |part: &Value| {
+        if let Some(trouble) = part["trouble"].as_str() {
+            return Some(format!("it could not be restored: {trouble}"));
+        }
+        let checks = ways(part).filter_map(|way| way["checks"].as_array()).flatten();
+        let failed = checks.into_iter().find(|check| check["passed"] == false)?;
+        let (name, seen) = (failed["name"].as_str().unwrap_or("?"), failed["seen"].as_str().unwrap_or_default());
+        Some(format!("probe {name} failed: {seen}"))
+    };
+    let whose = |machine: &str| if job.together.is_some() { format!("{machine}: ") } else { String::new() };
+    let mut all = parts().filter_map(|(machine, part)| Some(format!("{}{}", whose(machine), why(part)?)));
+    all.next().unwrap_or_else(unknown)
 }

@@ -5,6 +5,7 @@
 //! nobody saw the end of is looked for first, and is not made twice.
 
 mod agenda;
+mod remembered;
 mod room;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -18,11 +19,12 @@ use keyframe_policy::{Deadlines, Due, Owed, Policies, Timetable};
 use crate::catalog::Catalog;
 use crate::commands::{self, Means, Todo};
 use crate::error::Error;
-use crate::fleet::{Fleet, LastLook, Machines};
+use crate::fleet::{Fleet, LastLook, Machines, Snapshots};
 use crate::hands::{Hands, Look};
-use crate::job::{Action, Duty, Job, JobId, Request, State, Step};
+use crate::job::{Action, Duty, Job, JobId, State, Step};
 use crate::outcome::{self, Next};
 use agenda::Agenda;
+pub use remembered::Remembered;
 use room::Room;
 
 /// A machine and the name of a duty.
@@ -33,78 +35,6 @@ const PRUNED_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 /// How many wishes wait for one machine.
 const ASKED_MOST: usize = 20;
-
-/// What was known when the daemon was started.
-#[derive(Debug, Default)]
-pub struct Remembered {
-    /// When each duty was begun last.
-    pub begun: HashMap<Key, Timestamp>,
-    /// The latest job of each duty that ended well; drills that ended at all.
-    pub achieved: HashMap<Key, Job>,
-    /// Jobs that are not over.
-    pub open: Vec<Job>,
-    /// Duties whose last job was given up.
-    pub troubles: BTreeMap<Key, Job>,
-}
-
-impl Remembered {
-    /// What the catalog knows.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`].
-    pub fn of(catalog: &Catalog) -> Result<Self, Error> {
-        Ok(Self {
-            begun: catalog.begun()?,
-            achieved: catalog.achieved()?,
-            open: catalog.open_jobs()?,
-            troubles: catalog.troubles()?,
-        })
-    }
-
-    /// What jobs' own records tell, for a catalog that was lost.
-    #[must_use]
-    pub fn from_records(records: Vec<Job>) -> Self {
-        let mut remembered = Self::default();
-        for job in records {
-            if let Some(duty) = job.duty() {
-                let key = (job.machine.clone(), duty.key());
-                let at = job.began.unwrap_or(job.due).max(job.due);
-                let begun = remembered.begun.entry(key).or_insert(at);
-                *begun = at.max(*begun);
-            }
-            if let Some(key) = outcome::achieves(&job) {
-                remembered.achieved.insert(key, job.clone());
-            }
-            if let Some(duty) = job.duty() {
-                let key = (job.machine.clone(), duty.key());
-                match job.state {
-                    State::Failed => drop(remembered.troubles.insert(key, job.clone())),
-                    State::Done | State::Incomplete => drop(remembered.troubles.remove(&key)),
-                    _ => {}
-                }
-            }
-            if !job.state.is_over() {
-                remembered.open.push(job);
-            }
-        }
-        remembered
-    }
-
-    /// Puts it into a catalog that was made anew.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`].
-    pub fn put(&self, jobs: &[Job], catalog: &Catalog) -> Result<(), Error> {
-        jobs.iter().try_for_each(|job| catalog.put(job))?;
-        self.achieved.iter().try_for_each(|((machine, duty), job)| catalog.achieve(machine, duty, job))?;
-        let duties = jobs.iter().filter_map(|job| Some((&job.machine, job.duty()?)));
-        let begun = |(machine, duty): (&String, &Duty)| {
-            let at = self.begun.get(&(machine.clone(), duty.key()));
-            at.map_or(Ok(()), |at| catalog.begin(machine, duty, *at))
-        };
-        duties.into_iter().try_for_each(begun)
-    }
-}
 
 /// The scheduler.
 #[derive(Debug)]
@@ -305,7 +235,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         if self.draining {
             return Err(Error::Refused("the daemon is about to end".to_owned()));
         }
-        if self.jobs.values().filter(|job| job.duty().is_none() && job.machine == machine).count() >= ASKED_MOST {
+        if self.jobs.values().filter(|job| job.duty().is_none() && job.is_for(machine)).count() >= ASKED_MOST {
             return Err(Error::Refused(format!(
                 "{ASKED_MOST} wishes for {machine} are not granted yet: wait, or cancel some"
             )));
@@ -416,13 +346,14 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         Some(Due::decide(timetable, last, now).within(&owed.windows, work, now))
     }
 
-    /// Queues a duty if it is due; puts it on the agenda again.
+    /// Queues a duty if it is due, with the machines that it is done together with; puts it on the agenda again.
     fn ask_about(&mut self, machine: &str, duty: &Duty, now: Timestamp) -> bool {
         let Some(due) = self.decide(machine, duty, now) else { return false };
+        let band = self.band(machine);
         let queued = match due {
             Due::Now { since, missed } => {
-                self.queue(machine, duty, since, missed, now);
-                self.stamp(machine, duty, due.stamp(now));
+                self.queue(&band, duty, since, missed, now);
+                band.iter().for_each(|one| self.stamp(one, duty, due.stamp(now)));
                 true
             }
             Due::Forget { .. } => {
@@ -431,10 +362,22 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             }
             Due::At { .. } | Due::Never => false,
         };
-        if let Some(Due::At { at, .. }) = self.decide(machine, duty, now) {
-            self.agenda.put(machine, duty, at);
+        let asked: &[String] = if queued { &band } else { &[machine.to_owned()] };
+        for one in asked {
+            if let Some(Due::At { at, .. }) = self.decide(one, duty, now) {
+                self.agenda.put(one, duty, at);
+            }
         }
         queued
+    }
+
+    /// The machines of a machine's group that the same policy chooses, by name; itself alone, where it belongs to none.
+    fn band(&self, machine: &str) -> Vec<String> {
+        let of = |machine: &str| self.owed.get(machine).and_then(|owed| Some((owed.group.as_ref()?, &owed.policy)));
+        match of(machine) {
+            Some(group) => self.owed.keys().filter(|one| of(one) == Some(group)).cloned().collect(),
+            None => vec![machine.to_owned()],
+        }
     }
 
     fn stamp(&mut self, machine: &str, duty: &Duty, at: Timestamp) {
@@ -442,18 +385,28 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         self.unsaved_begun.insert((machine.to_owned(), duty.clone()), at);
     }
 
-    /// Queues a job, unless one of the same duty is open: it stands for both then, and does not wait any longer.
-    fn queue(&mut self, machine: &str, duty: &Duty, since: Timestamp, missed: u32, now: Timestamp) {
-        let open = self.jobs.values().find(|job| job.machine == machine && job.duty() == Some(duty)).cloned();
-        if let Some(mut job) = open {
-            job.missed = job.missed.saturating_add(1).saturating_add(missed);
-            // A promise of its own: it begins with the first pause again.
-            (job.retry_at, job.attempt) = (None, 1);
-            self.keep(job);
-        } else if let Some(owed) = self.owed.get(machine) {
-            let job = Job::owed(machine, &owed.policy, duty.clone(), since, missed, now);
-            self.keep(job);
+    /// Queues a job for machines, unless one of the same duty is open: it stands for both then, and does not wait any longer.
+    fn queue(&mut self, band: &[String], duty: &Duty, since: Timestamp, missed: u32, now: Timestamp) {
+        let stands_for = |job: &Job| {
+            let (covers, some) = (band.iter().all(|one| job.is_for(one)), band.iter().any(|one| job.is_for(one)));
+            job.duty() == Some(duty) && (covers || some && job.began.is_none())
+        };
+        let open = self.jobs.values().find(|job| stands_for(job)).cloned();
+        let owed = band.first().and_then(|first| self.owed.get(first)).filter(|owed| duties(owed).contains(duty));
+        let Some(owed) = owed else { return };
+        let mut fresh = Job::owed(&owed.machine, &owed.policy, duty.clone(), since, missed, now);
+        if let Some(group) = owed.group.as_ref().filter(|_| band.len() > 1) {
+            fresh = fresh.for_group(group.as_str(), band.iter().cloned());
         }
+        let Some(mut job) = open else { return self.keep(fresh) };
+        if job.began.is_none() {
+            // Machines came to the group meanwhile, or went.
+            (job.machine, job.together) = (fresh.machine, fresh.together);
+        }
+        job.missed = job.missed.saturating_add(1).saturating_add(missed);
+        // A promise of its own: it begins with the first pause again.
+        (job.retry_at, job.attempt) = (None, 1);
+        self.keep(job);
     }
 
     /// Notes that a job is other than the catalog knows it.
@@ -472,8 +425,8 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         self.catalog.change(|catalog| {
             unsaved.iter().copied().chain(over).try_for_each(|job| catalog.put(job))?;
             for job in over {
-                if let Some((machine, duty)) = outcome::achieves(job) {
-                    catalog.achieve(&machine, &duty, job)?;
+                for ((machine, duty), job) in outcome::achievements(job) {
+                    catalog.achieve(&machine, &duty, &job)?;
                 }
             }
             begun.iter().try_for_each(|((machine, duty), at)| catalog.begin(machine, duty, *at))
@@ -547,17 +500,8 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         self.jobs.remove(&job.id);
         self.unsaved.remove(&job.id);
         self.hands.over(&job);
-        if let Some(duty) = job.duty() {
-            let key = (job.machine.clone(), duty.key());
-            match state {
-                State::Failed => drop(self.troubles.insert(key, job.clone())),
-                State::Done | State::Incomplete => drop(self.troubles.remove(&key)),
-                _ => {}
-            }
-        }
-        if let Some(key) = outcome::achieves(&job) {
-            self.achieved.insert(key, job.clone());
-        }
+        note_trouble(&mut self.troubles, &job);
+        self.achieved.extend(outcome::achievements(&job));
         self.over.push(job.clone());
         self.news.push(job.clone());
         job
@@ -577,6 +521,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
 
     /// The commands that may be started now; their jobs are noted as running.
     fn choose(&mut self, now: Timestamp) -> Vec<Starting> {
+        self.regroup(now);
         let ready = |job: &&Job| job.state == State::Waiting && job.retry_at.is_none_or(|at| at <= now);
         let mut waiting: Vec<Job> = self.jobs.values().filter(ready).cloned().collect();
         // What has begun is brought to its end first.
@@ -617,15 +562,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
 
     /// The next command of a job; nothing when the job is over without one.
     fn next_line(&mut self, job: &mut Job, now: Timestamp) -> Option<commands::Line> {
-        let snapshots = match (&job.request, self.fleet.snapshots(&job.machine)) {
-            (Request::Owed { duty: Duty::Backup(_), .. } | Request::Asked(_), _) => Vec::new(),
-            (_, Ok(snapshots)) => snapshots,
-            (_, Err(error)) => {
-                // The command will say so, too: it is started, and fails for the same reason.
-                tracing::warn!("{}: {error}", job.machine);
-                Vec::new()
-            }
-        };
+        let snapshots = self.snapshots(job);
         loop {
             let repository = self.repository(job);
             let pruned = repository.as_ref().and_then(|repository| self.begun.get(&pruning(repository)).copied());
@@ -663,6 +600,54 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         }
     }
 
+    /// Leaves out of jobs that wait the machines that are gone, or do not belong to their groups any more; these get what is owed to
+    /// them by jobs of their own.
+    fn regroup(&mut self, now: Timestamp) {
+        let nothing_made = |job: &Job| matches!(job.steps.first(), Some(Step::Look | Step::Main | Step::Drill(0)));
+        let waiting = self.jobs.values().filter(|job| job.state == State::Waiting && nothing_made(job));
+        let groups: Vec<Job> = waiting.filter(|job| job.together.is_some()).cloned().collect();
+        for mut job in groups {
+            let (Some(duty), Some(together)) = (job.duty().cloned(), job.together.clone()) else { continue };
+            let stays = |machine: &str| {
+                let owed = self.owed.get(machine).filter(|owed| job.is_owed_by(&owed.policy));
+                owed.and_then(|owed| owed.group.as_ref()).is_some_and(|group| group.as_str() == together.group)
+            };
+            let (staying, leaving): (Vec<&String>, Vec<&String>) = together.machines.keys().partition(|one| stays(one));
+            if leaving.is_empty() {
+                continue;
+            }
+            job.retain(|machine| staying.iter().any(|one| *one == machine));
+            let (due, whole_group_left) = (job.due, staying.is_empty());
+            if whole_group_left {
+                job.what = Some(format!("the group {} is no more", together.group));
+                self.finish(job, State::Cancelled, now);
+            } else {
+                self.keep(job);
+            }
+            for machine in leaving {
+                // With others of another group by now, for all of which there is one job.
+                if !self.jobs.values().any(|job| job.duty() == Some(&duty) && job.is_for(machine)) {
+                    self.queue(&self.band(machine), &duty, due, 0, now);
+                }
+            }
+        }
+    }
+
+    fn snapshots(&mut self, job: &Job) -> Snapshots {
+        if !matches!(job.duty(), Some(Duty::Snapshot | Duty::Drill)) {
+            return Snapshots::new();
+        }
+        let mut all = Snapshots::new();
+        for machine in job.machines() {
+            match self.fleet.snapshots(machine) {
+                Ok(snapshots) => drop(all.insert(machine.to_owned(), snapshots)),
+                // The command will say so, too: it is started, and fails for the same reason.
+                Err(error) => tracing::warn!("{machine}: {error}"),
+            }
+        }
+        all
+    }
+
     fn repository(&self, job: &Job) -> Option<String> {
         let name = job.backup()?;
         let owed = self.owed.get(&job.machine)?;
@@ -672,8 +657,21 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
     fn start(&mut self, id: &JobId, line: &commands::Line, now: Timestamp) {
         let Some(job) = self.jobs.get(id).cloned() else { return };
         if let Err(error) = self.hands.start(&job, line) {
-            tracing::error!("{} of {}: {error}", job.kind(), job.machine);
+            tracing::error!("{} of {}: {error}", job.kind(), job.subject());
             self.settle(job, Look::Vanished, now);
+        }
+    }
+}
+
+/// Takes down what a job that is over means for what was given up of its duty, for each of its machines.
+fn note_trouble(troubles: &mut BTreeMap<Key, Job>, job: &Job) {
+    let Some(duty) = job.duty() else { return };
+    for machine in job.machines() {
+        let (key, seen) = ((machine.to_owned(), duty.key()), job.seen_from(machine));
+        match seen.state {
+            State::Failed => drop(troubles.insert(key, seen)),
+            State::Done | State::Incomplete => drop(troubles.remove(&key)),
+            _ => {}
         }
     }
 }

@@ -328,17 +328,24 @@ impl Service {
         }
     }
 
-    /// Notes a job that began or was over, and tells those who are to be told.
+    /// Notes a job that began or was over, and tells those who are to be told, of each of its machines.
     fn tell(&mut self, job: &Job) {
-        let of = job.backup().map(|backup| format!(" {backup}")).unwrap_or_default();
-        let what = format!("{} {}{of}", job.kind(), job.machine);
-        let result = job.what.clone().unwrap_or_default();
         if job.state.is_over() {
+            let of = job.backup().map(|backup| format!(" {backup}")).unwrap_or_default();
+            let (what, result) = (format!("{} {}{of}", job.kind(), job.subject()), job.what.as_deref().unwrap_or(""));
             let noted = self.shared.note(&job.by, &what, &format!("{}: {result} (job {})", job.state.as_str(), job.id));
             if let Err(error) = noted {
                 tracing::error!("what was done cannot be noted: {error}");
             }
         }
+        job.machines().for_each(|machine| self.tell_of(&job.seen_from(machine)));
+    }
+
+    fn tell_of(&mut self, job: &Job) {
+        let of = job.backup().map(|backup| format!(" {backup}")).unwrap_or_default();
+        let with = job.together.as_ref().map(|together| format!(" with group {}", together.group)).unwrap_or_default();
+        let what = format!("{} {}{of}{with}", job.kind(), job.machine);
+        let result = job.what.clone().unwrap_or_default();
         let kind = match job.state {
             State::Running => What::JobBegan,
             State::Done => What::JobDone,
@@ -534,13 +541,14 @@ impl Service {
         let cancel = self.scheduler.policies().host.deadlines.cancel.as_secs();
         for (job, at_work, deadline) in self.scheduler.hanging(now) {
             let of = job.backup().map(|backup| format!(" {backup}")).unwrap_or_default();
+            let with = job.together.as_ref().map(|_| format!(" with {}", job.subject())).unwrap_or_default();
             let (at_work, deadline) = (span(at_work.as_secs()), span(deadline.as_secs()));
             all.push(Trouble {
                 id: format!("hangs/{}", job.id),
                 severity: Severity::Critical,
                 machine: Some(job.machine.clone()),
                 what: format!(
-                    "its {}{of} is at work for {at_work}, {deadline} are its deadline: it may hang",
+                    "its {}{of}{with} is at work for {at_work}, {deadline} are its deadline: it may hang",
                     job.kind()
                 ),
                 advice: format!(

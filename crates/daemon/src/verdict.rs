@@ -216,7 +216,7 @@ fn row<F: Fleet, H: Hands>(scheduler: &Scheduler<F, H>, name: &str, seen: &Seen,
     let why = facts.reasons();
     let next = |duty: &Duty| scheduler.next_of(name, duty);
     let backups = owed.into_iter().flat_map(|owed| &owed.backups);
-    let job = scheduler.jobs().find(|job| job.machine == name && job.state == State::Running);
+    let job = scheduler.jobs().find(|job| job.is_for(name) && job.state == State::Running);
     Row {
         name: name.to_owned(),
         state: seen.state.clone(),

@@ -19,8 +19,12 @@ use crate::verdict::{Row, Verdict};
 pub struct JobShown {
     /// Its name.
     pub id: JobId,
-    /// The machine it is for.
+    /// The machine it is for; of a group's the first by name.
     pub machine: String,
+    /// The group for whose machines it is done together.
+    pub group: Option<String>,
+    /// All machines it is for, by name.
+    pub machines: Vec<String>,
     /// What it does, in a word.
     pub kind: String,
     /// The backup of its policy that it is about.
@@ -54,6 +58,8 @@ impl JobShown {
         Self {
             id: job.id.clone(),
             machine: job.machine.clone(),
+            group: job.together.as_ref().map(|together| together.group.clone()),
+            machines: job.machines().map(str::to_owned).collect(),
             kind: job.kind().to_owned(),
             backup: job.backup().map(str::to_owned),
             by: job.by.clone(),

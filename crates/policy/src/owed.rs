@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -44,6 +45,9 @@ pub struct Owed {
     pub overrules: Vec<PolicyName>,
     /// The group that it is cut with.
     pub group: Option<PolicyName>,
+    /// The longest from the first cut of its group's machines until the last one's.
+    #[serde(skip)]
+    pub cut_within: Option<Duration>,
     /// Snapshots.
     pub snapshot: Option<SnapshotPolicy>,
     /// Points in repositories.
@@ -80,17 +84,15 @@ impl Policies {
             let others = others.iter().filter(|other| (other.priority == policy.priority) == equal);
             others.map(|other| other.name.clone()).collect()
         };
+        let group = self.groups.values().find(|group| group.machines.chooses(name, tags));
         Some(Owed {
             machine: name.to_owned(),
             policy: policy.name.clone(),
             place: policy.place.clone(),
             contradicted_by: named(true),
             overrules: named(false),
-            group: self
-                .groups
-                .values()
-                .find(|group| group.machines.chooses(name, tags))
-                .map(|group| group.name.clone()),
+            group: group.map(|group| group.name.clone()),
+            cut_within: group.map(|group| group.within),
             snapshot: policy.snapshot.clone(),
             backups: policy.backups.clone(),
             drill: policy.drill.clone(),
@@ -103,22 +105,22 @@ impl Policies {
 }
 
 impl Owed {
-    /// What its jitter is drawn by: the group's name for snapshots, so that its machines are due at the same instant.
+    /// What its jitter is drawn by: its group's name, so that the group's machines are due at the same instant.
     #[must_use]
-    pub fn snapshot_seed(&self) -> &str {
+    pub fn seed(&self) -> &str {
         self.group.as_ref().map_or(&self.machine, PolicyName::as_str)
     }
 
     /// When its snapshots are due.
     #[must_use]
     pub fn snapshot_times(&self) -> Option<Timetable<'_>> {
-        self.snapshot.as_ref().map(|snapshot| Timetable::new(&snapshot.schedule, snapshot.jitter, self.snapshot_seed()))
+        self.snapshot.as_ref().map(|snapshot| Timetable::new(&snapshot.schedule, snapshot.jitter, self.seed()))
     }
 
     /// When points of one of its backups are due.
     #[must_use]
     pub fn backup_times<'a>(&self, backup: &'a BackupPolicy) -> Timetable<'a> {
-        Timetable::new(&backup.schedule, backup.jitter, &format!("{}/{}", self.machine, backup.name))
+        Timetable::new(&backup.schedule, backup.jitter, &format!("{}/{}", self.seed(), backup.name))
     }
 
     /// When its drills are due.
@@ -126,6 +128,6 @@ impl Owed {
     pub fn drill_times(&self) -> Option<Timetable<'_>> {
         self.drill
             .as_ref()
-            .map(|drill| Timetable::new(&drill.schedule, drill.jitter, &format!("{}/drill", self.machine)))
+            .map(|drill| Timetable::new(&drill.schedule, drill.jitter, &format!("{}/drill", self.seed())))
     }
 }

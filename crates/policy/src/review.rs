@@ -1,6 +1,6 @@
 //! Policies against each other, and against the machines that there are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::load::{Mistake, Place, Severity};
 use crate::owed::Policies;
@@ -110,10 +110,27 @@ impl Policies {
     fn groups_against(&self, machines: &[Machine]) -> Vec<Mistake> {
         let mut mistakes = Vec::new();
         for group in self.groups.values() {
-            let count = machines.iter().filter(|machine| group.machines.chooses(&machine.name, &machine.tags)).count();
-            if count < 2 {
-                let what = format!("group.{} chooses {count} of the {} machine(s) here", group.name, machines.len());
+            let members: Vec<&Machine> =
+                machines.iter().filter(|machine| group.machines.chooses(&machine.name, &machine.tags)).collect();
+            if members.len() < 2 {
+                let what =
+                    format!("group.{} chooses {} of the {} machine(s) here", group.name, members.len(), machines.len());
                 let remedy = "a group is of two machines or more, cut together: look at its names and tags";
+                mistakes.push(mistake(&group.place, Severity::Warning, what, remedy));
+            }
+            if machines.iter().any(|machine| machine.name == group.name.as_str()) {
+                let what = format!("group.{} has the name of a machine: backups of the group are refused", group.name);
+                let remedy = "give the group another name: its points could not be told from the machine's";
+                mistakes.push(mistake(&group.place, Severity::Error, what, remedy));
+            }
+            let policies: BTreeSet<&PolicyName> = members
+                .iter()
+                .filter_map(|machine| Some(&self.choosing(&machine.name, &machine.tags).first()?.name))
+                .collect();
+            if policies.len() > 1 {
+                let names: Vec<&str> = policies.into_iter().map(PolicyName::as_str).collect();
+                let what = format!("group.{} has machines of policies {}", group.name, listed(&names));
+                let remedy = "only those of one policy are cut together: let one policy choose all of its machines";
                 mistakes.push(mistake(&group.place, Severity::Warning, what, remedy));
             }
         }

@@ -12,6 +12,7 @@ use keyframe_engine::backup::{self, BackupReport, BackupRequest, ChangedBy, Live
 use keyframe_engine::courtesy::aside;
 use keyframe_engine::restore::{file, group as groups, in_place, machine};
 use keyframe_engine::revert::{self, RevertRequest};
+use keyframe_engine::snapshot::group::WITHIN;
 use keyframe_engine::state::manifest::Consistency;
 use keyframe_engine::{Context, Error, lifecycle};
 use keyframe_repo::ids::ObjectId;
@@ -63,6 +64,7 @@ fn together(ctx: &Context<'_>, args: BackupArgs, output: &Output) -> Result<u8, 
         memory: args.memory,
         freeze: args.freeze.into(),
         audit_percent: args.audit.unwrap_or(0),
+        within: args.within.unwrap_or(WITHIN),
         tags: args.tags,
         note: args.note,
     };

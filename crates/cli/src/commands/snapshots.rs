@@ -44,7 +44,8 @@ pub fn take(ctx: &Context<'_>, args: SnapshotArgs, output: &Output) -> Result<u8
         ..SnapshotRequest::of(vm.clone())
     };
     if !others.is_empty() {
-        return take_together(ctx, GroupRequest { machines: args.machines, each: request }, output);
+        let within = args.within.unwrap_or(group::WITHIN);
+        return take_together(ctx, GroupRequest { machines: args.machines, each: request, within }, output);
     }
     let report = snapshot::take(ctx, &request)?;
     output.result("snapshot-taken", &report, taken(&request.vm, &report));

@@ -11,25 +11,29 @@ use serde_json::json;
 use crate::args::{TestArgs, TestTarget};
 use crate::output::{Output, ms, table};
 
-/// Tests one snapshot, or all of a machine. Status 1 when one did not pass, 3 when only some could be tested.
+/// Tests snapshots, or all of machines. Status 1 when one did not pass, 3 when only some could be tested.
 pub fn run(ctx: &Context<'_>, args: TestArgs, output: &Output) -> Result<u8, Error> {
-    let targets = match (args.target, args.all) {
-        (TestTarget::Snapshot(snapshot), false) => {
-            let report = drill::test(ctx, &request(snapshot, args.within, &args.probes))?;
-            return Ok(told(&[report], &[], output));
+    if let ([TestTarget::Snapshot(snapshot)], false) = (args.targets.as_slice(), args.all) {
+        let report = drill::test(ctx, &request(snapshot.clone(), args.within, &args.probes))?;
+        return Ok(told(&[report], &[], output));
+    }
+    let mut snapshots = Vec::new();
+    for target in args.targets {
+        match (target, args.all) {
+            (TestTarget::Snapshot(snapshot), false) => snapshots.push(snapshot),
+            (TestTarget::Machine(vm), true) => snapshots.extend(drill::all_of(ctx, &vm)?),
+            (TestTarget::Snapshot(snapshot), true) => {
+                let what = format!("--all tests every snapshot of a machine: write {} --all", snapshot.vm);
+                return Err(Error::BadRequest { what });
+            }
+            (TestTarget::Machine(vm), false) => {
+                let what = format!("{vm} is a machine: write {vm}@SNAP, or {vm} --all for all of its snapshots");
+                return Err(Error::BadRequest { what });
+            }
         }
-        (TestTarget::Machine(vm), true) => drill::all_of(ctx, &vm)?,
-        (TestTarget::Snapshot(snapshot), true) => {
-            let what = format!("--all tests every snapshot of a machine: write {} --all", snapshot.vm);
-            return Err(Error::BadRequest { what });
-        }
-        (TestTarget::Machine(vm), false) => {
-            let what = format!("{vm} is a machine: write {vm}@SNAP, or {vm} --all for all of its snapshots");
-            return Err(Error::BadRequest { what });
-        }
-    };
+    }
     let (mut reports, mut untested) = (Vec::new(), Vec::new());
-    for snapshot in targets {
+    for snapshot in snapshots {
         ctx.progress.note(&format!("testing {snapshot}"));
         match drill::test(ctx, &request(snapshot.clone(), args.within, &args.probes)) {
             Ok(report) => reports.push(report),

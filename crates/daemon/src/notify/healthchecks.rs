@@ -30,13 +30,14 @@ fn address(check: &Healthchecks, event: &Event) -> Option<Url> {
     if let Some(signal) = signal(event.what)? {
         url.path_segments_mut().ok()?.pop_if_empty().push(signal);
     }
-    url.query_pairs_mut().append_pair("rid", &run_of(&event.id));
+    url.query_pairs_mut().append_pair("rid", &run_of(event));
     Some(url)
 }
 
-/// A job's name in the form that the API wants: a UUID, the same for its begin and its end.
-fn run_of(id: &str) -> String {
-    let hash = blake3::hash(id.as_bytes()).to_hex();
+/// A job's name in the form that the API wants: a UUID, the same for its begin and its end; for each of its machines another.
+fn run_of(event: &Event) -> String {
+    let machine = event.machine.as_deref().unwrap_or_default();
+    let hash = blake3::hash(format!("{}/{machine}", event.id).as_bytes()).to_hex();
     let part = |from: usize, to: usize| hash.get(from..to).unwrap_or_default();
     format!("{}-{}-4{}-8{}-{}", part(0, 8), part(8, 12), part(13, 16), part(17, 20), part(20, 32))
 }
@@ -73,7 +74,7 @@ mod tests {
     fn signals_go_behind_the_path_whatever_else_the_address_has() {
         let check = |url: &str| Healthchecks { url: url.to_owned(), policies: Vec::new() };
         let at = |url: &str, what| address(&check(url), &event(what)).unwrap().to_string();
-        let rid = run_of(&event(What::JobBegan).id);
+        let rid = run_of(&event(What::JobBegan));
         assert_eq!(
             at("https://hc.example/ping/5f", What::JobBegan),
             format!("https://hc.example/ping/5f/start?rid={rid}")

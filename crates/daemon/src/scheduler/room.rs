@@ -33,19 +33,19 @@ impl Room {
     /// One more is at work.
     pub fn take<F, H>(&mut self, job: &Job, scheduler: &Scheduler<F, H>) {
         self.all += 1;
-        self.machines.insert(job.machine.clone());
+        self.machines.extend(job.machines().map(str::to_owned));
         let policy = policy_of(job);
         *self.by_policy.entry(policy.to_owned()).or_default() += 1;
         for device in devices(job, scheduler) {
-            *self.by_device.entry(*device).or_default() += 1;
-            *self.by_device_and_policy.entry((*device, policy.to_owned())).or_default() += 1;
+            *self.by_device.entry(device).or_default() += 1;
+            *self.by_device_and_policy.entry((device, policy.to_owned())).or_default() += 1;
         }
     }
 
     /// Whether one more may be: one at a time on a machine; what is owed also within the limits of the host and of the policy. What somebody waits for is
     /// not limited.
     pub fn has<F, H>(&self, job: &Job, scheduler: &Scheduler<F, H>) -> bool {
-        if self.machines.contains(&job.machine) {
+        if job.machines().any(|machine| self.machines.contains(machine)) {
             return false;
         }
         if job.duty().is_none() {
@@ -73,6 +73,7 @@ fn policy_of(job: &Job) -> &str {
     }
 }
 
-fn devices<'s, F, H>(job: &Job, scheduler: &'s Scheduler<F, H>) -> &'s [u64] {
-    scheduler.machines.get(&job.machine).map_or(&[], |seen| &seen.devices)
+/// The disks of the host that a job's machines are on, each once.
+fn devices<F, H>(job: &Job, scheduler: &Scheduler<F, H>) -> BTreeSet<u64> {
+    job.machines().filter_map(|machine| scheduler.machines.get(machine)).flat_map(|seen| seen.devices.clone()).collect()
 }

@@ -58,6 +58,8 @@ pub struct Point {
     pub id: String,
     pub tags: Vec<String>,
     pub created: Timestamp,
+    /// Whose it is.
+    pub machines: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -87,9 +89,13 @@ pub struct World {
     /// Everything that was ever made: machine, name or tag, and when.
     pub made: Vec<(String, String, Timestamp)>,
     pub drills: usize,
-    running: BTreeMap<JobId, (String, Running)>,
+    running: BTreeMap<JobId, (Vec<String>, Running)>,
     pub most_at_once: usize,
     pub two_on_one: bool,
+    /// A machine that does not answer: commands on it fail.
+    pub broken: Option<String>,
+    /// A machine that does not come back in drills.
+    pub does_not_come_back: Option<String>,
     pub commands: u64,
     records: BTreeMap<JobId, Job>,
     /// Whether everything that was made is listed; for years it is only counted.
@@ -127,6 +133,8 @@ impl Host {
             running: BTreeMap::new(),
             most_at_once: 0,
             two_on_one: false,
+            broken: None,
+            does_not_come_back: None,
             commands: 0,
             records: BTreeMap::new(),
             keep_history: true,
@@ -136,6 +144,13 @@ impl Host {
 
     pub fn now(&self) -> Timestamp {
         self.0.borrow().now
+    }
+
+    /// Other machines are there from now on.
+    pub fn change_machines(&self, change: impl FnOnce(&mut Machines)) {
+        let mut machines = (*self.0.borrow().machines).clone();
+        change(&mut machines);
+        self.0.borrow_mut().machines = Arc::new(machines);
     }
 
     pub fn pass(&self, span: Duration) {
@@ -202,24 +217,44 @@ impl World {
         }
         self.dice.roll(2);
         let machine = arguments.get(1).cloned().unwrap_or_default();
+        let machines: Vec<String> =
+            arguments[1..].iter().take_while(|argument| !argument.starts_with("--")).cloned().collect();
+        if machines.iter().any(|machine| self.broken.as_ref() == Some(machine)) {
+            return Self::ended(1, json!({"error": "it does not answer"}));
+        }
         match arguments[0].as_str() {
             "snapshot" => {
                 let name = option(arguments, "--name")[0].to_owned();
-                let all = self.snapshots.entry(machine.clone()).or_default();
-                if all.iter().any(|one| one.name == name) {
+                let has = |machine: &String| {
+                    self.snapshots.get(machine).is_some_and(|all| all.iter().any(|one| one.name == name))
+                };
+                if machines.iter().any(has) {
                     return Self::ended(1, json!({"error": "there is one of that name"}));
                 }
-                let id = self.fresh_id();
                 let expires = option(arguments, "--ttl").first().map(|ttl| {
                     let seconds = ttl.trim_end_matches('s').parse().unwrap();
                     began.checked_add(Duration::from_secs(seconds)).unwrap()
                 });
-                let owner = option(arguments, "--owner")[0].to_owned();
-                let taken =
-                    SeenSnapshot { id: id.clone(), name: name.clone(), created: began, owner, expires, held: false };
-                self.snapshots.entry(machine.clone()).or_default().push(taken);
-                self.note(machine, name, began);
-                Self::ended(0, json!({"id": id, "consistency": "running-state", "pause_ms": 5.0}))
+                let mut parts = Vec::new();
+                for machine in &machines {
+                    let (id, owner) = (self.fresh_id(), option(arguments, "--owner")[0].to_owned());
+                    let taken = SeenSnapshot {
+                        id: id.clone(),
+                        name: name.clone(),
+                        created: began,
+                        owner,
+                        expires,
+                        held: false,
+                    };
+                    self.snapshots.entry(machine.clone()).or_default().push(taken);
+                    self.note(machine.clone(), name.clone(), began);
+                    parts.push(json!({"vm": machine, "id": id, "consistency": "running-state", "pause_ms": 5.0}));
+                    if self.torn_in(parts.len(), machines.len()) {
+                        return Self::ended(137, json!({}));
+                    }
+                }
+                let [one] = parts.as_slice() else { return Self::ended(0, json!({"machines": parts})) };
+                Self::ended(0, one.clone())
             }
             "delete" => {
                 for reference in &arguments[1..] {
@@ -230,24 +265,36 @@ impl World {
             }
             "expire" => {
                 let now = self.now;
-                self.snapshots.entry(machine).or_default().retain(|one| one.expires.is_none_or(|at| at > now));
+                for machine in machines {
+                    self.snapshots.entry(machine).or_default().retain(|one| one.expires.is_none_or(|at| at > now));
+                }
                 Self::ended(0, json!({}))
             }
             "backup" => {
                 let id = self.fresh_id();
                 let tags: Vec<String> = option(arguments, "--tag").iter().map(ToString::to_string).collect();
                 let tag = tags.iter().find(|tag| tag.starts_with("job-")).unwrap().clone();
-                self.points.entry(machine.clone()).or_default().push(Point { id: id.clone(), tags, created: began });
-                self.note(machine, tag, began);
+                let group = option(arguments, "--group").first().map(ToString::to_string);
+                assert_eq!(group.is_some(), machines.len() > 1, "{arguments:?}");
+                let name = group.unwrap_or_else(|| machine.clone());
+                let point = Point { id: id.clone(), tags, created: began, machines: machines.clone() };
+                self.points.entry(name).or_default().push(point);
+                for machine in machines.clone() {
+                    self.note(machine, tag.clone(), began);
+                }
+                let parts: Vec<_> = machines.iter().map(|vm| json!({"vm": vm, "consistency": "crash"})).collect();
+                let totals = json!({"stored_bytes": 1});
                 Self::ended(
                     0,
-                    json!({"id": id, "state_of": began, "consistency": "crash", "totals": {"stored_bytes": 1}}),
+                    json!({"id": id, "state_of": began, "consistency": "crash", "totals": totals, "machines": parts}),
                 )
             }
             "points" => {
-                let points = self.points.entry(machine).or_default();
-                let points: Vec<_> = points
-                    .iter()
+                let points: Vec<_> = self
+                    .points
+                    .values()
+                    .flatten()
+                    .filter(|point| point.machines.contains(&machine))
                     .map(|point| json!({"id": point.id, "state_of": point.created, "tags": point.tags}))
                     .collect();
                 Self::ended(0, json!({"points": points}))
@@ -261,13 +308,30 @@ impl World {
             }
             "drill" | "test" => {
                 self.drills += 1;
-                Self::ended(
-                    0,
-                    json!({"verdict": "passed", "restored_ms": 100.0, "resume": {"verdict": "passed", "total_ms": 900.0}}),
-                )
+                let of = |point: &str, bad: bool| {
+                    let verdict = if bad { "failed" } else { "passed" };
+                    let checks = json!([{"name": "agent", "passed": !bad, "seen": "nothing"}]);
+                    let resume = json!({"verdict": verdict, "total_ms": 900.0, "checks": checks});
+                    json!({"point": point, "verdict": verdict, "restored_ms": 100.0, "resume": resume})
+                };
+                let bad = |machine: &String| self.does_not_come_back.as_ref() == Some(machine);
+                let whose =
+                    self.points.get(&machine).and_then(|points| points.last()).map(|point| point.machines.clone());
+                let whose = whose.unwrap_or_else(|| vec![machine.clone()]);
+                let exit = i32::from(whose.iter().any(bad));
+                let parts: Vec<_> = whose.iter().map(|vm| of(&format!("{vm}@1"), bad(vm))).collect();
+                match parts.as_slice() {
+                    [one] => Self::ended(exit, one.clone()),
+                    parts => Self::ended(exit, json!({"point": format!("{machine}@1"), "machines": parts})),
+                }
             }
             _ => Self::ended(0, json!({})),
         }
+    }
+
+    /// The power goes when snapshots of a group are taken of some machines, and not of others.
+    fn torn_in(&mut self, taken: usize, of: usize) -> bool {
+        taken < of && self.faults.killed_after > 0 && self.dice.one_in(self.faults.killed_after)
     }
 
     fn count(&mut self, what: &'static str, more: u64) {
@@ -314,9 +378,10 @@ impl Hands for Host {
                 (true, false) => Some(Outcome { exit: 137, document: None, error: None }),
             }
         };
-        world.two_on_one |= world.running.values().any(|(machine, _)| *machine == job.machine);
+        let machines: Vec<String> = job.machines().map(str::to_owned).collect();
+        world.two_on_one |= world.running.values().any(|(of, _)| machines.iter().any(|machine| of.contains(machine)));
         let hangs = world.hang;
-        world.running.insert(job.id.clone(), (job.machine.clone(), Running { ends, outcome, hangs }));
+        world.running.insert(job.id.clone(), (machines, Running { ends, outcome, hangs }));
         world.most_at_once = world.most_at_once.max(world.running.len());
         Ok(())
     }

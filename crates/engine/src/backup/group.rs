@@ -6,10 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use keyframe_repo::{Point, Repository, Run, Totals};
-use keyframe_types::{ByteLen, GroupCutId, SnapshotSelector, VmName};
+use keyframe_types::{ByteLen, GroupCutId, SnapshotSelector, Timestamp, VmName};
 use serde::Serialize;
 
 use super::frozen::{self, Held};
@@ -38,6 +38,8 @@ pub struct GroupBackupRequest {
     pub freeze: Freeze,
     /// So many percent of what change tracking calls unchanged is read and compared; 0 for none.
     pub audit_percent: u8,
+    /// The longest from before the first guest is stopped until the last one's disks are cut.
+    pub within: Duration,
     /// Words to find the point by.
     pub tags: Vec<String>,
     /// Why it is made.
@@ -55,6 +57,8 @@ pub struct GroupBackupReport {
     pub group: GroupCutId,
     /// From before the first guest was stopped until the last one ran again, in milliseconds; `None` where none was stopped.
     pub window_ms: Option<f64>,
+    /// The instant that it holds.
+    pub state_of: Timestamp,
     /// Its machines.
     pub machines: Vec<StoredMember>,
     /// What storing took.
@@ -105,7 +109,7 @@ pub fn backup(
     let previous = aside(|| previous(repository, &request.name))?;
     ctx.progress.step("taking snapshots");
     let each = frozen::snapshot_for(&request.name, request.freeze, request.memory)?;
-    let taken = group::take(ctx, &GroupRequest { machines: request.machines.clone(), each })?;
+    let taken = group::take(ctx, &GroupRequest { machines: request.machines.clone(), each, within: request.within })?;
     let stored = pass(Failpoint::BackupSnapshotTaken)
         .and_then(|()| store(ctx, repository, (request, &taken), previous.as_ref()))
         .and_then(|stored| pass(Failpoint::BackupPointMade).map(|()| stored));
@@ -128,6 +132,7 @@ pub fn backup(
     Ok(GroupBackupReport {
         id: point.id.to_string(),
         name: request.name.clone(),
+        state_of: document.machines.values().map(|machine| machine.snapshot.created).min().unwrap_or(point.created),
         group: document.cut,
         window_ms: taken.window_ms,
         machines: document.machines.iter().map(|(vm, machine)| StoredMember::of(vm, machine)).collect(),

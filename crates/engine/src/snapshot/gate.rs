@@ -55,6 +55,8 @@ const TICK: Duration = Duration::from_millis(50);
 pub struct Gate {
     state: Mutex<State>,
     moved: Condvar,
+    /// The longest from before the first guest is stopped until all are cut.
+    within: Duration,
 }
 
 #[derive(Debug)]
@@ -70,11 +72,11 @@ struct State {
 }
 
 impl Gate {
-    /// For so many machines.
+    /// For so many machines, all of which are to be cut `within` so long from before the first is stopped.
     #[must_use]
-    pub fn new(machines: usize) -> Self {
+    pub fn new(machines: usize, within: Duration) -> Self {
         let state = State { reached: vec![None; machines], open: None, given_up: false, window: (None, None) };
-        Self { state: Mutex::new(state), moved: Condvar::new() }
+        Self { state: Mutex::new(state), moved: Condvar::new(), within }
     }
 
     /// The way of machine `number`.
@@ -110,12 +112,16 @@ impl Turn<'_> {
     /// [`Error::GroupGivenUp`] when another was given up, or kept a guest waiting for too long; [`Error::Interrupted`]. No
     /// machine passes the stage then.
     pub fn reach(&self, stage: Stage) -> Result<(), Error> {
-        let deadline = stage.patience().map(|patience| Instant::now() + patience);
         let mut state = self.gate.state();
+        let waits_until = stage.patience().map(|patience| Instant::now() + patience);
+        let begun = state.window.0.filter(|_| matches!(stage, Stage::Still | Stage::Cut));
+        let deadline = waits_until.into_iter().chain(begun.map(|begun| begun + self.gate.within)).min();
         if let Some(reached) = state.reached.get_mut(self.number) {
             *reached = Some(stage);
         }
-        if !state.given_up && state.reached.iter().all(|reached| *reached >= Some(stage)) {
+        // Whoever comes too late himself does not open it.
+        let in_time = begun.is_none_or(|begun| begun.elapsed() <= self.gate.within);
+        if in_time && !state.given_up && state.reached.iter().all(|reached| *reached >= Some(stage)) {
             state.open = state.open.max(Some(stage));
             if stage == Stage::Frozen {
                 state.window.0 = Some(Instant::now());
@@ -185,10 +191,36 @@ mod tests {
     use super::*;
 
     const ALL: [Stage; 5] = Stage::ALL;
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_group_that_is_not_cut_in_time_is_not_cut() {
+        for (slow, cut) in [(Duration::ZERO, true), (Duration::from_millis(400), false)] {
+            let (gate, never) = (Gate::new(2, Duration::from_millis(200)), AtomicBool::new(false));
+            let passed = thread::scope(|threads| {
+                let ways: Vec<_> = (0..2)
+                    .map(|number| {
+                        let turn = gate.turn(number, &never);
+                        threads.spawn(move || {
+                            turn.reach(Stage::Ready)?;
+                            // Before anybody is stopped there is time.
+                            thread::sleep(Duration::from_millis(400 * number as u64));
+                            turn.reach(Stage::Frozen)?;
+                            thread::sleep(slow * u32::try_from(number).unwrap());
+                            turn.reach(Stage::Still)?;
+                            turn.reach(Stage::Cut)
+                        })
+                    })
+                    .collect();
+                ways.into_iter().map(|way| way.join().unwrap().is_ok()).collect::<Vec<_>>()
+            });
+            assert_eq!(passed, [cut; 2]);
+        }
+    }
 
     #[test]
     fn nobody_is_ahead_of_the_slowest() {
-        let (gate, never) = (Gate::new(3), AtomicBool::new(false));
+        let (gate, never) = (Gate::new(3, LONG), AtomicBool::new(false));
         let arrived: Vec<AtomicUsize> = ALL.iter().map(|_| AtomicUsize::new(0)).collect();
         thread::scope(|threads| {
             for number in 0..3 {
@@ -210,7 +242,7 @@ mod tests {
     #[test]
     fn one_that_fails_stops_all_wherever_it_does() {
         for fails_before in ALL {
-            let (gate, never) = (Gate::new(3), AtomicBool::new(false));
+            let (gate, never) = (Gate::new(3, LONG), AtomicBool::new(false));
             let passed = thread::scope(|threads| {
                 let ways: Vec<_> = (0..3)
                     .map(|number| {
@@ -230,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_guest_does_not_wait_for_ever_and_none_passes_later() {
-        let (gate, never) = (Gate::new(2), AtomicBool::new(false));
+        let (gate, never) = (Gate::new(2, LONG), AtomicBool::new(false));
         let (slow, fast) = (gate.turn(0, &never), gate.turn(1, &never));
         thread::scope(|threads| {
             let waits = threads.spawn(|| [Stage::Ready, Stage::Frozen, Stage::Still].map(|stage| fast.reach(stage)));
@@ -245,7 +277,7 @@ mod tests {
 
     #[test]
     fn an_interrupted_one_ends_all() {
-        let (gate, cancel) = (Gate::new(2), AtomicBool::new(true));
+        let (gate, cancel) = (Gate::new(2, LONG), AtomicBool::new(true));
         let (first, second) = (gate.turn(0, &cancel), gate.turn(1, &cancel));
         assert!(matches!(first.reach(Stage::Saved), Err(Error::Interrupted)));
         assert!(matches!(second.reach(Stage::Saved), Err(Error::GroupGivenUp)));

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use keyframe_hypervisor::Error as Hypervisor;
 use keyframe_types::{GroupCutId, SnapshotId, SnapshotName, VmName};
@@ -32,7 +32,12 @@ pub struct GroupRequest {
     pub machines: Vec<VmName>,
     /// What each machine's snapshot shall be. Its machine is of no account.
     pub each: SnapshotRequest,
+    /// The longest from before the first guest is stopped until the last one's disks are cut.
+    pub within: Duration,
 }
+
+/// What [`GroupRequest::within`] is where nobody says anything else.
+pub const WITHIN: Duration = Duration::from_secs(10);
 
 /// What the snapshots came to.
 #[derive(Debug, Clone, Serialize)]
@@ -80,7 +85,7 @@ pub fn take(ctx: &Context<'_>, request: &GroupRequest) -> Result<GroupReport, Er
         Some(name) => name.clone(),
         None => free_in_all(&members)?,
     };
-    let gate = Gate::new(members.len());
+    let gate = Gate::new(members.len(), request.within);
     let taken: Vec<Result<SnapshotReport, Error>> = std::thread::scope(|threads| {
         let ways = members.iter_mut().enumerate().map(|(number, (_, machine))| {
             let each = SnapshotRequest {

@@ -64,7 +64,7 @@ fn the_examples_are_without_any_mistake() {
     let shop = policies.for_machine("shop-db", &[]).unwrap();
     assert_eq!((shop.policy.as_str(), shop.group.as_ref().unwrap().as_str()), ("shop", "shop"));
     // Machines of a group are due at one instant.
-    assert_eq!(shop.snapshot_seed(), policies.for_machine("shop-web", &[]).unwrap().snapshot_seed());
+    assert_eq!(shop.seed(), policies.for_machine("shop-web", &[]).unwrap().seed());
     assert_eq!(policies.notify.mail[0].server, "mail.example.org:587");
 }
 
@@ -211,6 +211,26 @@ fn policies_are_compared_with_the_machines_there_are() {
     let owed = policies.for_machine("db1", &[]).unwrap();
     assert_eq!((owed.policy.as_str(), owed.contradicted_by[0].as_str()), ("one", "two"));
     assert!(policies.for_machine("x", &[]).is_none());
+}
+
+#[test]
+fn a_group_is_of_one_policy_and_has_a_name_of_its_own() {
+    let text = [
+        policy("db"),
+        policy("web"),
+        "[group.shop]\nmachines = { names = [\"db1\", \"web1\"] }\n".to_owned(),
+        "[group.db2]\nmachines = { names = [\"db2\", \"db3\"] }\n".to_owned(),
+    ]
+    .concat();
+    let policies = loaded(&[("a.toml", &text)]).policies.unwrap();
+    let machines = ["db1", "db2", "db3", "web1"].map(|name| machine(name, &[]));
+    let told: Vec<String> =
+        policies.against(&machines).iter().map(|mistake| format!("{:?} {}", mistake.severity, mistake.what)).collect();
+    let expected = [
+        "Warning group.shop has machines of policies db, web",
+        "Error group.db2 has the name of a machine: backups of the group are refused",
+    ];
+    assert_eq!(told, expected);
 }
 
 proptest! {

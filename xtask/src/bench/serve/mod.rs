@@ -57,13 +57,15 @@ impl Part {
 pub fn run(options: &Options) -> Result<()> {
     let begun = Instant::now();
     setup::setup()?;
-    let home = Home::new(HOME)?.with_executable(&snapshot::build()?);
-    snapshot::clear_leftovers(home.path(), HOME)?;
+    let keyframe = snapshot::build()?;
     let before = snapshot::load_average()?;
     say::note(format_args!("load average {before:.1} before; anything above 1 disturbs what follows"));
     let (mut rows, mut document) = (Vec::new(), json!({"load_average_before": before}));
     for part in &options.only {
         say::step(format_args!("{part:?}"));
+        // One of its own, gone with all its machines at the end: the next part is measured without them.
+        let home = Home::new(HOME)?.with_executable(&keyframe);
+        snapshot::clear_leftovers(home.path(), HOME)?;
         let (of_part, measured) = match part {
             Part::Year => year::measure(options.machines, options.days)?,
             Part::Answers => answers::measure(&home, options.machines)?,

@@ -1,9 +1,9 @@
 // One job: how it goes, what it wrote, what came of it.
 
 import { el } from './dom.js';
-import { cancelButton, jobState, jobTitle, runningCard, took } from './jobs.js';
+import { cancelButton, jobState, jobTitle, runningCard, subject, took, whose } from './jobs.js';
 import { icon } from './icons.js';
-import { facts, heading, machineLink, shown, whenInFull } from './parts.js';
+import { facts, heading, shown, whenInFull } from './parts.js';
 import { freshest } from './state.js';
 
 export default {
@@ -21,11 +21,11 @@ function drawn(job, log, result) {
   const alive = job.state === 'running';
   return [
     el('a', { href: '#/jobs', class: 'back' }, icon('back'), 'Jobs'),
-    heading(`${jobTitle(job)}${job.machine ? ` of ${job.machine}` : ''}`, jobState(job), alive ? null : cancelButton(job)),
+    heading(`${jobTitle(job)} of ${subject(job)}`, jobState(job), alive ? null : cancelButton(job)),
     alive ? runningCard(job) : null,
     job.what ? el('p', { class: job.state === 'failed' ? 'outcome bad' : 'outcome' }, job.what) : null,
     facts([
-      job.machine ? ['Machine', machineLink(job.machine)] : null,
+      job.machine ? [job.group ? 'Machines' : 'Machine', whose(job)] : null,
       ['Asked for by', job.by],
       ['Due', whenInFull(job.due)],
       job.began ? ['Began', whenInFull(job.began)] : null,

@@ -64,7 +64,7 @@ export function runningCard(job) {
   return el('article', { class: 'card job', 'data-job': job.id, 'data-state': job.state, 'data-key': job.id },
     el('div', { class: 'job-head' },
       el('a', { href: hash(['jobs', job.id]), class: 'name', 'data-row': true }, jobTitle(job)),
-      job.machine ? machineLink(job.machine) : null,
+      job.machine ? whose(job) : null,
       el('span', { class: 'faint' }, job.by, job.began ? [', began ', when(job.began)] : null, job.attempt > 1 ? `, attempt ${job.attempt}` : null),
       cancelButton(job)),
     progressBar(job),
@@ -88,13 +88,13 @@ function progressWords({ progress }) {
 
 export function cancelButton(job) {
   if (!['running', 'waiting'].includes(job.state) || !may('operate')) return null;
-  return button('Cancel', { class: 'small', 'data-action': 'cancel', 'aria-label': `Cancel ${job.kind} of ${job.machine ?? 'all'}`, onclick: () => askCancel(job) });
+  return button('Cancel', { class: 'small', 'data-action': 'cancel', 'aria-label': `Cancel ${job.kind} of ${subject(job)}`, onclick: () => askCancel(job) });
 }
 
 function askCancel(job) {
   ask({
     name: 'cancel', title: `Cancel this ${job.kind}?`, verb: `Cancel the ${job.kind}`, danger: true,
-    lines: [`${jobTitle(job)}${job.machine ? ` of ${job.machine}` : ''} is interrupted.`, 'What is committed stays; what is in flight is undone. The guest runs on.'],
+    lines: [`${jobTitle(job)} of ${subject(job)} is interrupted.`, 'What is committed stays; what is in flight is undone. The guest runs on.'],
     act: async () => { state.live.set(job.id, (await post(`/jobs/${encodeURIComponent(job.id)}/cancel`)).job); },
   });
 }
@@ -129,7 +129,17 @@ export function jobsTable(jobs, withMachine = true) {
 }
 
 const titleLink = (job) => el('a', { href: hash(['jobs', job.id]), class: 'name', 'data-row': true }, jobTitle(job));
-const whose = (job) => (job.machine ? machineLink(job.machine) : el('span', { class: 'faint' }, '–'));
+
+/** Whom a job is for, in words: a machine, or a group's together. */
+export const subject = (job) => (job.group ? `group ${job.group}` : job.machine ?? 'the repository');
+
+/** The same with links. */
+export function whose(job) {
+  if (!job.machine) return el('span', { class: 'faint' }, '–');
+  if (!job.group) return machineLink(job.machine);
+  const links = job.machines.flatMap((name, at) => [at ? ', ' : '', machineLink(name)]);
+  return el('span', {}, el('span', { class: 'faint' }, `group ${job.group}: `), links);
+}
 
 export function took(job) {
   const ms = job.began && job.ended ? Date.parse(job.ended) - Date.parse(job.began) : null;

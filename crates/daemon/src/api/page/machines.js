@@ -5,6 +5,7 @@ import { bytes, capital, count } from './format.js';
 import { forecastWords, isFullSoon, spaceChart } from './chart.js';
 import { icon, verdictShape } from './icons.js';
 import { alertLine } from './alerts.js';
+import { subject } from './jobs.js';
 import { button, due, loading, machineState, nothing, objective, progressBar, tag, trouble, verdict, when, WORDS } from './parts.js';
 import { freshest, hash, redraw, setQuery, state } from './state.js';
 
@@ -89,7 +90,7 @@ function work({ jobs, counts, machines, paused }) {
 
 function runningLine(job) {
   return el('a', { class: 'running', href: hash(['jobs', job.id]), 'data-key': job.id },
-    el('span', { class: 'running-words' }, `${capital(job.kind)} of ${job.machine ?? 'the repository'}`),
+    el('span', { class: 'running-words' }, `${capital(job.kind)} of ${subject(job)}`),
     progressBar(job));
 }
 

@@ -146,7 +146,7 @@ export function progressBar(job) {
   const known = done != null && total > 0;
   const share = known ? Math.min(100, (done / total) * 100) : 0;
   return el('span', {
-    class: known ? 'progress' : 'progress unknown', role: 'progressbar', 'aria-label': `${job.kind} of ${job.machine ?? 'all'}`,
+    class: known ? 'progress' : 'progress unknown', role: 'progressbar', 'aria-label': `${job.kind} of ${job.group ?? job.machine ?? 'all'}`,
     'aria-valuemin': 0, 'aria-valuemax': 100, 'aria-valuenow': known ? Math.round(share) : null,
   }, el('span', { class: 'progress-fill', style: known ? { width: `${share.toFixed(1)}%` } : {} }));
 }
