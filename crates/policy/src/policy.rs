@@ -378,6 +378,9 @@ pub struct Mail {
     pub user: Option<String>,
     /// A file with the password.
     pub password_file: Option<PathBuf>,
+    /// A file with the certificates, in PEM, that the server's is to be signed by, instead of those that the host trusts. With it nothing is
+    /// sent without TLS.
+    pub ca_file: Option<PathBuf>,
     /// Kinds of events; alerts that are raised and jobs that failed if there is none.
     pub events: Vec<EventKind>,
 }

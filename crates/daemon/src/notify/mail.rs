@@ -2,23 +2,29 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use keyframe_policy::Mail;
 use lettre::message::Mailbox;
 use lettre::message::header::{ContentType, HeaderName, HeaderValue};
 use lettre::transport::smtp::authentication::Credentials;
-use lettre::transport::smtp::client::{Tls, TlsParameters};
+use lettre::transport::smtp::client::{Certificate, CertificateStore, Tls, TlsParameters};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::{Address, AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::{self, pki_types::CertificateDer};
 
+use super::Attempt;
 use super::queue::Batch;
-use super::{Attempt, webhook};
+use super::webhook::{self, small_file};
 use crate::event::{Event, What};
 use crate::verdict::Severity;
 
 /// The most events of one letter.
 pub(super) const MOST: usize = 50;
+/// The most of a file with certificates, in bytes: the host's own have a fourth of it.
+const MOST_CERTIFICATES: u64 = 1 << 20;
 /// How long the server may take for each answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -36,7 +42,7 @@ pub(super) enum Security {
     None,
     /// TLS from the first byte.
     Tls,
-    /// TLS, or nothing is sent: there is a password.
+    /// TLS, or nothing is sent: there is a password, or it is said who signed the server's certificate.
     StartTls,
     /// TLS where the server offers it.
     StartTlsIfOffered,
@@ -47,9 +53,9 @@ impl Security {
         let (host, port) = place(mail);
         let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
         match port {
-            _ if here => Self::None,
+            _ if here && mail.ca_file.is_none() => Self::None,
             465 => Self::Tls,
-            _ if mail.user.is_some() => Self::StartTls,
+            _ if mail.user.is_some() || mail.ca_file.is_some() => Self::StartTls,
             _ => Self::StartTlsIfOffered,
         }
     }
@@ -149,16 +155,14 @@ pub(super) async fn attempt(mail: &Mail, security: Security, batch: &Batch) -> A
         Err(why) => return Attempt::Refused { why },
     };
     let (host, port) = place(mail);
-    let tls = || TlsParameters::new(host.to_owned());
     let tls = match security {
-        Security::None => Ok(Tls::None),
-        Security::Tls => tls().map(Tls::Wrapper),
-        Security::StartTls => tls().map(Tls::Required),
-        Security::StartTlsIfOffered => tls().map(Tls::Opportunistic),
-    };
-    let tls = match tls {
-        Ok(tls) => tls,
-        Err(error) => return Attempt::later(format!("TLS cannot be used: {}", told(&error))),
+        Security::None => Tls::None,
+        secured => match parameters(mail, host).await {
+            Ok(parameters) if secured == Security::Tls => Tls::Wrapper(parameters),
+            Ok(parameters) if secured == Security::StartTls => Tls::Required(parameters),
+            Ok(parameters) => Tls::Opportunistic(parameters),
+            Err(why) => return Attempt::later(why),
+        },
     };
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let mut builder = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(host).port(port).tls(tls);
@@ -186,23 +190,65 @@ pub(super) async fn attempt(mail: &Mail, security: Security, batch: &Batch) -> A
     }
 }
 
+/// Whom to trust: those of the host, or those of `ca_file` alone.
+async fn parameters(mail: &Mail, host: &str) -> Result<TlsParameters, String> {
+    let mut builder = TlsParameters::builder(host.to_owned());
+    if let Some(path) = &mail.ca_file {
+        builder = builder.certificate_store(CertificateStore::None);
+        let file = path.clone();
+        let read = tokio::task::spawn_blocking(move || certificates(&file)).await;
+        let unusable = |error| format!("its certificates {} cannot be used: {error}", path.display());
+        for certificate in read.map_err(std::io::Error::other).flatten().map_err(unusable)? {
+            let certificate = Certificate::from_der(certificate.to_vec());
+            builder =
+                builder.add_root_certificate(certificate.map_err(|error| unusable(std::io::Error::other(error)))?);
+        }
+    }
+    builder.build().map_err(|error| format!("TLS cannot be used: {}", told(&error)))
+}
+
+/// The certificates of a file in PEM; there is one at least.
+fn certificates(path: &Path) -> std::io::Result<Vec<CertificateDer<'static>>> {
+    let pem = small_file(path, MOST_CERTIFICATES)?;
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let read = read.map_err(std::io::Error::other)?;
+    if read.is_empty() { Err(std::io::Error::other("there is none in it")) } else { Ok(read) }
+}
+
 fn told(error: &lettre::transport::smtp::Error) -> String {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
     let told = error.to_string();
-    line(&if told.contains(&cause) { told } else { format!("{told}{cause}") }).chars().take(300).collect()
+    let told = line(&if told.contains(&cause) { told } else { format!("{told}{cause}") });
+    let told: String = told.chars().take(300).collect();
+    if is_distrust(error) {
+        format!("{told}; it was told nothing. ca_file says whose certificates to trust")
+    } else {
+        told
+    }
+}
+
+/// Whether the server is not who it should be, or nobody whom we trust says so.
+fn is_distrust(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |cause| cause.source());
+    let inner = |cause: &'_ (dyn std::error::Error + 'static)| {
+        let tls = cause.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>()?;
+        Some(matches!(tls, rustls::Error::InvalidCertificate(_)))
+    };
+    causes.filter_map(inner).any(|distrusted| distrusted)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn mail(server: &str, user: Option<&str>) -> Mail {
+    fn mail(server: &str, user: Option<&str>, ca_file: Option<&str>) -> Mail {
         Mail {
             to: vec!["a@example.org".into()],
             from: "k@example.org".into(),
             server: server.into(),
             user: user.map(str::to_owned),
             password_file: None,
+            ca_file: ca_file.map(Into::into),
             events: Vec::new(),
         }
     }
@@ -210,17 +256,20 @@ mod tests {
     #[test]
     fn a_password_goes_nowhere_but_through_tls_or_to_this_host() {
         let cases = [
-            ("mail.example.org:587", Some("u"), Security::StartTls),
-            ("mail.example.org:25", Some("u"), Security::StartTls),
-            ("mail.example.org:25", None, Security::StartTlsIfOffered),
-            ("mail.example.org:465", None, Security::Tls),
-            ("localhost.example.org:25", Some("u"), Security::StartTls),
-            ("localhost:25", Some("u"), Security::None),
-            ("[::1]:25", None, Security::None),
-            ("127.0.0.2:2525", None, Security::None),
+            ("mail.example.org:587", Some("u"), None, Security::StartTls),
+            ("mail.example.org:25", Some("u"), None, Security::StartTls),
+            ("mail.example.org:25", None, None, Security::StartTlsIfOffered),
+            ("mail.example.org:25", None, Some("/ca"), Security::StartTls),
+            ("mail.example.org:465", None, None, Security::Tls),
+            ("localhost.example.org:25", Some("u"), None, Security::StartTls),
+            ("localhost:25", Some("u"), None, Security::None),
+            ("localhost:25", Some("u"), Some("/ca"), Security::StartTls),
+            ("localhost:465", None, Some("/ca"), Security::Tls),
+            ("[::1]:25", None, None, Security::None),
+            ("127.0.0.2:2525", None, None, Security::None),
         ];
-        for (server, user, wanted) in cases {
-            assert_eq!(Security::of(&mail(server, user)), wanted, "{server}");
+        for (server, user, ca_file, wanted) in cases {
+            assert_eq!(Security::of(&mail(server, user, ca_file)), wanted, "{server} {ca_file:?}");
         }
     }
 }

@@ -1,13 +1,17 @@
 //! Against servers that listen, and do as badly as servers do.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver as Heard, Sender, channel};
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use keyframe_policy::{Healthchecks, Mail, Webhook};
 use serde_json::Value;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::{self, ServerConfig, ServerConnection, StreamOwned};
 
 use super::*;
 use crate::event::What;
@@ -334,34 +338,89 @@ fn mail_to(server: &str) -> Mail {
         server: server.to_owned(),
         user: None,
         password_file: None,
+        ca_file: None,
         events: Vec::new(),
     }
 }
 
-/// A mail server; what a client said, a letter as one item. `trouble` is what it answers to the first letter.
-fn post_office(trouble: Option<&'static str>) -> (String, Heard<String>) {
-    server(move |number, stream, tell: &Sender<String>| {
-        let mut out = stream.try_clone().unwrap();
-        let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
-        let _ = write!(out, "220 here\r\n");
-        while let Some(line) = lines.next() {
-            let _ = tell.send(line.clone());
-            let answer = match line.split(' ').next().unwrap_or_default() {
-                "EHLO" => "250-here\r\n250 AUTH PLAIN",
-                "AUTH" => "235 welcome",
-                "MAIL" | "RCPT" => "250 fine",
-                "DATA" => {
-                    let _ = write!(out, "354 go on\r\n");
-                    let letter: Vec<String> = lines.by_ref().take_while(|line| line != ".").collect();
-                    let _ = tell.send(letter.join("\n"));
-                    trouble.filter(|_| number == 0).unwrap_or("250 taken")
-                }
-                "QUIT" => "221 bye",
-                _ => "502 what?",
-            };
-            let _ = write!(out, "{answer}\r\n");
+/// Speaks as a mail server until the client leaves, or wants TLS: then it is true. What the client says is heard, a letter as one item.
+fn converse<S: Read + Write>(stream: &mut S, offers: &str, verdict: &str, hear: impl Fn(String)) -> bool {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).unwrap_or(0) == 0 {
+            return false;
         }
+        let line = line.trim_end().to_owned();
+        hear(line.clone());
+        let answer = match line.split(' ').next().unwrap_or_default() {
+            "EHLO" => offers,
+            "STARTTLS" => "220 go on",
+            "AUTH" => "235 welcome",
+            "MAIL" | "RCPT" => "250 fine",
+            "DATA" => {
+                let _ = write!(stream.get_mut(), "354 go on\r\n");
+                let lines = stream.by_ref().lines().map_while(Result::ok);
+                hear(lines.take_while(|line| line != ".").collect::<Vec<_>>().join("\n"));
+                verdict
+            }
+            "QUIT" => "221 bye",
+            _ => "502 what?",
+        };
+        let _ = write!(stream.get_mut(), "{answer}\r\n").and_then(|()| stream.get_mut().flush());
+        if line == "STARTTLS" {
+            return true;
+        }
+    }
+}
+
+const LOGIN: &str = "250-here\r\n250 AUTH PLAIN";
+
+/// A mail server without TLS; what a client said. `trouble` is what it answers to the first letter.
+fn post_office(trouble: Option<&'static str>) -> (String, Heard<String>) {
+    server(move |number, mut stream, tell: &Sender<String>| {
+        let _ = write!(stream, "220 here\r\n");
+        let verdict = trouble.filter(|_| number == 0).unwrap_or("250 taken");
+        converse(&mut stream, LOGIN, verdict, |line| drop(tell.send(line)));
     })
+}
+
+/// A mail server with TLS, by `STARTTLS` or from the first byte; what a client said, behind `tls: ` what went through TLS.
+/// The certificate is for `name`, and signed by itself; the path is where it is in a file.
+fn secure_post_office(security: mail::Security, name: &str, dir: &Path) -> (String, Heard<String>, PathBuf) {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let file = dir.join(format!("{name}.pem"));
+    std::fs::write(&file, made.cert.pem()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(made.signing_key.serialize_pem().as_bytes()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let config = Arc::new(config.with_single_cert(vec![made.cert.der().clone()], key).unwrap());
+    let (place, heard) = server(move |_, mut stream: TcpStream, tell: &Sender<String>| {
+        if security != mail::Security::Tls {
+            let _ = write!(stream, "220 here\r\n");
+            let offers = "250-here\r\n250-STARTTLS\r\n250 AUTH PLAIN";
+            if !converse(&mut stream, offers, "250 taken", |line| drop(tell.send(line))) {
+                return;
+            }
+        }
+        let mut stream = StreamOwned::new(ServerConnection::new(Arc::clone(&config)).unwrap(), stream);
+        if security == mail::Security::Tls && write!(stream, "220 here\r\n").is_err() {
+            return;
+        }
+        converse(&mut stream, LOGIN, "250 taken", |line| drop(tell.send(format!("tls: {line}"))));
+    });
+    (place, heard, file)
+}
+
+/// One attempt to send a letter, and all that the server heard.
+fn one_attempt(mail: &Mail, security: mail::Security, heard: Heard<String>) -> (Attempt, Vec<String>) {
+    let batch = Batch { events: vec![Arc::new(event(What::AlertRaised))], delivery: "d".into(), lost: 0 };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let attempt = runtime.block_on(mail::attempt(mail, security, &batch));
+    // Its connections are closed, so that the server has heard all that it ever will.
+    drop(runtime);
+    std::thread::sleep(Duration::from_millis(200));
+    (attempt, heard.try_iter().collect())
 }
 
 /// The next letter, and all that was said before it.
@@ -415,12 +474,86 @@ fn alerts_of_one_while_come_in_one_letter_that_says_what_to_do() {
 fn without_tls_no_password_is_sent() {
     let (place, heard) = post_office(None);
     let mail = Mail { user: Some("kf".into()), ..mail_to(&place) };
-    let batch = Batch { events: vec![Arc::new(event(What::AlertRaised))], delivery: "d".into(), lost: 0 };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let attempt = runtime.block_on(mail::attempt(&mail, mail::Security::StartTls, &batch));
+    let (attempt, said) = one_attempt(&mail, mail::Security::StartTls, heard);
     let Attempt::Later { why, .. } = attempt else { panic!("{attempt:?}") };
     assert!(why.contains("STARTTLS"), "{why}");
-    drop(runtime);
-    let said: Vec<String> = heard.try_iter().collect();
     assert!(said.iter().all(|line| line.starts_with("EHLO") || line == "QUIT"), "{said:?}");
+}
+
+#[test]
+fn through_tls_a_letter_arrives_and_nothing_of_it_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let password = dir.path().join("password");
+    std::fs::write(&password, "pass word\n").unwrap();
+    for security in [mail::Security::Tls, mail::Security::StartTls, mail::Security::StartTlsIfOffered] {
+        let (place, heard, certificate) = secure_post_office(security, "127.0.0.1", dir.path());
+        let mail = Mail {
+            user: Some("kf".into()),
+            password_file: Some(password.clone()),
+            ca_file: Some(certificate),
+            ..mail_to(&place)
+        };
+        let (attempt, said) = one_attempt(&mail, security, heard);
+        assert_eq!(attempt, Attempt::Taken, "{security:?} {said:?}");
+        let (secret, open): (Vec<&String>, Vec<&String>) = said.iter().partition(|line| line.starts_with("tls: "));
+        let login = base64::engine::general_purpose::STANDARD.encode("\0kf\0pass word");
+        assert!(secret.iter().any(|line| **line == format!("tls: AUTH PLAIN {login}")), "{said:?}");
+        assert!(
+            secret.iter().any(|line| line.contains("Subject: [keyframe host1] db: critical: it is so\n")),
+            "{said:?}"
+        );
+        let greeted = if security == mail::Security::Tls { 0 } else { 2 };
+        assert_eq!(open.len(), greeted, "{open:?}");
+        assert!(open.iter().all(|line| line.starts_with("EHLO ") || *line == "STARTTLS"), "{open:?}");
+    }
+}
+
+#[test]
+fn who_shows_a_certificate_that_is_not_trusted_is_told_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let stranger = dir.path().join("stranger.pem");
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&stranger, made.cert.pem()).unwrap();
+    for security in [mail::Security::Tls, mail::Security::StartTls, mail::Security::StartTlsIfOffered] {
+        // Signed by nobody whom the host knows; by another than the one who is named; by that one, but for another server.
+        for (name, ca_file, wrong) in [
+            ("127.0.0.1", None, "UnknownIssuer"),
+            ("127.0.0.1", Some(stranger.clone()), "BadSignature"),
+            ("mail.example.org", Some(dir.path().join("mail.example.org.pem")), "not valid for name"),
+        ] {
+            let (place, heard, _) = secure_post_office(security, name, dir.path());
+            let mail = Mail { user: Some("kf".into()), ca_file, ..mail_to(&place) };
+            let (attempt, said) = one_attempt(&mail, security, heard);
+            let Attempt::Later { why, .. } = attempt else { panic!("{security:?} {name} {attempt:?} {said:?}") };
+            assert!(why.contains("certificate") && why.contains(wrong), "{why}");
+            assert!(why.ends_with("; it was told nothing. ca_file says whose certificates to trust"), "{why}");
+            assert!(said.iter().all(|line| line.starts_with("EHLO ") || line == "STARTTLS"), "{said:?}");
+        }
+    }
+}
+
+#[test]
+fn a_server_that_is_not_trusted_is_trouble_until_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (place, heard, certificate) = secure_post_office(mail::Security::StartTls, "127.0.0.1", dir.path());
+    let trusted = dir.path().join("trusted.pem");
+    let mail = Mail { ca_file: Some(trusted.clone()), ..mail_to(&place) };
+    // A handshake may take its time.
+    let patient = Pace { attempt: SOON, ..pace() };
+    let notifier = Notifier::start_at(patient, &Notify { mail: vec![mail], ..Notify::default() });
+    notifier.tell(&event(What::AlertRaised));
+    let told = |part: &str| notifier.troubles().first().is_some_and(|trouble| trouble.contains(part));
+    until("there is no file", || told(&format!("its certificates {} cannot be used: No such file", trusted.display())));
+    assert!(heard.try_recv().is_err(), "nobody is asked before it is known whom to trust");
+    std::fs::write(&trusted, "no certificate\n").unwrap();
+    until("nothing is in it", || told("cannot be used: there is none in it"));
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(&trusted, made.cert.pem()).unwrap();
+    until("it is another's", || told("BadSignature"));
+    assert!(heard.try_iter().all(|line| line.starts_with("EHLO ") || line == "STARTTLS"));
+    std::fs::copy(&certificate, &trusted).unwrap();
+    let (letter, _) = letter(&heard);
+    assert!(letter.starts_with("tls: ") && letter.contains("db: critical: it is so"), "{letter}");
+    assert_eq!(notifier.finish(SOON), 0);
+    assert_eq!(notifier.troubles(), Vec::<String>::new());
 }

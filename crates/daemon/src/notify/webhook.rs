@@ -36,16 +36,21 @@ pub(super) fn wants(hook: &Webhook, event: &Event) -> bool {
     is_among(&hook.events, event) && (event.what == What::Alive || is_of(&hook.policies, event))
 }
 
-/// A secret as it is in its file now, without the end of its line.
-pub(super) fn secret(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
-    // What is no file, such as a pipe, must not be waited for.
+/// The beginning of a file, `most` bytes of it. What is no file, such as a pipe, is not waited for.
+pub(super) fn small_file(path: &Path, most: u64) -> std::io::Result<Zeroizing<Vec<u8>>> {
     let no_wait = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
     let file = std::fs::OpenOptions::new().read(true).custom_flags(no_wait).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(std::io::Error::other("it is no file"));
     }
-    let mut secret = Zeroizing::new(Vec::new());
-    file.take(MOST_SECRET).read_to_end(&mut secret)?;
+    let mut content = Zeroizing::new(Vec::new());
+    file.take(most).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// A secret as it is in its file now, without the end of its line.
+pub(super) fn secret(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let mut secret = small_file(path, MOST_SECRET)?;
     let end = secret.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r')).map_or(0, |at| at + 1);
     secret.truncate(end);
     if secret.is_empty() { Err(std::io::Error::other("it is empty")) } else { Ok(secret) }

@@ -100,10 +100,10 @@ pub(super) fn notify(table: Table<'_, '_>, notify: &mut Notify, known: &HashSet<
         }));
         inner.missing("server", "write HOST:PORT, such as \"mail.example.org:587\"");
         let user = optional(inner.text("user", "the user's name"));
-        let (password_file, events) =
-            (absolute(&inner, "password_file"), values(inner.parsed_list("events", "\"KIND\"")));
+        let (password_file, ca_file) = (absolute(&inner, "password_file"), absolute(&inner, "ca_file"));
+        let events = values(inner.parsed_list("events", "\"KIND\""));
         if let (Some(from), Some(server)) = (from, server) {
-            notify.mail.push(Mail { to, from, server, user, password_file, events });
+            notify.mail.push(Mail { to, from, server, user, password_file, ca_file, events });
         }
         inner.done();
     }
