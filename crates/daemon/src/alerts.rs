@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use keyframe_types::text::span;
 use serde::{Deserialize, Serialize};
 
+use crate::fleet::Fleet;
+use crate::hands::Hands;
 use crate::rules::Rules;
+use crate::scheduler::Scheduler;
 use crate::space::Space;
-use crate::verdict::{NOT_LOOKED_AT, Row, Severity};
+use crate::verdict::{NOT_LOOKED_AT, Row, STALE_AFTER, Severity};
 
 /// An alert.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +52,36 @@ impl Trouble {
     pub fn in_log(what: String) -> Self {
         let advice = "look at the daemon's own log".to_owned();
         Self { id: format!("daemon/{what}"), severity: Severity::Warning, machine: None, what, advice }
+    }
+
+    /// What is at work for longer than it should be: looking at machines, and commands.
+    #[must_use]
+    pub fn at_work<F: Fleet, H: Hands>(scheduler: &Scheduler<F, H>, now: Timestamp) -> Vec<Self> {
+        let look = scheduler.last_look();
+        let blind = (look.ago > STALE_AFTER).then(|| Self {
+            id: "not-looked".to_owned(),
+            severity: Severity::Critical,
+            machine: None,
+            what: format!("machines were not looked at since {}: what is told of them is as old", look.at),
+            advice: "see the daemon's log for why, and restart it: what is at work goes on".to_owned(),
+        });
+        let killed_after = span(scheduler.policies().host.deadlines.cancel.as_secs());
+        let hangs = scheduler.hanging(now).map(|(job, at_work, deadline)| {
+            let of = job.backup().map(|backup| format!(" {backup}")).unwrap_or_default();
+            let with = job.together.as_ref().map(|_| format!(" with {}", job.subject())).unwrap_or_default();
+            let (kind, at_work, deadline) = (job.kind(), span(at_work.as_secs()), span(deadline.as_secs()));
+            Self {
+                id: format!("hangs/{}", job.id),
+                severity: Severity::Critical,
+                machine: Some(job.machine.clone()),
+                what: format!("its {kind}{of}{with} is at work for {at_work}, {deadline} are its deadline: it may hang"),
+                advice: format!(
+                    "see HOME/serve/jobs/{} for what it says; cancel it: it is asked to end, and killed after {killed_after}",
+                    job.id
+                ),
+            }
+        });
+        blind.into_iter().chain(hangs).collect()
     }
 }
 

@@ -10,7 +10,6 @@ use jiff::Timestamp;
 use keyframe_engine::Home;
 use keyframe_engine::state::durable;
 use keyframe_engine::state::lock::Lock;
-use keyframe_types::text::span;
 use tokio::sync::{oneshot, watch};
 
 use crate::alerts::{Alert, Alerts, Changes, Trouble};
@@ -26,7 +25,7 @@ use crate::records::Records;
 use crate::rules::Rules;
 use crate::scheduler::{Remembered, Scheduler};
 use crate::space::{Mark, Space};
-use crate::verdict::{self, STALE_AFTER, Severity};
+use crate::verdict;
 use crate::view::{Counts, JobShown, Overview, PoliciesShown, View};
 
 /// How long it waits for wishes between ticks.
@@ -528,36 +527,7 @@ impl Service {
         let said = self.troubles.iter().cloned().chain(self.notifier.troubles()).map(Trouble::in_log);
         let mut all: Vec<Trouble> = said.collect();
         all.extend(self.shared.unheard.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        let look = self.scheduler.last_look();
-        if look.ago > STALE_AFTER {
-            all.push(Trouble {
-                id: "not-looked".to_owned(),
-                severity: Severity::Critical,
-                machine: None,
-                what: format!("machines were not looked at since {}: what is told of them is as old", look.at),
-                advice: "see the daemon's log for why, and restart it: what is at work goes on".to_owned(),
-            });
-        }
-        let cancel = self.scheduler.policies().host.deadlines.cancel.as_secs();
-        for (job, at_work, deadline) in self.scheduler.hanging(now) {
-            let of = job.backup().map(|backup| format!(" {backup}")).unwrap_or_default();
-            let with = job.together.as_ref().map(|_| format!(" with {}", job.subject())).unwrap_or_default();
-            let (at_work, deadline) = (span(at_work.as_secs()), span(deadline.as_secs()));
-            all.push(Trouble {
-                id: format!("hangs/{}", job.id),
-                severity: Severity::Critical,
-                machine: Some(job.machine.clone()),
-                what: format!(
-                    "its {}{of}{with} is at work for {at_work}, {deadline} are its deadline: it may hang",
-                    job.kind()
-                ),
-                advice: format!(
-                    "see HOME/serve/jobs/{} for what it says; cancel it: it is asked to end, and killed after {}",
-                    job.id,
-                    span(cancel)
-                ),
-            });
-        }
+        all.extend(Trouble::at_work(&self.scheduler, now));
         all
     }
 

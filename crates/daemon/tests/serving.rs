@@ -1,6 +1,8 @@
 //! The daemon as a whole, without machines: what it does about addresses, signals and its end.
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use keyframe_daemon::audit;
 use keyframe_daemon::catalog::Catalog;
+use keyframe_daemon::server;
 use keyframe_daemon::service::{Config, Service, catalog_file, directory};
 use keyframe_engine::Home;
 
@@ -73,4 +76,57 @@ fn who_asks_while_it_ends_is_told_that() {
     assert!(!shared.view().overview.draining);
     service.run(&over, || {});
     assert!(shared.view().overview.draining);
+}
+
+/// Asks on a daemon's socket; the head of the answer, and what reads the rest.
+fn asked(serve: &Path, path: &str) -> (String, BufReader<UnixStream>) {
+    let mut stream = UnixStream::connect(server::socket(serve)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = BufReader::new(stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(answer.read_line(&mut head).unwrap() > 0, "{head}");
+    }
+    (head, answer)
+}
+
+#[test]
+fn who_opens_stream_upon_stream_is_told_that_it_is_enough() {
+    let dir = tempfile::tempdir().unwrap();
+    let reload = Arc::new(AtomicBool::new(false));
+    let (config, over) = (config(&dir.path().join("home"), &reload), Arc::new(AtomicBool::new(false)));
+    let serve = directory(&config.home);
+    let (tell, told) = mpsc::channel();
+    let ending = Arc::clone(&over);
+    let daemon = std::thread::spawn(move || keyframe_daemon::serve(config, None, &ending, |_| tell.send(()).unwrap()));
+    told.recv_timeout(Duration::from_secs(20)).expect("it serves");
+    let mut streams = Vec::new();
+    for _ in 0..16 {
+        let (head, stream) = asked(&serve, "/api/v1/events");
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("text/event-stream"), "{head}");
+        streams.push(stream);
+    }
+    let (head, mut answer) = asked(&serve, "/api/v1/events");
+    assert!(head.starts_with("HTTP/1.1 429 "), "{head}");
+    let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    let mut body = vec![0; length.unwrap()];
+    answer.read_exact(&mut body).unwrap();
+    assert_eq!(
+        serde_json::from_slice::<serde_json::Value>(&body).unwrap(),
+        serde_json::json!({
+            "error": "too many streams of events are open for you",
+            "advice": "close some: each window of the dashboard has one",
+        })
+    );
+    // Everything else is answered as ever; and one that was closed makes room for another.
+    assert!(asked(&serve, "/api/v1/overview").0.starts_with("HTTP/1.1 200 "));
+    streams.pop();
+    assert!(
+        within(20, || asked(&serve, "/api/v1/events").0.starts_with("HTTP/1.1 200 ")),
+        "there is room for one more"
+    );
+    drop(streams);
+    over.store(true, Ordering::Relaxed);
+    daemon.join().unwrap().unwrap();
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use keyframe_daemon::alerts::Trouble;
 use keyframe_daemon::catalog::{Catalog, Found};
 use keyframe_daemon::job::Action;
 use keyframe_daemon::scheduler::{Remembered, Scheduler};
@@ -351,6 +352,20 @@ fn a_command_that_hangs_is_told_and_killed_some_time_after_it_was_asked_to_end()
     daemon = None;
     play(&host, &mut daemon, &path, &policies, Duration::from_secs(5));
     assert_eq!(hanging(daemon.as_ref().unwrap()), std::slice::from_ref(&job.id));
+    let told = Trouble::at_work(daemon.as_ref().unwrap(), host.now());
+    assert_eq!(
+        told,
+        [Trouble {
+            id: format!("hangs/{}", job.id),
+            severity: verdict::Severity::Critical,
+            machine: Some("vm000".to_owned()),
+            what: "its snapshot is at work for 31 min, 30 min are its deadline: it may hang".to_owned(),
+            advice: format!(
+                "see HOME/serve/jobs/{} for what it says; cancel it: it is asked to end, and killed after 2 min",
+                job.id
+            ),
+        }]
+    );
     daemon.as_mut().unwrap().cancel(&job.id, "uid 0", host.now()).unwrap();
     play(&host, &mut daemon, &path, &policies, Duration::from_secs(110));
     assert_eq!(host.0.borrow().asked_to_end, 1, "a second time would end it on the spot");
@@ -372,7 +387,18 @@ fn machines_that_are_not_looked_at_any_more_are_not_called_protected() {
     host.0.borrow_mut().looked = Some(looked);
     play(&host, &mut daemon, &path, &policies, Duration::from_secs(50));
     assert_eq!(row(&daemon, &host, 1).verdict, verdict::Verdict::Protected);
+    assert_eq!(Trouble::at_work(daemon.as_ref().unwrap(), host.now()), []);
     play(&host, &mut daemon, &path, &policies, Duration::from_secs(20));
+    assert_eq!(
+        Trouble::at_work(daemon.as_ref().unwrap(), host.now()),
+        [Trouble {
+            id: "not-looked".to_owned(),
+            severity: verdict::Severity::Critical,
+            machine: None,
+            what: format!("machines were not looked at since {looked}: what is told of them is as old"),
+            advice: "see the daemon's log for why, and restart it: what is at work goes on".to_owned(),
+        }]
+    );
     let blind = row(&daemon, &host, 1);
     assert_eq!((blind.verdict, blind.why[0].id.as_str()), (verdict::Verdict::AtRisk, verdict::NOT_LOOKED_AT));
     assert!(blind.reasons[0].starts_with(&format!("not looked at since {looked}")), "{:?}", blind.reasons);
