@@ -21,6 +21,10 @@ pub struct Clause {
     pub not_measured: &'static str,
 }
 
+const SOC2: &str = "SOC 2 (2017 Trust Services Criteria)";
+const ISO: &str = "ISO/IEC 27001:2022, Annex A";
+const DORA: &str = "Regulation (EU) 2022/2554 (DORA)";
+
 /// Each fact in a sentence.
 struct Facts {
     coverage: String,
@@ -100,74 +104,75 @@ pub(super) fn clauses(
     let Facts { coverage, points, rpo, rto, drills, copies, locks, exceptions, logs } = &facts;
     vec![
         clause(
-            "SOC 2 (Trust Services Criteria)",
+            SOC2,
             "A1.2",
-            "Data backup processes and recovery infrastructure are operated, maintained and monitored.",
-            &[coverage, points, rpo, exceptions],
-            "Environmental protections; capacity; anything that is not one of these machines.",
+            "Environmental protections, software, data backup processes and recovery infrastructure are authorized, designed, \
+             acquired, operated, maintained and monitored to meet objectives.",
+            &[coverage, points, rpo, copies, exceptions],
+            "Anything but backup processes: environmental protections, software, recovery infrastructure; who authorized and designed \
+             them; whether a repository is at a distance; anything that is not one of these machines.",
         ),
         clause(
-            "SOC 2 (Trust Services Criteria)",
+            SOC2,
             "A1.3",
             "Procedures of the recovery plan are tested.",
             &[drills, rto, exceptions],
-            "The plan itself; people, sites and networks; a drill brings back one machine, in isolation.",
+            "The plan itself; people, sites and networks; whether what a probe does not ask is complete: a drill brings machines back, \
+             in isolation.",
         ),
         clause(
-            "SOC 2 (Trust Services Criteria)",
+            SOC2,
             "CC7.5",
-            "Activities to recover from security incidents are carried out and tested.",
-            &[drills, exceptions, logs],
-            "Which incidents there were, their causes, and who was told.",
+            "Activities to recover from identified security incidents are identified, developed and implemented.",
+            &[drills, logs],
+            "Which incidents there were, their causes, who was told, what was changed: exceptions here are backups and drills that \
+             were not as promised.",
         ),
         clause(
-            "ISO/IEC 27001:2022",
+            ISO,
             "A.8.13",
-            "Backup copies are made and regularly tested, as a policy on backup says.",
-            &[coverage, points, rpo, drills, locks],
-            "Whether the policies are those that the organization agreed on.",
+            "Backup copies of information, software and systems are maintained and regularly tested, as the agreed policy on backup says.",
+            &[coverage, points, rpo, drills, copies, locks],
+            "Whether the policies are those that the organization agreed on; whether a repository is at a distance.",
         ),
         clause(
-            "ISO/IEC 27001:2022",
-            "A.8.14",
-            "Facilities are redundant enough for the availability that is required.",
-            &[copies],
-            "Redundancy of hosts, networks, power and sites; whether two repositories are in different places.",
+            ISO,
+            "A.8.15",
+            "Logs that record activities, exceptions, faults and other relevant events are produced, stored, protected and analysed.",
+            &[logs, exceptions],
+            "Logs of anything but Keyframe; whether anybody analyses them; who can replace a log as a whole.",
         ),
         clause(
-            "ISO/IEC 27001:2022",
-            "A.5.29",
-            "Information security is kept up during a disruption.",
-            &[locks, logs],
-            "The organization's plans; who has access to copies and keys.",
-        ),
-        clause(
-            "ISO/IEC 27001:2022",
+            ISO,
             "A.5.30",
-            "Readiness for continuity is tested against objectives.",
+            "ICT readiness is planned, implemented, maintained and tested, based on objectives of business continuity.",
             &[rpo, rto, drills],
-            "Whether the objectives follow from an analysis of business impact; order and dependencies of services.",
+            "Whether the objectives follow from an analysis of business impact; plans; order and dependencies of services.",
         ),
         clause(
             "Directive (EU) 2022/2555 (NIS2)",
             "Art. 21(2)(c)",
-            "Business continuity, such as backup management and disaster recovery, and crisis management.",
+            "Measures include business continuity, such as backup management and disaster recovery, and crisis management.",
             &[coverage, points, rpo, drills, rto, copies],
-            "Crisis management; disaster recovery beyond the restore of single machines.",
+            "Crisis management; disaster recovery beyond the restore of these machines; whether the measures are appropriate to the risks \
+             (Art. 21(1)).",
         ),
         clause(
-            "Regulation (EU) 2022/2554 (DORA)",
-            "Art. 11",
-            "Plans for response and recovery are in place, tested at least yearly, and failings are dealt with.",
+            DORA,
+            "Art. 11(6)",
+            "Plans for ICT business continuity, response and recovery are tested at least yearly, and after substantive changes.",
             &[drills, rto, exceptions],
-            "The plans; scenarios such as a switch to another site; communication.",
+            "The plans; scenarios such as cyber-attacks and a switch to another site; tests of plans for communication; reviews.",
         ),
         clause(
-            "Regulation (EU) 2022/2554 (DORA)",
+            DORA,
             "Art. 12",
-            "Backup and restore by policy, tested periodically; recovery time and point objectives; integrity of what is restored.",
-            &[coverage, points, rpo, rto, drills, copies, locks],
-            "Whether the systems for restoring are segregated from the source systems; reconciliation with third parties.",
+            "Backup policies with scope and minimum frequency (1); backup and restoration are tested periodically (2); restoring is done on \
+             segregated systems (3); ICT capacities are redundant (4); recovery time and point objectives are determined (6); integrity is \
+             checked when recovering from an incident (7).",
+            &[coverage, points, rpo, rto, drills],
+            "Whether frequency and objectives follow from criticality; segregation (3); redundant capacities (4); checks and \
+             reconciliation after an incident (7).",
         ),
     ]
 }
