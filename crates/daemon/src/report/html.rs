@@ -22,10 +22,12 @@ padding-bottom:.25rem}h3{font-size:1.05rem;margin:2rem 0 .5rem;overflow-wrap:any
 border-radius:.5rem;padding:.7rem .9rem}.tile b{display:block;font-size:1.5rem;line-height:1.2}.good{color:var(--good)}.bad{color:var(--bad)}\
 .warn{color:var(--warn)}table{border-collapse:collapse;width:100%;margin:.5rem 0 1rem}th,td{text-align:left;vertical-align:top;\
 padding:.35rem .6rem;border-bottom:1px solid var(--line);overflow-wrap:anywhere}thead th{background:var(--pale);font-weight:600}\
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}td.t{white-space:nowrap;font-variant-numeric:tabular-nums}\
+th,td.k{overflow-wrap:normal}tbody th{white-space:nowrap;width:1%}td.n,th.n{text-align:right}td.n,td.t{white-space:nowrap;\
+font-variant-numeric:tabular-nums}td.b{min-width:10em}td.mono{min-width:8em}.m th:first-child{width:15%}.m th:nth-child(3){width:36%}.m th:last-child{width:22%}\
 .mono{font-family:ui-monospace,monospace;font-size:.85em;overflow-wrap:anywhere}ul{margin:0;padding-left:1.1rem}\
-@media print{@page{margin:16mm 14mm}body{font-size:9.5pt;max-width:none;margin:0;padding:0}h2{break-after:avoid}h3{break-after:avoid}\
-tr,.tile{break-inside:avoid}thead{display:table-header-group}.tiles{grid-template-columns:repeat(4,1fr)}}";
+@media print{@page{margin:16mm 14mm}body{font-size:9.5pt;max-width:none;margin:0;padding:0}h2,h2+p,h3{break-after:avoid}\
+tr,.tile{break-inside:avoid}thead{display:table-header-group}.tiles{grid-template-columns:repeat(3,1fr)}\
+th,td{padding:.3rem .45rem}}";
 
 /// A page in the making; a string takes everything.
 struct Page {
@@ -151,7 +153,8 @@ fn overview(page: &mut Page, report: &Report) {
         let open = machine.exceptions.iter().filter(|exception| exception.settled.is_none()).count();
         put!(
             page,
-            "<tr><td>{}<td>{}<td class=\"n\">{}<td class=\"n\">{}<td>{}<td>{}<td>{passed} of {}<td class=\"n\">{open}</tr>",
+            "<tr><td>{}<td>{}<td class=\"n\">{}<td class=\"n\">{}<td class=\"k\">{}<td class=\"k\">{}<td class=\"k\">{passed} of {}\
+             <td class=\"n\">{open}</tr>",
             safe(&machine.name),
             policy(machine),
             machine.points.made.count,
@@ -190,7 +193,7 @@ fn exceptions(page: &mut Page, report: &Report) {
     for (machine, exception) in open.take(MOST_ROWS) {
         put!(
             page,
-            "<tr><td class=\"t\">{}<td>{}<td>{}<td>{}</tr>",
+            "<tr><td class=\"t\">{}<td>{}<td class=\"k\">{}<td>{}</tr>",
             page.time(exception.at),
             safe(&machine.name),
             exception.kind.as_str(),
@@ -285,7 +288,8 @@ fn drills(page: &mut Page, drills: &[Drill]) {
         let log = if drill.signed { "signed log" } else { "not in the signed log" };
         put!(
             page,
-            "<tr><td class=\"t\">{}<td class=\"mono\">{}<td>{outcome}{late}<td class=\"n\">{took}<td>{}<td><span class=\"mono\">{}</span> {log}</tr>",
+            "<tr><td class=\"t\">{}<td class=\"mono\">{}<td class=\"k\">{outcome}{late}<td class=\"n\">{took}<td>{}<td class=\"b\">\
+             <span class=\"mono\">{}</span> {log}</tr>",
             page.time(drill.at),
             safe(&drill.of),
             safe(&drill.what),
@@ -309,7 +313,7 @@ fn machine_exceptions(page: &mut Page, exceptions: &[Exception]) {
         };
         put!(
             page,
-            "<tr><td class=\"t\">{}<td>{}<td>{}<td>{became}</tr>",
+            "<tr><td class=\"t\">{}<td class=\"k\">{}<td>{}<td class=\"b\">{became}</tr>",
             page.time(exception.at),
             exception.kind.as_str(),
             safe(&exception.what)
@@ -323,12 +327,12 @@ fn mapping(page: &mut Page, report: &Report) {
     page.html.push_str(
         "<h2>What this says to what standards ask</h2><p>This is no certification and claims no more than was measured: it names the measured \
          facts that speak to a clause, and what the clause asks besides that nothing here measures. The texts of the standards count, not \
-         their summaries here.</p><table><thead><tr><th>Clause<th>Asks, in short<th>Measured here<th>Not measured here</tr></thead><tbody>",
+         their summaries here.</p><table class=\"m\"><thead><tr><th>Clause<th>Asks, in short<th>Measured here<th>Not measured here</tr></thead><tbody>",
     );
     for clause in &report.mapping {
         put!(
             page,
-            "<tr><td>{}<br><b>{}</b><td>{}<td><ul>",
+            "<tr><td class=\"k\">{}<br><b>{}</b><td class=\"k\">{}<td><ul>",
             safe(clause.standard),
             safe(clause.clause),
             safe(clause.asks)

@@ -180,11 +180,14 @@ impl Report {
         let proved = sources.proofs.iter().filter(|proof| (period.from..until).contains(&proof.at));
         names.extend(proved.map(|proof| proof.machine.clone()));
         let mut notes = sources.notes;
+        // As everywhere on the page.
+        let told = |at: Timestamp| at.to_zoned(period.time_zone.clone()).strftime("%Y-%m-%d %H:%M").to_string();
         match jobs_known_from {
             None => notes.push("No job is remembered here: nothing was made or missed as far as is known.".to_owned()),
             Some(first) if first > period.from => {
                 notes.push(format!(
-                    "The oldest job that is remembered ended {first}: of what was before nothing is told."
+                    "The oldest job that is remembered ended {}: of what was before nothing is told.",
+                    told(first)
                 ));
             }
             Some(_) => {}
@@ -193,13 +196,14 @@ impl Report {
         let snapshots_from = now.checked_sub(ROUTINE_FOR).unwrap_or(Timestamp::MIN);
         if period.from < snapshots_from {
             notes.push(format!(
-                "Snapshots that were taken as they should are remembered for {} days: of those before {snapshots_from} nothing is told, and gaps \
-                 of machines without backups are measured from then on.",
-                ROUTINE_FOR.as_secs() / 86_400
+                "Snapshots that were taken as they should are remembered for {} days: of those before {} nothing is told, and gaps of machines \
+                 without backups are measured from then on.",
+                ROUTINE_FOR.as_secs() / 86_400,
+                told(snapshots_from)
             ));
         }
         if until < period.to {
-            notes.push(format!("The period is not over: this tells what was so until {until}."));
+            notes.push(format!("The period is not over: this tells what was so until {}.", told(until)));
         }
         let mut machines = Vec::new();
         for name in names {
