@@ -29,8 +29,9 @@ pub use load::{Loaded, Mistake, Place, Severity, default_directory, load};
 pub use owed::{Owed, Policies};
 pub use plan::{Day, Event, Plan, What};
 pub use policy::{
-    BackupPolicy, Consistency, Deadlines, DrillPolicy, DrillTarget, EventKind, EventKindError, Group, Healthchecks,
-    Host, Keep, Limits, Mail, Notify, Objectives, Policy, PolicyName, SnapshotPolicy, Webhook,
+    ApprovalRule, AskedFor, AskedForError, BackupPolicy, Consistency, Deadlines, DrillPolicy, DrillTarget, EventKind,
+    EventKindError, Group, Healthchecks, Host, Keep, Limits, Mail, Notify, Objectives, Policy, PolicyName,
+    SnapshotPolicy, Webhook,
 };
 pub use select::{Glob, Machine, Selector, Tag};
 pub use window::{Window, Windows};

@@ -1,12 +1,13 @@
 //! The types of what a policy file says, after it was checked: every default is filled in, every text is parsed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use keyframe_types::{ByteLen, Retention, TimeToLive};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::calendar::Schedule;
 use crate::load::Place;
@@ -228,6 +229,8 @@ pub struct Host {
     pub bandwidth: Option<ByteLen>,
     /// How long one command of a job may be at work before somebody is told.
     pub deadlines: Deadlines,
+    /// What is done only after a second person approved it.
+    pub approval: ApprovalRule,
     /// The zone of schedules and windows that name none.
     #[serde(serialize_with = "as_zone")]
     pub time_zone: jiff::tz::TimeZone,
@@ -240,6 +243,7 @@ impl Default for Host {
             jobs_per_disk: 1,
             bandwidth: None,
             deadlines: Deadlines::default(),
+            approval: ApprovalRule::default(),
             time_zone: jiff::tz::TimeZone::system(),
         }
     }
@@ -269,6 +273,75 @@ impl Default for Deadlines {
     fn default() -> Self {
         let hours = |hours: u64| Duration::from_secs(hours * 3600);
         Self { snapshot: hours(2), backup: hours(24), drill: hours(12), other: hours(12), cancel: hours(1) / 12 }
+    }
+}
+
+/// What takes something away or changes a machine, so that it may need a second person's approval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AskedFor {
+    /// A machine goes back to a snapshot.
+    Revert,
+    /// It does, and its present is not kept.
+    Discard,
+    /// Further machines continue from a snapshot.
+    Fork,
+    /// A machine is shut down or switched off.
+    Stop,
+    /// Snapshots are deleted.
+    Delete,
+}
+
+impl AskedFor {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Revert, Self::Discard, Self::Fork, Self::Stop, Self::Delete];
+
+    /// Its name in policies and messages.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Revert => "revert",
+            Self::Discard => "discard",
+            Self::Fork => "fork",
+            Self::Stop => "stop",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// Why a text names nothing that may need an approval.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} never needs an approval: write some of {all}", all = AskedFor::ALL.map(AskedFor::as_str).join(", "))]
+pub struct AskedForError(String);
+
+impl FromStr for AskedFor {
+    type Err = AskedForError;
+
+    fn from_str(text: &str) -> Result<Self, AskedForError> {
+        Self::ALL.into_iter().find(|deed| deed.as_str() == text).ok_or_else(|| AskedForError(text.to_owned()))
+    }
+}
+
+/// What a caller of the daemon does only after a second person approved it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ApprovalRule {
+    /// What that is; nothing by default.
+    pub asked_for: BTreeSet<AskedFor>,
+    /// How long a request waits for it.
+    #[serde(serialize_with = "as_seconds")]
+    pub valid: Duration,
+}
+
+impl ApprovalRule {
+    /// The shortest that a request may wait.
+    pub const SHORTEST: Duration = Duration::from_secs(60);
+    /// The longest.
+    pub const LONGEST: Duration = Duration::from_secs(30 * 86_400);
+}
+
+impl Default for ApprovalRule {
+    fn default() -> Self {
+        Self { asked_for: BTreeSet::new(), valid: Duration::from_secs(24 * 3600) }
     }
 }
 

@@ -8,7 +8,7 @@ use keyframe_types::TimeToLive;
 
 use super::decode::{SPAN, absolute, bandwidth, optional, small, values};
 use super::table::Table;
-use crate::policy::{Healthchecks, Host, Mail, Notify, PolicyName, Webhook};
+use crate::policy::{ApprovalRule, AskedFor, Healthchecks, Host, Mail, Notify, PolicyName, Webhook};
 
 /// What a file says of the host counts instead of what files before it say, key by key.
 pub(super) fn host(table: Table<'_, '_>, host: &mut Host) {
@@ -37,12 +37,32 @@ pub(super) fn host(table: Table<'_, '_>, host: &mut Host) {
         }
         inner.done();
     }
+    if let Some(inner) = table.table("approval") {
+        approval(inner, &mut host.approval);
+    }
     let zone = table.parsed_by("time_zone", "one such as \"Europe/Berlin\" or \"UTC\"", |text| {
         let zone = if text == "UTC" { Ok(TimeZone::UTC) } else { TimeZone::get(text) };
         zone.map_err(|_| format!("{text:?} is not a time zone"))
     });
     if let Some(zone) = zone {
         host.time_zone = zone.value;
+    }
+    table.done();
+}
+
+fn approval(table: Table<'_, '_>, rule: &mut ApprovalRule) {
+    let asked_for = table.parsed_list::<AskedFor>("asked_for", "\"delete\"");
+    if let Some(read) = table.parsed::<TimeToLive>("valid", SPAN) {
+        let valid = read.value.duration();
+        if (ApprovalRule::SHORTEST..=ApprovalRule::LONGEST).contains(&valid) {
+            rule.valid = valid;
+        } else {
+            let what = format!("{}.valid is out of range", table.path);
+            table.source.error(&read.span, what, "write a span from \"1m\" to \"30d\"");
+        }
+    }
+    if let Some(all) = asked_for {
+        rule.asked_for = all.into_iter().map(|read| read.value).collect();
     }
     table.done();
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{Consistency, DrillTarget, Keep, PolicyName};
+use crate::policy::{ApprovalRule, Consistency, DrillTarget, Keep, PolicyName};
 use crate::select::Machine;
 
 pub(super) fn now() -> Timestamp {
@@ -84,6 +84,7 @@ fn the_manual_has_every_key_that_is_read() {
         "[group.a]",
         "[host]",
         "[host.deadlines]",
+        "[host.approval]",
         "[[notify.healthchecks]]",
         "[[notify.webhook]]",
         "[[notify.mail]]",
@@ -128,6 +129,21 @@ fn deadlines_are_the_hosts_each_for_itself() {
     assert_eq!(spans, [7200, 259_200, 30]);
     let wrong = loaded(&[("a.toml", "[host.deadlines]\nbackups = \"3d\"\n")]);
     assert!(wrong.mistakes[0].what.contains("host.deadlines.backups is not known"), "{:?}", wrong.mistakes);
+}
+
+#[test]
+fn what_needs_an_approval_is_nothing_until_it_is_said_and_the_last_file_counts() {
+    let rule = |files: &[(&str, &str)]| loaded(files).policies.unwrap().host.approval;
+    assert_eq!(rule(&[("a.toml", "[host]\njobs = 3\n")]), ApprovalRule::default());
+    assert!(ApprovalRule::default().asked_for.is_empty());
+    let text = "[host.approval]\nasked_for = [\"delete\", \"stop\"]\n";
+    let both = rule(&[("a.toml", text)]);
+    assert_eq!(both.asked_for.iter().map(|deed| deed.as_str()).collect::<Vec<_>>(), ["stop", "delete"]);
+    assert_eq!(both.valid, Duration::from_secs(86_400));
+    let later = rule(&[("a.toml", text), ("z.toml", "[host.approval]\nvalid = \"30m\"\n")]);
+    assert_eq!((later.asked_for, later.valid.as_secs()), (both.asked_for, 1800), "each key for itself");
+    let none = rule(&[("a.toml", text), ("z.toml", "[host.approval]\nasked_for = []\n")]);
+    assert!(none.asked_for.is_empty());
 }
 
 #[test]
