@@ -22,6 +22,8 @@ const SESSION: Duration = Duration::from_secs(12 * 3600);
 const SESSIONS: usize = 20;
 /// What every token begins with, so that one that leaked is found by those who look for such.
 const PREFIX: &str = "kf_";
+/// What the names of those begin with who come with one.
+const TOKEN: &str = "token ";
 
 /// What somebody may do; each includes those before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -106,6 +108,16 @@ impl Tokens {
         }
     }
 
+    /// Whether whoever asked for something then may still do what takes this role: a token that was revoked since, or made anew under
+    /// its name, may not. Users of the host come and go elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Record`].
+    pub fn still_may(&self, who: &str, role: Role, then: Timestamp) -> Result<bool, Error> {
+        let Some(name) = who.strip_prefix(TOKEN) else { return Ok(true) };
+        Ok(self.all()?.iter().any(|token| token.name == name && token.role >= role && token.created <= then))
+    }
+
     /// Makes one, and returns it: nobody can be told it again.
     ///
     /// # Errors
@@ -188,7 +200,7 @@ impl Doorkeeper {
     fn caller(&self, is: impl Fn(&Token) -> bool) -> Option<Caller> {
         let tokens = self.tokens.all().inspect_err(|error| tracing::error!("tokens cannot be read: {error}")).ok()?;
         let token = tokens.into_iter().find(is)?;
-        Some(Caller { who: format!("token {}", token.name), role: token.role })
+        Some(Caller { who: format!("{TOKEN}{}", token.name), role: token.role })
     }
 
     /// Logs somebody in: returns what their cookie holds.
@@ -248,7 +260,13 @@ mod tests {
         assert_eq!(door.by_session(&secret), None, "a token is no session");
         let kept = std::fs::read_to_string(dir.path().join("tokens.json")).unwrap();
         assert!(!kept.contains(&secret[3..]), "only its hash is kept");
+        let (now, hour) = (Timestamp::now(), Duration::from_secs(3600));
+        let may = |who, role, then| tokens.still_may(who, role, then).unwrap();
+        assert!(may("token anna", Role::Operate, now) && may("uid 0", Role::Admin, now));
+        assert!(!may("token anna", Role::Restore, now) && !may("token ann", Role::Read, now));
+        assert!(!may("token anna", Role::Operate, now - hour), "that was another token of this name");
         tokens.revoke("anna").unwrap();
+        assert!(!may("token anna", Role::Operate, now));
         assert_eq!((door.by_token(&secret), door.by_session(&session)), (None, None));
     }
 }

@@ -29,6 +29,9 @@ pub enum Error {
     /// What was asked for cannot be.
     #[error("{0}")]
     Refused(String),
+    /// Whoever asks may not.
+    #[error("{0}")]
+    NotAllowed(String),
 }
 
 /// What is given with an I/O error.

@@ -17,6 +17,8 @@
 //! | [`view`] | what is shown |
 //! | [`server`], [`tls`], [`access`] | who connects, how, and what they may |
 //! | [`api`] | REST, metrics, the dashboard |
+//! | [`deeds`] | what may be asked for, and what it is on the command line |
+//! | [`approvals`] | what waits for a second person's yes |
 //! | [`event`] | what happens, for whoever is to be told |
 //! | [`notify`] | telling them: pings, requests, letters |
 //! | [`report`] | what was promised and what was measured, for an auditor |
@@ -28,9 +30,11 @@
 pub mod access;
 pub mod alerts;
 pub mod api;
+pub mod approvals;
 pub mod audit;
 pub mod catalog;
 pub mod commands;
+pub mod deeds;
 mod error;
 pub mod event;
 pub mod fleet;

@@ -12,20 +12,23 @@ use keyframe_engine::state::durable;
 use keyframe_engine::state::lock::Lock;
 use tokio::sync::{oneshot, watch};
 
+use crate::access::{Caller, Role, Tokens};
 use crate::alerts::{Alert, Alerts, Changes, Trouble};
+use crate::approvals::{Approval, ApprovalId, Approvals, Decision};
 use crate::audit::Audit;
 use crate::catalog::{Catalog, Found, Wanted};
+use crate::deeds::Deed;
 use crate::error::Error;
 use crate::event::{Event, What};
 use crate::fleet::Watched;
 use crate::hands::Processes;
-use crate::job::{Action, Job, JobId, Request, State};
+use crate::job::{Job, JobId, Request, State};
 use crate::notify::Notifier;
 use crate::records::Records;
 use crate::rules::Rules;
 use crate::scheduler::{Remembered, Scheduler};
 use crate::space::{Mark, Space};
-use crate::verdict;
+use crate::verdict::{self, Severity};
 use crate::view::{Counts, JobShown, Overview, PoliciesShown, View};
 
 /// How long it waits for wishes between ticks.
@@ -72,7 +75,11 @@ pub struct Config {
 #[derive(Debug)]
 pub enum Wish {
     /// Something done for a machine.
-    Do(String, Action),
+    Do(Deed),
+    /// The same, once a second person approved it: every name in it was looked up, and its plan is complete.
+    AskFor(Deed),
+    /// A request decided on.
+    Decide(ApprovalId, Decision, Role),
     /// A job ended.
     Cancel(JobId),
     /// Nothing new begun, or that again.
@@ -88,8 +95,19 @@ pub struct Wanting {
     pub wish: Wish,
     /// Who.
     pub by: String,
-    /// The job that came of it, where one did.
-    pub answer: oneshot::Sender<Result<Option<Job>, Error>>,
+    /// What came of it.
+    pub answer: oneshot::Sender<Result<Granted, Error>>,
+}
+
+/// What came of a wish.
+#[derive(Debug)]
+pub enum Granted {
+    /// It is done.
+    Done,
+    /// It is queued.
+    Job(Box<Job>),
+    /// It waits for a second person, or is decided.
+    Request(Box<Approval>),
 }
 
 /// What the server shares with the service.
@@ -130,7 +148,7 @@ impl Shared {
     ///
     /// # Errors
     /// What became of it.
-    pub async fn wish(&self, wish: Wish, by: &str) -> Result<Option<Job>, Error> {
+    pub async fn wish(&self, wish: Wish, by: &str) -> Result<Granted, Error> {
         let (answer, answered) = oneshot::channel();
         let gone = || Error::Refused("the daemon is about to end".to_owned());
         self.wishes.send(Wanting { wish, by: by.to_owned(), answer }).map_err(|_| gone())?;
@@ -181,6 +199,7 @@ pub struct Service {
     shared: Arc<Shared>,
     scheduler: Scheduler<Watched, Processes>,
     rules: Rules,
+    approvals: Approvals,
     alerts: Alerts,
     wishes: Receiver<Wanting>,
     space: Space,
@@ -237,6 +256,7 @@ impl Service {
         let (wish, wishes) = std::sync::mpsc::channel();
         let audit = Audit::open(&serve)?;
         troubles.extend(audit.torn().map(str::to_owned));
+        let (approvals, unreadable) = Approvals::open(&serve)?;
         let shared = Arc::new(Shared {
             home: config.home,
             serve,
@@ -252,6 +272,7 @@ impl Service {
             shared: Arc::clone(&shared),
             scheduler,
             rules,
+            approvals,
             alerts: Alerts::after(before),
             wishes,
             space,
@@ -268,6 +289,11 @@ impl Service {
             _lock: lock,
         };
         service.shared.note("keyframe serve", "start", &service.version)?;
+        for what in unreadable {
+            service.note_if_possible("keyframe serve", "read requests for approvals", &what);
+            service.troubles.push(what);
+        }
+        service.expire(now);
         service.show(now);
         Ok((service, shared))
     }
@@ -319,6 +345,7 @@ impl Service {
         let news = self.scheduler.take_news();
         let told = !news.is_empty();
         news.iter().for_each(|job| self.tell(job));
+        let changed = self.expire(now) || changed;
         self.look_after(now);
         let at_work = self.scheduler.jobs().any(|job| job.state == State::Running);
         let every = if at_work { SHOWN_EVERY_AT_WORK } else { SHOWN_EVERY };
@@ -408,6 +435,7 @@ impl Service {
                 tracing::warn!("old jobs cannot be forgotten: {error}");
             }
             self.shared.records.forget(before(RECORDS_FOR), before(ROUTINE_RECORDS_FOR));
+            self.approvals.forget(now);
         }
         if self.alive.elapsed() >= ALIVE_EVERY {
             self.alive = Instant::now();
@@ -430,33 +458,118 @@ impl Service {
     fn grant(&mut self, wanting: Wanting) {
         let now = Timestamp::now();
         let granted = self.granted(wanting.wish, &wanting.by, now);
-        // Who went away does not want to know.
-        let _ = wanting.answer.send(granted);
+        // Whoever is answered sees what came of it; who went away does not want to know.
         self.show(now);
+        let _ = wanting.answer.send(granted);
     }
 
-    fn granted(&mut self, wish: Wish, by: &str, now: Timestamp) -> Result<Option<Job>, Error> {
+    fn granted(&mut self, wish: Wish, by: &str, now: Timestamp) -> Result<Granted, Error> {
         match wish {
-            Wish::Do(machine, action) => {
+            // Whichever way a deed came here: what needs an approval is not done without.
+            Wish::Do(deed) if self.needs_approval(&deed) => {
+                Err(Error::Refused("the policies ask for a second person's approval of this now: ask again".to_owned()))
+            }
+            Wish::Do(Deed { machine, action, .. }) => {
                 let what = format!("{} {machine}", action.kind);
                 self.shared.note_command(by, &what, &action.arguments, "asked for")?;
-                self.scheduler.ask(&machine, action, by, now).map(Some)
+                let job = self.scheduler.ask(machine.as_str(), action, by, now)?;
+                Ok(Granted::Job(Box::new(job)))
+            }
+            Wish::AskFor(deed) => self.let_wait(deed, by, now),
+            Wish::Decide(id, decision, role) => {
+                let caller = Caller { who: by.to_owned(), role };
+                match decision {
+                    Decision::Approve => self.approve(&id, &caller, now),
+                    Decision::Refuse | Decision::Withdraw => self.decline(&id, decision, &caller, now),
+                }
             }
             Wish::Cancel(id) => {
                 self.note_if_possible(by, &format!("cancel job {id}"), "asked for");
-                self.scheduler.cancel(&id, by, now).map(Some)
+                let job = self.scheduler.cancel(&id, by, now)?;
+                Ok(Granted::Job(Box::new(job)))
             }
             Wish::Pause(paused) => {
                 self.note_if_possible(by, if paused { "pause" } else { "resume" }, "done");
                 self.scheduler.pause(paused);
-                Ok(None)
+                Ok(Granted::Done)
             }
             Wish::Reload => {
                 self.rules.reload(now);
                 self.use_rules(by, now);
-                Ok(None)
+                Ok(Granted::Done)
             }
         }
+    }
+
+    fn needs_approval(&self, deed: &Deed) -> bool {
+        let asked_for = &self.rules.policies.host.approval.asked_for;
+        deed.wanted.needs().iter().any(|need| asked_for.contains(need))
+    }
+
+    /// Keeps a deed until a second person decides.
+    fn let_wait(&mut self, deed: Deed, by: &str, now: Timestamp) -> Result<Granted, Error> {
+        let approval = self.approvals.prepare(deed, by, self.rules.policies.host.approval.valid, now)?;
+        let result = format!("{}: it waits for a second person until {}", approval.id, approval.until);
+        self.shared.note_command(by, &approval.what(), &approval.action.arguments, &result)?;
+        self.approvals.add(approval.clone())?;
+        Ok(Granted::Request(Box::new(approval)))
+    }
+
+    /// Queues what waited, if it may still be done.
+    fn approve(&mut self, id: &ApprovalId, caller: &Caller, now: Timestamp) -> Result<Granted, Error> {
+        let approval = self.approvals.decidable(id, Decision::Approve, caller, now)?;
+        if !Tokens::of(&self.shared.serve).still_may(&approval.by, approval.role, approval.at)? {
+            let what = format!("{} asked for {id}, and may not any more: refuse it", approval.by);
+            return Err(Error::Refused(what));
+        }
+        if !self.scheduler.machines().contains_key(&approval.machine) {
+            return Err(Error::Refused(format!("there is no machine {} any more: refuse {id}", approval.machine)));
+        }
+        let what = format!("approve {}", approval.what());
+        let result = format!("{id}, which {} asked for", approval.by);
+        self.shared.note_command(&caller.who, &what, &approval.action.arguments, &result)?;
+        let (machine, action) = (approval.machine.clone(), approval.action.clone());
+        let by = format!("{}, approved by {}", approval.by, caller.who);
+        // Decided before it is queued: whatever happens in between, it is not done twice.
+        let approval = self.approvals.decide(approval, Decision::Approve, &caller.who, now)?;
+        match self.scheduler.ask(&machine, action, &by, now) {
+            Ok(job) => Ok(Granted::Request(Box::new(self.approvals.became(approval, job.id)))),
+            Err(error) => {
+                self.note_if_possible(
+                    "keyframe serve",
+                    &what,
+                    &format!("{id} waits on, it could not be queued: {error}"),
+                );
+                self.approvals.reopen(approval)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Nothing comes of what waited. That is done even when it cannot be noted, as long as it can be kept.
+    fn decline(
+        &mut self,
+        id: &ApprovalId,
+        decision: Decision,
+        caller: &Caller,
+        now: Timestamp,
+    ) -> Result<Granted, Error> {
+        let approval = self.approvals.decidable(id, decision, caller, now)?;
+        let (what, result) =
+            (format!("{} {}", decision.as_str(), approval.what()), format!("{id}, which {} asked for", approval.by));
+        let approval = self.approvals.decide(approval, decision, &caller.who, now)?;
+        self.note_if_possible(&caller.who, &what, &result);
+        Ok(Granted::Request(Box::new(approval)))
+    }
+
+    /// Ends what waited too long. Returns whether anything did.
+    fn expire(&mut self, now: Timestamp) -> bool {
+        let late = self.approvals.expire(now);
+        for approval in &late {
+            let result = format!("{}, which {} asked for: nobody decided", approval.id, approval.by);
+            self.note_if_possible("keyframe serve", &format!("expire {}", approval.what()), &result);
+        }
+        !late.is_empty()
     }
 
     /// What makes less happen is done even when it cannot be noted: the disk may be full.
@@ -511,13 +624,18 @@ impl Service {
                 loaded: self.rules.loaded,
                 mistakes: self.rules.mistakes.iter().map(Into::into).collect(),
             },
-            counts: Counts::of(&rows, &jobs, &alerts),
+            counts: Counts { approvals: self.approvals.waiting().count(), ..Counts::of(&rows, &jobs, &alerts) },
+            approval: (&self.rules.policies.host.approval).into(),
             alerts,
             machines: rows,
             jobs,
         };
-        let view =
-            View { overview, seen: Arc::clone(self.scheduler.machines()), owed: Arc::clone(self.scheduler.owed()) };
+        let view = View {
+            overview,
+            seen: Arc::clone(self.scheduler.machines()),
+            owed: Arc::clone(self.scheduler.owed()),
+            approvals: self.approvals.shown(),
+        };
         *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
         self.shared.changes.send_modify(|count| *count += 1);
     }
@@ -527,6 +645,22 @@ impl Service {
         let said = self.troubles.iter().cloned().chain(self.notifier.troubles()).map(Trouble::in_log);
         let mut all: Vec<Trouble> = said.collect();
         all.extend(self.shared.unheard.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        all.extend(self.approvals.waiting().map(|approval| Trouble {
+            id: format!("approval/{}", approval.id),
+            severity: Severity::Warning,
+            machine: Some(approval.machine.clone()),
+            what: format!(
+                "{} asked for: {}; it waits for a second person's approval until {}",
+                approval.by,
+                approval.what(),
+                approval.until
+            ),
+            advice: format!(
+                "approve or refuse {} in the dashboard or with `keyframe approvals`, as another one with the role {}",
+                approval.id,
+                approval.role.as_str()
+            ),
+        }));
         all.extend(Trouble::at_work(&self.scheduler, now));
         all
     }

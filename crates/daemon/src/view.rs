@@ -1,14 +1,15 @@
 //! What is shown: made by the service's thread, read by everybody who asks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use keyframe_policy::{Mistake, Owed};
+use keyframe_policy::{ApprovalRule, AskedFor, Mistake, Owed};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::alerts::Alert;
+use crate::approvals::Approval;
 use crate::fleet::Machines;
 use crate::job::{Job, JobId, State};
 use crate::space::Space;
@@ -130,6 +131,23 @@ pub struct Counts {
     pub jobs_waiting: usize,
     /// Alerts.
     pub alerts: usize,
+    /// Requests that wait for a second person's approval.
+    pub approvals: usize,
+}
+
+/// What is done only after a second person approved it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ApprovalShown {
+    /// What that is, as policies name it.
+    pub asked_for: BTreeSet<AskedFor>,
+    /// How long a request waits, in seconds.
+    pub valid_s: u64,
+}
+
+impl From<&ApprovalRule> for ApprovalShown {
+    fn from(rule: &ApprovalRule) -> Self {
+        Self { asked_for: rule.asked_for.clone(), valid_s: rule.valid.as_secs() }
+    }
 }
 
 /// Everything at a glance.
@@ -155,6 +173,8 @@ pub struct Overview {
     pub disk: Space,
     /// The policies.
     pub policies: PoliciesShown,
+    /// What needs a second person's approval.
+    pub approval: ApprovalShown,
     /// How many there are of everything.
     pub counts: Counts,
     /// What is to be seen to.
@@ -174,6 +194,8 @@ pub struct View {
     pub seen: std::sync::Arc<Machines>,
     /// What each machine is owed.
     pub owed: std::sync::Arc<BTreeMap<String, Owed>>,
+    /// What waits for a second person's approval, then what was decided.
+    pub approvals: Vec<Approval>,
 }
 
 impl Counts {
@@ -190,6 +212,7 @@ impl Counts {
             jobs_running: state(State::Running),
             jobs_waiting: state(State::Waiting),
             alerts: alerts.len(),
+            approvals: 0,
         }
     }
 }

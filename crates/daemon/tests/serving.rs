@@ -9,11 +9,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+use keyframe_daemon::access::{Role, Tokens};
+use keyframe_daemon::approvals::Decision;
 use keyframe_daemon::audit;
 use keyframe_daemon::catalog::Catalog;
+use keyframe_daemon::deeds::Deed;
 use keyframe_daemon::server;
-use keyframe_daemon::service::{Config, Service, catalog_file, directory};
+use keyframe_daemon::service::{Config, Granted, Service, Wish, catalog_file, directory};
 use keyframe_engine::Home;
+use keyframe_types::VmName;
+use serde_json::json;
 
 fn config(home: &Path, reload: &Arc<AtomicBool>) -> Config {
     Config {
@@ -129,4 +135,72 @@ fn who_opens_stream_upon_stream_is_told_that_it_is_enough() {
     drop(streams);
     over.store(true, Ordering::Relaxed);
     daemon.join().unwrap().unwrap();
+}
+
+fn deed(wanted: serde_json::Value) -> Deed {
+    Deed::of(&VmName::new("db").unwrap(), serde_json::from_value(wanted).unwrap()).unwrap()
+}
+
+#[test]
+fn no_way_into_the_queue_leads_around_a_second_person() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("home");
+    let policies = home.join("policies");
+    std::fs::create_dir_all(&policies).unwrap();
+    let rule = |asked_for: &str| {
+        std::fs::write(policies.join("host.toml"), format!("[host.approval]\nasked_for = {asked_for}\n")).unwrap();
+    };
+    rule("[\"delete\", \"discard\", \"fork\", \"stop\"]");
+    let reload = Arc::new(AtomicBool::new(false));
+    let over = Arc::new(AtomicBool::new(false));
+    let (service, shared) = Service::start(config(&home, &reload), &over).unwrap();
+    let ending = Arc::clone(&over);
+    let serving = std::thread::spawn(move || service.run(&ending, || {}));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let wish = |wish, by: &str| runtime.block_on(shared.wish(wish, by));
+    let asking = "the policies ask for a second person's approval";
+    let none = "there is no machine db";
+    let deletion = json!({"action": "delete", "snapshots": ["0123456789abcdef"]});
+    for (wanted, says) in [
+        (deletion.clone(), asking),
+        (json!({"action": "revert", "snapshot": "x", "discard": true}), asking),
+        (json!({"action": "fork", "snapshot": "x", "name": "y"}), asking),
+        (json!({"action": "stop"}), asking),
+        (json!({"action": "stop", "force": true}), asking),
+        // The scheduler itself was asked for these.
+        (json!({"action": "revert", "snapshot": "x"}), none),
+        (json!({"action": "start"}), none),
+        (json!({"action": "snapshot"}), none),
+    ] {
+        let said = wish(Wish::Do(deed(wanted.clone())), "uid 0").unwrap_err().to_string();
+        assert!(said.starts_with(says), "{wanted}: {said}");
+    }
+    // What waits, waits on when the policies ask for nothing any more; and whose machine is gone is not done.
+    let Granted::Request(waiting) = wish(Wish::AskFor(deed(deletion.clone())), "token ops").unwrap() else {
+        panic!("it does not wait");
+    };
+    rule("[]");
+    wish(Wish::Reload, "uid 0").unwrap();
+    let said = wish(Wish::Do(deed(deletion)), "token ops").unwrap_err().to_string();
+    assert!(said.starts_with(none), "{said}");
+    assert_eq!(shared.view().overview.counts.approvals, 1);
+    let approve =
+        |by| wish(Wish::Decide(waiting.id.clone(), Decision::Approve, Role::Admin), by).unwrap_err().to_string();
+    assert!(approve("token ops").contains("another person"));
+    assert!(approve("token boss").contains("token ops asked for"), "there is no such token");
+    let tokens = Tokens::of(&directory(&Home::open(&home).unwrap()));
+    tokens.add("ops", Role::Admin, Timestamp::now()).unwrap();
+    assert!(approve("token boss").contains("may not any more"), "this one was made later");
+    let Granted::Request(another) = wish(Wish::AskFor(deed(json!({"action": "stop"}))), "uid 7").unwrap() else {
+        panic!("it does not wait");
+    };
+    let decide = |decision, by| wish(Wish::Decide(another.id.clone(), decision, Role::Admin), by);
+    assert!(decide(Decision::Approve, "uid 0").unwrap_err().to_string().contains("no machine db any more"));
+    assert!(matches!(decide(Decision::Withdraw, "uid 7"), Ok(Granted::Request(_))));
+    over.store(true, Ordering::Relaxed);
+    serving.join().unwrap();
+    // The next daemon has it still.
+    let (_service, shared) = Service::start(config(&home, &reload), &over).unwrap();
+    assert_eq!(shared.view().approvals[0], *waiting);
+    assert_eq!(shared.view().overview.counts.approvals, 1);
 }

@@ -57,7 +57,7 @@ fn known(view: &View, name: &str) -> Result<VmName, Refusal> {
 }
 
 /// Does what takes a while where it holds up nobody.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Refusal> {
+pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Refusal> {
     let done = tokio::task::spawn_blocking(work).await;
     Ok(done.map_err(|error| Error::Refused(format!("the answer could not be made: {error}")))??)
 }

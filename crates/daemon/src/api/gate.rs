@@ -77,6 +77,7 @@ impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         let status = match &error {
             Error::Refused(_) => StatusCode::CONFLICT,
+            Error::NotAllowed(_) => StatusCode::FORBIDDEN,
             Error::Engine(keyframe_engine::Error::NoMachine(_)) => StatusCode::NOT_FOUND,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };

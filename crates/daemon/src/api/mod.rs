@@ -5,6 +5,7 @@
 //! | `gate` | who asks, and whether they may; what every answer carries |
 //! | `answers` | what is looked at |
 //! | `actions` | what is done |
+//! | `approvals` | what waits for a second person |
 //! | `asking` | commands that are run to answer a question |
 //! | `listeners` | who is told of changes, and how many streams each has |
 //! | `metrics` | for Prometheus |
@@ -12,6 +13,7 @@
 
 mod actions;
 mod answers;
+mod approvals;
 mod asking;
 mod gate;
 mod listeners;
@@ -58,6 +60,8 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/jobs", get(answers::jobs))
         .route("/jobs/{id}", get(answers::job))
         .route("/jobs/{id}/cancel", post(actions::cancel))
+        .route("/approvals", get(approvals::list))
+        .route("/approvals/{id}", get(approvals::one).post(approvals::decide))
         .route("/drills", get(answers::drills))
         .route("/drills/{id}/page.html", get(answers::drill_page))
         .route("/drills/{id}/screen.png", get(answers::drill_screen))

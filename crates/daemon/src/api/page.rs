@@ -15,6 +15,7 @@ const FILES: &[(&str, &[u8])] = files![
     "actions.js",
     "alerts.js",
     "api.js",
+    "approvals.js",
     "audit.js",
     "calendar.js",
     "chart.js",

@@ -2,7 +2,7 @@
 
 import { post } from './api.js';
 import { el } from './dom.js';
-import { capital, count } from './format.js';
+import { capital, count, exactSpan } from './format.js';
 import { buttons, message, openDialog } from './dialog.js';
 import { button, loading, trouble } from './parts.js';
 import { hash, may, redraw, state } from './state.js';
@@ -79,7 +79,7 @@ export function openAction(action, vm, fixed = {}, context = {}) {
   const fields = what.asks(context);
   const values = { ...what.begin?.(vm) };
   for (const field of fields) if (field.kind === 'choice') values[field.name] = field.options[0];
-  const is = { action, vm, fixed, what, fields, values, plan: null, error: null, planning: false, busy: false, asked: 0, timer: null };
+  const is = { action, vm, fixed, what, fields, values, plan: null, approval: null, error: null, planning: false, busy: false, asked: 0, timer: null };
   const dialog = openDialog(action, capital(what.title(vm, context)), (dialog) => drawn(is, dialog), {
     closed: () => {
       clearTimeout(is.timer);
@@ -97,7 +97,9 @@ function drawn(is, dialog) {
       el('input', { type: 'submit', hidden: true })) : null,
     el('h3', { class: 'plan-title' }, 'What will happen'),
     el('div', { class: 'plan-box', 'aria-live': 'polite', 'aria-busy': String(is.planning), 'data-plan': is.plan ? 'ready' : 'none' }, drawnPlan(is)),
-    buttons(dialog, is.what.verb, { danger, first: is.fields.length ? null : 'dismiss', disabled: !is.plan || is.planning || is.busy, confirm: () => carryOut(is, dialog) }),
+    is.plan && is.approval ? el('p', { class: 'approval-note', 'data-needs-approval': true },
+      `It is not done at once: a second person has to approve it within ${exactSpan(is.approval.valid_s)}.`) : null,
+    buttons(dialog, is.approval ? 'Ask for approval' : is.what.verb, { danger, first: is.fields.length ? null : 'dismiss', disabled: !is.plan || is.planning || is.busy, confirm: () => carryOut(is, dialog) }),
   ];
 }
 
@@ -182,7 +184,8 @@ async function planned(is, dialog) {
   const error = wrong(is, dialog);
   if (error) return { plan: null, error };
   try {
-    return { plan: (await post(path(is), body(is, true))).plan, error: null };
+    const { plan, approval = null } = await post(path(is), body(is, true));
+    return { plan, approval, error: null };
   } catch (error) {
     return { plan: null, error };
   }
@@ -192,7 +195,9 @@ async function carryOut(is, dialog) {
   is.busy = true;
   dialog.redraw();
   try {
-    begun((await post(path(is), body(is, false))).job);
+    const { job, approval } = await post(path(is), body(is, false));
+    if (approval) waits(approval);
+    else begun(job);
     dialog.close();
   } catch (error) {
     Object.assign(is, { busy: false, plan: null, error });
@@ -205,6 +210,11 @@ function begun(job) {
   state.ours.add(job.id);
   if (state.overview && !state.overview.jobs.some(({ id }) => id === job.id)) state.overview.jobs.unshift(job);
   message(`${capital(job.kind)} of ${job.machine} ${job.state === 'waiting' ? 'waits for its turn' : 'has begun'}`, { href: hash(['jobs', job.id]) });
+  redraw();
+}
+
+function waits({ kind, machine }) {
+  message(`${capital(kind)} of ${machine} waits for a second person's approval`, { href: hash(['approvals']) });
   redraw();
 }
 

@@ -16,7 +16,7 @@ const CHORD_MS = 1500;
 
 /** Views that are there; the others are fetched when the first one is drawn, or sooner if they are asked for. */
 const loaded = { machines, alerts };
-const LATER = ['machine', 'jobs', 'job', 'drills', 'space', 'policies', 'audit', 'files', 'more'];
+const LATER = ['machine', 'jobs', 'job', 'drills', 'space', 'policies', 'approvals', 'audit', 'files', 'more'];
 const main = document.getElementById('main');
 
 function nameOf({ path: [first = 'machines', second, third] }) {

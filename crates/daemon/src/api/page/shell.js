@@ -15,11 +15,18 @@ const VIEWS = [
   { name: 'alerts', title: 'Alerts', key: 'a', tab: true },
   { name: 'space', title: 'Space', key: 's' },
   { name: 'policies', title: 'Policies', key: 'p' },
+  { name: 'approvals', title: 'Approvals', key: 'v', shown: approvalsMatter },
   { name: 'audit', title: 'Audit', key: 'l', role: 'operate' },
 ];
 
-/** The views of whoever is here: what they may not read is not offered. */
-export const views = () => VIEWS.filter((view) => !view.role || may(view.role));
+/** Whether the policies ask for approvals, or something waits for one all the same. */
+function approvalsMatter() {
+  const { counts, approval } = state.overview ?? {};
+  return Boolean(approval?.asked_for.length || counts?.approvals);
+}
+
+/** The views of whoever is here: what they may not read, and what is of no use on this host, is not offered. */
+export const views = () => VIEWS.filter((view) => (!view.role || may(view.role)) && (!view.shown || view.shown()));
 
 const CONNECTIONS = {
   starting: ['Connecting', 'Nothing is known yet'],
@@ -60,6 +67,7 @@ function badge(view) {
   const running = counts ? counts.jobs_running : 0;
   if (view === 'jobs' && running) return el('span', { class: 'badge', 'aria-label': `${running} running` }, running);
   if (view === 'alerts' && counts?.alerts) return el('span', { class: 'badge bad', 'aria-label': `${counts.alerts} open` }, counts.alerts);
+  if (view === 'approvals' && counts?.approvals) return el('span', { class: 'badge bad', 'aria-label': `${counts.approvals} waiting` }, counts.approvals);
   const errors = view === 'policies' ? errorsOf(state.overview?.policies).length : 0;
   return errors ? el('span', { class: 'badge bad', 'aria-label': count(errors, 'mistake') }, errors) : null;
 }
@@ -100,6 +108,7 @@ function banners() {
       may('admin') ? button('Resume', { class: 'small', 'data-action': 'resume', onclick: askResume }) : null) : null,
     overview?.draining ? banner('draining', 'warn', 'The daemon is ending: what runs is finished, nothing is begun.') : null,
     overview && route().path[0] !== 'policies' ? policyBanner(overview.policies) : null,
+    overview?.counts.approvals && route().path[0] !== 'approvals' ? approvalBanner(overview.counts.approvals) : null,
   ];
 }
 
@@ -111,6 +120,11 @@ function policyBanner(policies) {
   const more = errors.length > 1 ? ` And ${errors.length - 1} more.` : '';
   const what = policies.usable ? 'The policies have mistakes.' : 'The policies cannot be used; those read before count on.';
   return banner('policies', 'bad', `${what}${where}${more}`, el('a', { href: '#/policies', class: 'button small' }, 'What to do'));
+}
+
+function approvalBanner(waiting) {
+  return banner('approvals', 'warn', `${count(waiting, 'request waits', 'requests wait')} for a second person's approval.`,
+    el('a', { href: '#/approvals', class: 'button small' }, 'Look'));
 }
 
 function banner(name, kind, text, ...beside) {
