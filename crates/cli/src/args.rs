@@ -16,7 +16,7 @@ use crate::files_args::{DiffArgs, FilesArgs, MountArgs};
 use crate::policy_args::PolicyCommand;
 use crate::repo_args::{ImageCommand, RepoCommand};
 use crate::report_args::ReportArgs;
-use crate::serve_args::{AuditCommand, ServeArgs, StatusArgs, TokenCommand};
+use crate::serve_args::{ApprovalsCommand, AuditCommand, ServeArgs, StatusArgs, TokenCommand};
 
 /// Snapshots of running virtual machines on stock QEMU: memory, devices and disks of one instant, with
 /// milliseconds of pause.
@@ -159,6 +159,9 @@ pub enum Command {
     /// Make, list and revoke tokens, for those who come over the network
     #[command(subcommand)]
     Token(TokenCommand),
+    /// See and decide what waits for a second person's approval, as the user of the daemon's socket that you are
+    #[command(subcommand)]
+    Approvals(ApprovalsCommand),
     /// Say who did what, from a log in which no line can be changed unseen
     #[command(subcommand)]
     Audit(AuditCommand),

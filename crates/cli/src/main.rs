@@ -110,6 +110,9 @@ fn run(arguments: Arguments, output: &Output) -> Result<u8, Error> {
         Command::Audit(command) => {
             commands::serve::audit(&global.home.unwrap_or_else(Home::default_root), command, output)
         }
+        Command::Approvals(command) => {
+            commands::approvals::run(&global.home.unwrap_or_else(Home::default_root), command, output)
+        }
         Command::Token(command) => {
             commands::serve::token(&Home::open(&global.home.unwrap_or_else(Home::default_root))?, command, output)
         }

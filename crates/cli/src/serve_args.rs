@@ -1,10 +1,11 @@
-//! The arguments of `keyframe serve`, `status`, `token` and `audit`.
+//! The arguments of `keyframe serve`, `status`, `token`, `approvals` and `audit`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use keyframe_daemon::access::Role;
+use keyframe_daemon::approvals::ApprovalId;
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -39,6 +40,27 @@ pub enum TokenCommand {
     Revoke {
         /// Whose
         name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ApprovalsCommand {
+    /// List what waits, what it would do, and what was decided in the last days
+    List,
+    /// Say yes to what somebody else asked for: it is done
+    Approve {
+        /// Which, as `list` tells it
+        id: ApprovalId,
+    },
+    /// Say no to what somebody else asked for
+    Refuse {
+        /// Which, as `list` tells it
+        id: ApprovalId,
+    },
+    /// Take back what you asked for on the daemon's socket yourself
+    Withdraw {
+        /// Which, as `list` tells it
+        id: ApprovalId,
     },
 }
 

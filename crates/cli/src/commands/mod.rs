@@ -1,5 +1,6 @@
 //! One module for each group of commands: calls the engine, says what came of it.
 
+pub mod approvals;
 mod backup;
 mod boot;
 mod check;

@@ -83,8 +83,11 @@ pub fn serve(home: &Home, args: ServeArgs, over: &Arc<AtomicBool>, output: &Outp
     Ok(0)
 }
 
-/// Asks the daemon; nothing when there is none.
-fn ask(home: &Path, path: &str) -> std::io::Result<Option<Value>> {
+/// What a daemon answered: the HTTP status, and a document.
+pub type Answer = (u16, Value);
+
+/// Talks to the daemon: asks, or with a body tells it to do something; nothing when there is none.
+pub fn talk(home: &Path, path: &str, body: Option<&Value>) -> std::io::Result<Option<Answer>> {
     let stream = UnixStream::connect(server::socket(&home.join("serve")));
     let mut stream = match stream {
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
@@ -94,19 +97,40 @@ fn ask(home: &Path, path: &str) -> std::io::Result<Option<Value>> {
     };
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let host = "HTTP/1.0\r\nHost: localhost\r\n";
+    match body.map(Value::to_string) {
+        None => write!(stream, "GET {path} {host}\r\n")?,
+        Some(body) => write!(
+            stream,
+            "POST {path} {host}X-Keyframe: 1\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?,
+    }
     let mut answer = Vec::new();
     stream.take(ANSWER_MOST).read_to_end(&mut answer)?;
-    let bad = |what: &str| std::io::Error::other(what.to_owned());
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").ok_or_else(|| bad("no answer"))?;
-    serde_json::from_slice(&answer[end + 4..]).map(Some).map_err(std::io::Error::other)
+    let bad = || std::io::Error::other("no answer");
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").ok_or_else(bad)?;
+    let head = String::from_utf8_lossy(&answer[..end]);
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(bad)?;
+    let document = serde_json::from_slice(&answer[end + 4..]).map_err(std::io::Error::other)?;
+    Ok(Some((status, document)))
+}
+
+/// That nobody answers.
+pub fn nobody(home: &Path) -> Error {
+    Error::Failed { what: format!("no daemon serves {}: start `keyframe serve`", home.display()) }
+}
+
+/// That the daemon cannot be asked.
+pub fn unasked(home: &Path, source: std::io::Error) -> Error {
+    Error::Io { action: "ask", path: server::socket(&home.join("serve")), source }
 }
 
 /// `keyframe status`
 pub fn status(home: &Path, args: &StatusArgs, output: &Output) -> Result<u8, Error> {
-    let answer = ask(home, "/api/v1/overview");
+    let answer = talk(home, "/api/v1/overview", None);
     let overview = match answer {
-        Ok(Some(overview)) => overview,
+        Ok(Some((_, overview))) => overview,
         Ok(None) | Err(_) if args.check => {
             let what = match answer {
                 Err(error) => format!("KEYFRAME UNKNOWN: the daemon does not answer: {error}\n"),
@@ -115,13 +139,8 @@ pub fn status(home: &Path, args: &StatusArgs, output: &Output) -> Result<u8, Err
             output.result("status", &json!({"status": "unknown", "what": what.trim()}), what);
             return Ok(check::UNKNOWN);
         }
-        Ok(None) => {
-            let what = format!("no daemon serves {}: start `keyframe serve`", home.display());
-            return Err(Error::Failed { what });
-        }
-        Err(source) => {
-            return Err(Error::Io { action: "ask", path: server::socket(&home.join("serve")), source });
-        }
+        Ok(None) => return Err(nobody(home)),
+        Err(source) => return Err(unasked(home, source)),
     };
     let (status, word) = weighed(&overview);
     let text = if args.check { checked(&overview, word) } else { told(&overview) };
