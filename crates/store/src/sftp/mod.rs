@@ -12,11 +12,14 @@
 //! systems that keep to the order of renames the latest only. What a broken connection leaves in `tmp/` is never read, and
 //! removed by [`SftpStore::tidy`]. On a server without `posix-rename` what is replaced, which only a repair does, lies in `tmp/`
 //! for a moment.
+//!
+//! Nothing of the protocol tells one directory from another. `tmp/` does: where it was once seen, nothing is written any more when it is
+//! gone, as another directory, such as an empty one that a file system was mounted on, has taken the place of the one that was used.
 
 pub(crate) mod wire;
 
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +36,8 @@ pub struct SftpStore {
     shown: String,
     connection: Mutex<Option<Connection>>,
     counter: AtomicU64,
+    /// Whether `tmp/` was there: that is what the directory is known by.
+    known: AtomicBool,
     /// Whether renaming does not replace, once it was tried.
     exclusive: OnceLock<bool>,
 }
@@ -90,6 +95,7 @@ impl SftpStore {
             shown: shown.to_owned(),
             connection: Mutex::new(None),
             counter: AtomicU64::new(0),
+            known: AtomicBool::new(false),
             exclusive: OnceLock::new(),
         }
     }
@@ -125,7 +131,7 @@ impl SftpStore {
             Some(connection) => connection,
             none => none.insert(self.connect()?),
         };
-        let outcome = work(&mut connection.link);
+        let outcome = self.get_to_know(&mut connection.link).and_then(|()| work(&mut connection.link));
         if outcome.as_ref().is_err_and(Error::is_transient) {
             // Whatever is still on its way belongs to nobody.
             *kept = None;
@@ -145,6 +151,30 @@ impl SftpStore {
             }
             _ => Err(Error::Unavailable { reason: "ssh has no input or output".to_owned() }),
         }
+    }
+
+    /// Looks for what the directory is known by, before anything else is done with it.
+    fn get_to_know(&self, link: &mut Link<ChildStdout, ChildStdin>) -> Result<()> {
+        if !self.known.load(Ordering::Relaxed) && is_dir(link, &self.path(TEMPORARY))? {
+            self.known.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// That it is the directory that it was: before anything is made in it.
+    fn is_there(&self, link: &mut Link<ChildStdout, ChildStdin>) -> Result<()> {
+        let dir = self.path(TEMPORARY);
+        if !self.known.load(Ordering::Relaxed) {
+            make_dir(link, &dir)?;
+            self.known.store(true, Ordering::Relaxed);
+        } else if !is_dir(link, &dir)? {
+            let reason = format!(
+                "cannot write below {}: {dir} was there and is gone, so another directory may have its place",
+                self.root
+            );
+            return Err(Error::Refused { reason });
+        }
+        Ok(())
     }
 
     fn path(&self, name: &str) -> String {
@@ -190,7 +220,7 @@ impl SftpStore {
     fn try_creating(&self) -> Result<bool> {
         let (first, second, target) = (self.temporary(), self.temporary(), self.temporary());
         self.call(|link| {
-            make_dir(link, &self.path(TEMPORARY))?;
+            self.is_there(link)?;
             let mut renamed = Vec::new();
             for file in [&first, &second] {
                 match link.write_file(file, b"whose?")? {
@@ -211,15 +241,19 @@ impl SftpStore {
     }
 }
 
+fn is_dir(link: &mut Link<ChildStdout, ChildStdin>, path: &str) -> Result<bool> {
+    Ok(link.stat(path)?.is_some_and(|attributes| attributes.is_dir()))
+}
+
 /// Makes a directory unless it is there.
 fn make_dir(link: &mut Link<ChildStdout, ChildStdin>, dir: &str) -> Result<()> {
-    if link.stat(dir)?.is_some_and(|attributes| attributes.is_dir()) {
+    if is_dir(link, dir)? {
         return Ok(());
     }
     match link.mkdir(dir)? {
         Status::Done => Ok(()),
         // Somebody else was faster.
-        _ if link.stat(dir)?.is_some_and(|attributes| attributes.is_dir()) => Ok(()),
+        _ if is_dir(link, dir)? => Ok(()),
         status => Err(refused("make a directory", dir, &status)),
     }
 }
@@ -238,7 +272,7 @@ impl Store for SftpStore {
         let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir).to_owned();
         let (beside, aside) = (self.temporary(), self.temporary());
         self.call(|link| {
-            make_dir(link, &self.path(TEMPORARY))?;
+            self.is_there(link)?;
             // packs/ab lies in packs.
             if let Some((above, _)) = dir.rsplit_once('/').filter(|(above, _)| above.len() > self.root.len()) {
                 make_dir(link, above)?;
@@ -456,6 +490,40 @@ mod tests {
         assert_eq!(store.tidy(Duration::from_secs(3600)).unwrap(), 0);
         assert_eq!(store.tidy(Duration::ZERO).unwrap(), 1);
         assert_eq!(left_in_tmp(dir.path()), 2);
+    }
+
+    #[test]
+    fn nothing_is_made_anew_where_the_directory_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, away) = (dir.path().join("repo"), dir.path().join("away"));
+        std::fs::create_dir(&root).unwrap();
+        without("none-of-these", &root).put(&name("packs/ab/1"), b"x", Put::Create).unwrap();
+        // One that has written, and one that has only read, as who opens a repository does first.
+        let [writer, reader] = ["none-of-these", "posix-rename"].map(|refused| without(refused, &root));
+        writer.put(&name("packs/ab/2"), b"x", Put::Create).unwrap();
+        reader.get(&name("packs/ab/1"), 10).unwrap();
+        std::fs::rename(&root, &away).unwrap();
+        let objects = ["packs/ab/3", "packs/cd/4", "config"];
+        for (store, object) in [&writer, &reader].into_iter().flat_map(|store| objects.map(|object| (store, object))) {
+            assert!(store.put(&name(object), b"x", Put::Create).is_err(), "{object}");
+        }
+        assert!(!root.exists());
+        // Another in its place, such as what a file system was mounted on.
+        std::fs::create_dir(&root).unwrap();
+        for store in [&writer, &reader] {
+            let refused = store.put(&name("packs/ab/3"), b"x", Put::Replace).unwrap_err().to_string();
+            assert!(
+                refused.contains("cannot write below") && refused.contains("repo/tmp was there and is gone"),
+                "{refused}"
+            );
+            assert!(store.creates_exclusively().is_err());
+        }
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+        std::fs::remove_dir(&root).unwrap();
+        std::fs::rename(&away, &root).unwrap();
+        writer.put(&name("packs/cd/4"), b"x", Put::Create).unwrap();
+        reader.put(&name("packs/cd/5"), b"x", Put::Create).unwrap();
+        assert_eq!(reader.list("packs").unwrap().len(), 4);
     }
 
     #[test]
