@@ -56,7 +56,7 @@ enum Task {
     /// Make the images that `bench repo` stores: a disk over five days, and memory.
     BenchImages(images::Options),
     /// Make a Debian package, with manual pages, completions, the daemon's unit and examples.
-    Package,
+    Package(package::Options),
     /// Run every fuzz target for a while.
     Fuzz(fuzz::Options),
 }
@@ -85,7 +85,7 @@ fn carry_out(task: Task) -> anyhow::Result<()> {
         Task::Lint => lint::lint(),
         Task::Bench(bench) => bench::bench(&bench),
         Task::BenchImages(options) => images::make(&options),
-        Task::Package => package::package(),
+        Task::Package(options) => package::package(&options),
         Task::Fuzz(options) => fuzz::fuzz(&options),
     }
 }

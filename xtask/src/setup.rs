@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::apt::sources::AptSource;
 use crate::apt::version::QemuVersion;
-use crate::apt::{self, SOURCES_DIR};
+use crate::apt::{self, BACKPORTS, SOURCES_DIR};
 use crate::host::{self, OsRelease, Privilege};
 use crate::{run, say};
 
@@ -40,7 +40,6 @@ const TOOL_PACKAGES: [&str; 16] = [
     "chromium",
     "chromium-driver",
 ];
-const BACKPORTS: &str = "bookworm-backports";
 
 /// What set-up has to do.
 #[derive(Debug, Default, PartialEq, Eq)]

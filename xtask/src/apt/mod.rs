@@ -14,6 +14,8 @@ use sources::AptSource;
 
 /// Where apt keeps its sources.
 pub const SOURCES_DIR: &str = "/etc/apt/sources.list.d";
+/// Where a QEMU for Debian 12 is that is new enough.
+pub const BACKPORTS: &str = "bookworm-backports";
 
 /// Every source that apt on this machine knows, of both notations.
 ///

@@ -25,7 +25,8 @@ use crate::apt::sources::AptSource;
 use crate::host::OsRelease;
 use crate::{apt, paths, run, say};
 
-const SUITE: &str = "bookworm";
+/// Debian 12.
+pub const SUITE: &str = "bookworm";
 /// What the initramfs needs to find the root file system; ext4 is built into Debian's cloud kernel.
 const BOOT_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 const PACKAGES: [&str; 11] = [
@@ -124,7 +125,10 @@ fn script(name: &str) -> std::path::PathBuf {
 }
 
 /// A path as one word of a shell command.
-fn quoted(path: &Path) -> Result<String> {
+///
+/// # Errors
+/// When it is no UTF-8.
+pub fn quoted(path: &Path) -> Result<String> {
     let text = path.to_str().with_context(|| format!("{} is no UTF-8", path.display()))?;
     Ok(format!("'{}'", text.replace('\'', r"'\''")))
 }
@@ -134,6 +138,14 @@ fn quoted(path: &Path) -> Result<String> {
 /// # Errors
 /// When the machine has none.
 pub fn mirrors() -> Result<String> {
+    mirrors_and(&[])
+}
+
+/// The same, and other suites of the first.
+///
+/// # Errors
+/// As [`mirrors`].
+pub fn mirrors_and(suites: &[&str]) -> Result<String> {
     let host = OsRelease::of_this_machine()?.codename;
     let sources = apt::machine_sources()?;
     let serving = |suite: String| sources.iter().find(move |source| source.serves(&suite));
@@ -141,7 +153,8 @@ pub fn mirrors() -> Result<String> {
         bail!("apt's sources name no mirror for {host} main: the Debian guest is made of its packages");
     };
     let security = serving(format!("{host}-security")).map(|source| source.for_suite(&format!("{SUITE}-security")));
-    let stanzas: Vec<_> = [Some(main.for_suite(SUITE)), security].into_iter().flatten().collect();
+    let others = suites.iter().map(|suite| main.for_suite(suite));
+    let stanzas: Vec<_> = std::iter::once(main.for_suite(SUITE)).chain(security).chain(others).collect();
     Ok(stanzas.iter().map(AptSource::to_stanza).collect::<Vec<_>>().join("\n"))
 }
 
