@@ -50,6 +50,13 @@ impl Part {
     const ALL: [Self; 3] = [Self::Year, Self::Answers, Self::Eight];
 }
 
+/// One of a part's own, gone with all its machines at the end: the next part is measured without them.
+fn home() -> Result<Home> {
+    let home = Home::new(HOME)?.with_executable(&snapshot::build()?);
+    snapshot::clear_leftovers(home.path(), HOME)?;
+    Ok(home)
+}
+
 /// Measures and prints the table.
 ///
 /// # Errors
@@ -57,19 +64,15 @@ impl Part {
 pub fn run(options: &Options) -> Result<()> {
     let begun = Instant::now();
     setup::setup()?;
-    let keyframe = snapshot::build()?;
     let before = snapshot::load_average()?;
     say::note(format_args!("load average {before:.1} before; anything above 1 disturbs what follows"));
     let (mut rows, mut document) = (Vec::new(), json!({"load_average_before": before}));
     for part in &options.only {
         say::step(format_args!("{part:?}"));
-        // One of its own, gone with all its machines at the end: the next part is measured without them.
-        let home = Home::new(HOME)?.with_executable(&keyframe);
-        snapshot::clear_leftovers(home.path(), HOME)?;
         let (of_part, measured) = match part {
             Part::Year => year::measure(options.machines, options.days)?,
-            Part::Answers => answers::measure(&home, options.machines)?,
-            Part::Eight => eight::measure(&home)?,
+            Part::Answers => answers::measure(&home()?, options.machines)?,
+            Part::Eight => eight::measure(&home()?)?,
         };
         rows.extend(of_part);
         document[format!("{part:?}").to_lowercase()] = measured;
