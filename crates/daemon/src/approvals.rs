@@ -174,7 +174,11 @@ impl Approval {
             state: State::Waiting,
             by: by.to_owned(),
             at: now,
-            until: now.checked_add(valid).unwrap_or(Timestamp::MAX),
+            // To the second: people read it.
+            until: now
+                .checked_add(valid)
+                .and_then(|until| Timestamp::from_second(until.as_second()))
+                .unwrap_or(Timestamp::MAX),
             machine: machine.to_string(),
             role,
             wanted,

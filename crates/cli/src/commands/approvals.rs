@@ -57,7 +57,9 @@ fn told(document: &Value) -> String {
         let _ =
             writeln!(text, "{}: {} asked at {}, it waits until {}", word("id"), word("by"), word("at"), word("until"));
         let _ = writeln!(text, "  keyframe {}", words("arguments").collect::<Vec<_>>().join(" "));
-        words("plan").for_each(|line| drop(writeln!(text, "  {line}")));
+        for line in words("plan") {
+            let _ = writeln!(text, "  {line}");
+        }
         let _ = writeln!(text, "  another one with the role {} decides", word("role"));
     }
     if !decided.is_empty() {
