@@ -9,9 +9,9 @@ root=$1 deb=$2 suite=$3
 
 there() { chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"; }
 wrong() { echo "package: $*" >&2; exit 1; }
-# What belongs to packages that come and go; not what their managers note.
-files() { there find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /tmp -o -path /var/cache -o -path /var/log \
-    -o -path /var/lib/dpkg -o -path /var/lib/apt \) -prune -o -print | sort; }
+# What belongs to packages that come and go; not what their managers and those who look at them note.
+files() { there find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /root -o -path /var/cache \
+    -o -path /var/log -o -path /var/lib/dpkg -o -path /var/lib/apt \) -prune -o -print | sort; }
 
 there apt-get -qq -o=Dpkg::Use-Pty=0 install --no-install-recommends -t "$suite" qemu-system-x86 qemu-utils >/dev/null
 files >"$root/tmp/before"
