@@ -344,6 +344,8 @@ impl Approvals {
         approval.state = decision.leads_to();
         approval.decided = Some(Decided { by: by.to_owned(), at: now });
         self.keep(approval.clone())?;
+        // Of those who ask and withdraw all day no more is remembered than of others.
+        self.forget(now);
         Ok(approval)
     }
 

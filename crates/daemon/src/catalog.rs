@@ -35,7 +35,7 @@ const JOBS: &str = "
         PRIMARY KEY (id, machine)
     ) WITHOUT ROWID;
     CREATE INDEX job_by_machine ON job (machine, id);
-    CREATE INDEX job_by_machine_and_state ON job (machine, state, id);
+    CREATE INDEX job_by_machine_and_state ON job (machine, own_state, id);
     CREATE INDEX job_by_machine_and_end ON job (machine, ended);
     CREATE INDEX job_open ON job (over, id);
     CREATE INDEX job_by_state ON job (state, leads, id);
@@ -97,7 +97,9 @@ impl Wanted {
     /// Only conditions that there are: with others, that are true without being asked, no index would be of use.
     fn query(&self) -> (String, Vec<Value>) {
         let (mut conditions, mut values) = (Vec::new(), Vec::new());
-        for (column, value) in [("machine", self.machine.as_deref()), ("state", self.state.map(State::as_str))] {
+        // Of a machine, what came of it for that one.
+        let state = if self.machine.is_some() { "own_state" } else { "state" };
+        for (column, value) in [("machine", self.machine.as_deref()), (state, self.state.map(State::as_str))] {
             if let Some(value) = value {
                 conditions.push(format!("{column} = ?"));
                 values.push(Value::from(value.to_owned()));
@@ -117,6 +119,10 @@ fn ended_query(machine: Option<&str>, from: Timestamp, until: Timestamp) -> (Str
     values.extend([ms(from), ms(until)].map(Value::from));
     let which = if machine.is_some() { "machine = ?" } else { "leads = 1" };
     (format!("SELECT document FROM job WHERE {which} AND ended >= ? AND ended < ? ORDER BY id"), values)
+}
+
+fn as_seen(job: Job, machine: Option<&str>) -> Job {
+    machine.map_or_else(|| job.clone(), |machine| job.seen_from(machine))
 }
 
 fn ms(at: Timestamp) -> i64 {
@@ -237,12 +243,10 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`].
     pub fn put(&self, job: &Job) -> Result<(), Error> {
-        if job.together.is_some() {
-            // Machines may have left it.
-            self.database.prepare_cached("DELETE FROM job WHERE id = ?1")?.execute([job.id.as_str()])?;
-        }
+        // Machines may have left it, and it may be for one alone now.
+        self.database.prepare_cached("DELETE FROM job WHERE id = ?1")?.execute([job.id.as_str()])?;
         let mut statement = self.database.prepare_cached(
-            "INSERT OR REPLACE INTO job (id, machine, leads, kind, duty, state, own_state, over, due, ended, document)
+            "INSERT INTO job (id, machine, leads, kind, duty, state, own_state, over, due, ended, document)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         )?;
         let document = serde_json::to_string(job)?;
@@ -271,6 +275,16 @@ impl Catalog {
     pub fn begin(&self, machine: &str, duty: &Duty, at: Timestamp) -> Result<(), Error> {
         let mut statement = self.database.prepare_cached("INSERT OR REPLACE INTO begun VALUES (?1, ?2, ?3)")?;
         statement.execute(params![machine, duty.key(), ms(at)])?;
+        Ok(())
+    }
+
+    /// Forgets that a duty was begun: it is due.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn not_begun(&self, machine: &str, duty: &Duty) -> Result<(), Error> {
+        let mut statement = self.database.prepare_cached("DELETE FROM begun WHERE machine = ?1 AND duty = ?2")?;
+        statement.execute(params![machine, duty.key()])?;
         Ok(())
     }
 
@@ -352,7 +366,7 @@ impl Catalog {
         document.map(|document| Ok(serde_json::from_str(&document)?)).transpose()
     }
 
-    /// The latest jobs, the latest first.
+    /// The latest jobs, the latest first; those of a machine as it has them.
     ///
     /// # Errors
     /// [`Error::Catalog`], [`Error::Record`].
@@ -360,7 +374,7 @@ impl Catalog {
         let (query, values) = wanted.query();
         let mut statement = self.database.prepare_cached(&query)?;
         let rows = statement.query_map(params_from_iter(values), |row| row.get::<_, String>(0))?;
-        rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
+        rows.map(|row| Ok(as_seen(serde_json::from_str(&row?)?, wanted.machine.as_deref()))).collect()
     }
 
     /// Jobs that ended at `from` or later, by age; those of a machine as it has them.
@@ -371,8 +385,7 @@ impl Catalog {
         let (query, values) = ended_query(machine, from, until);
         let mut statement = self.database.prepare_cached(&query)?;
         let rows = statement.query_map(params_from_iter(values), |row| row.get::<_, String>(0))?;
-        let seen = |job: Job| machine.map_or_else(|| job.clone(), |machine| job.seen_from(machine));
-        rows.map(|row| Ok(seen(serde_json::from_str(&row?)?))).collect()
+        rows.map(|row| Ok(as_seen(serde_json::from_str(&row?)?, machine))).collect()
     }
 
     /// Machines of which a job ended at `from` or later.
@@ -501,6 +514,18 @@ mod tests {
         assert_eq!(catalog.ended_since(Some("web"), now(), after).unwrap(), [group.seen_from("web")]);
         let troubled: Vec<(String, String)> = catalog.troubles().unwrap().into_keys().collect();
         assert_eq!(troubled, ["db", "web"].map(|machine| (machine.to_owned(), "backup:away".to_owned())));
+        // Of two machines one is left, then none: it is the first one's, and nothing of it is another's.
+        for (stays, left) in [("web", vec!["web"]), ("nobody", vec!["db"])] {
+            let mut job = job().for_group("shop", ["db", "web"].map(str::to_owned));
+            catalog.put(&job).unwrap();
+            job.retain(|machine| machine == stays);
+            catalog.put(&job).unwrap();
+            let open: Vec<String> = catalog.open_jobs().unwrap().into_iter().map(|job| job.machine).collect();
+            assert_eq!(open, left);
+            (job.state, job.ended) = (State::Cancelled, Some(now()));
+            catalog.put(&job).unwrap();
+            assert_eq!(catalog.open_jobs().unwrap(), []);
+        }
         // By itself again.
         let mut alone = job();
         alone.machine = "web".to_owned();
@@ -603,7 +628,7 @@ mod tests {
         assert_eq!(asked(db, None), "SEARCH job USING INDEX job_by_machine (machine=?)");
         assert_eq!(asked(None, Some(State::Failed)), "SEARCH job USING INDEX job_by_state (state=? AND leads=?)");
         let both = asked(db, Some(State::Failed));
-        assert_eq!(both, "SEARCH job USING INDEX job_by_machine_and_state (machine=? AND state=?)");
+        assert_eq!(both, "SEARCH job USING INDEX job_by_machine_and_state (machine=? AND own_state=?)");
         // In the order of the table, until there are enough.
         assert_eq!(asked(None, None), "SCAN job");
         let ended = plan(ended_query(db, now(), now()));

@@ -239,6 +239,9 @@ pub struct Job {
     pub refuted: bool,
     /// Somebody wants it to end.
     pub cancelling: bool,
+    /// It failed before all of it was done: no verdict.
+    #[serde(default)]
+    pub given_up: bool,
 }
 
 /// Machines of a group for which a job is done together.
@@ -346,10 +349,19 @@ impl Job {
         machine.clone_into(&mut seen.machine);
         seen.made.clone_from(&share.made);
         seen.refuted = share.refuted;
-        // Another one did not come back: that is not this one's fault.
-        if self.refuted && !share.refuted && self.state == State::Failed && share.made.is_some() {
-            seen.state = if self.incomplete { State::Incomplete } else { State::Done };
-            seen.what = share.made.as_ref().and_then(|made| made.took_ms).map(came_back);
+        let proves = matches!(self.kind(), "drill" | "test") && self.state.is_over() && !self.given_up;
+        match &share.made {
+            None if proves && self.state != State::Cancelled => {
+                // It had no snapshot, or is not in the point.
+                seen.state = State::Cancelled;
+                seen.what = Some(format!("{machine} was not among what was drilled"));
+            }
+            // Another one did not come back: that is not this one's fault.
+            Some(made) if proves && self.refuted && !share.refuted => {
+                seen.state = if self.incomplete { State::Incomplete } else { State::Done };
+                seen.what = made.took_ms.map(came_back);
+            }
+            _ => {}
         }
         seen
     }
@@ -393,6 +405,7 @@ impl Job {
             incomplete: false,
             refuted: false,
             cancelling: false,
+            given_up: false,
         }
     }
 
@@ -495,12 +508,16 @@ mod tests {
         *shares.get_mut("db").unwrap() = Share { made: made("1", None), refuted: true };
         *shares.get_mut("web").unwrap() = Share { made: made("2", Some(1500)), refuted: false };
         (job.state, job.refuted, job.what) = (State::Failed, true, Some("probe agent failed".to_owned()));
-        let seen = |machine| job.seen_from(machine);
+        let seen = |machine| job.clone().seen_from(machine);
         assert_eq!((seen("db").state, seen("db").refuted, seen("db").what), (State::Failed, true, job.what.clone()));
-        let web = seen("web");
+        let web = job.seen_from("web");
         assert_eq!((web.machine.as_str(), web.state, web.refuted), ("web", State::Done, false));
         assert_eq!(web.what.as_deref(), Some("it came back within 1.5 s"));
-        assert_eq!(seen("mail").state, State::Failed, "nothing is known of it");
+        assert_eq!(seen("mail").state, State::Cancelled, "nothing is known of it");
+        assert_eq!(seen("mail").what.as_deref(), Some("mail was not among what was drilled"));
+        // A further proof of the same job was given up: that is so for all.
+        job.given_up = true;
+        assert_eq!(["db", "web", "mail"].map(|machine| job.seen_from(machine).state), [State::Failed; 3]);
     }
 
     #[test]

@@ -63,6 +63,10 @@ fn ended(job: &mut Job, outcome: &Outcome, now: Timestamp) -> Next {
     let Some(step) = job.steps.first().copied() else { return Next::Over(verdict(job)) };
     match (outcome.exit, step) {
         (exit::DONE | exit::INCOMPLETE, Step::Look) => looked(job, outcome.document.as_ref()),
+        (exit::INCOMPLETE, Step::Drill(_)) if untested(outcome).is_some() => {
+            job.what = untested(outcome);
+            again(job)
+        }
         (exit::DONE | exit::INCOMPLETE, _) => {
             job.incomplete |= outcome.exit == exit::INCOMPLETE;
             note(job, step, outcome);
@@ -142,6 +146,13 @@ fn achieves(job: &Job) -> Option<Key> {
         _ => return None,
     };
     Some((job.machine.clone(), key))
+}
+
+/// Why one of the snapshots that were to be tested was not.
+fn untested(outcome: &Outcome) -> Option<String> {
+    let first = outcome.document.as_ref()?["not_tested"].as_array()?.first()?;
+    let (snapshot, why) = (first["snapshot"].as_str().unwrap_or("a snapshot"), first["error"].as_str().unwrap_or("?"));
+    Some(format!("{snapshot} was not tested: {why}"))
 }
 
 fn is_proof(job: &Job, step: Step) -> bool {

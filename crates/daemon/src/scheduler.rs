@@ -53,7 +53,8 @@ pub struct Scheduler<F, H> {
     /// Jobs and times that the catalog does not know yet.
     unsaved: BTreeSet<JobId>,
     over: Vec<Job>,
-    unsaved_begun: BTreeMap<(String, Duty), Timestamp>,
+    /// When duties were begun; nothing for those that are due again.
+    unsaved_begun: BTreeMap<(String, Duty), Option<Timestamp>>,
     paused: bool,
     draining: bool,
     asked_at: Timestamp,
@@ -280,6 +281,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         self.asked_at = now;
         self.see_machines(now);
         let mut changed = self.see_commands(now);
+        self.regroup(now);
         if !self.paused && !self.draining {
             while let Some((machine, duty)) = self.agenda.due(now) {
                 changed |= self.ask_about(&machine, &duty, now);
@@ -382,18 +384,27 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
 
     fn stamp(&mut self, machine: &str, duty: &Duty, at: Timestamp) {
         self.begun.insert((machine.to_owned(), duty.key()), at);
-        self.unsaved_begun.insert((machine.to_owned(), duty.clone()), at);
+        self.unsaved_begun.insert((machine.to_owned(), duty.clone()), Some(at));
+    }
+
+    /// Takes back that a duty was begun, as nothing will come of it: it is due as soon as it is owed.
+    fn unstamp(&mut self, machine: &str, duty: &Duty, now: Timestamp) {
+        self.begun.remove(&(machine.to_owned(), duty.key()));
+        self.unsaved_begun.insert((machine.to_owned(), duty.clone()), None);
+        if self.owed.get(machine).is_some_and(|owed| duties(owed).contains(duty)) {
+            self.agenda.put(machine, duty, now);
+        }
     }
 
     /// Queues a job for machines, unless one of the same duty is open: it stands for both then, and does not wait any longer.
     fn queue(&mut self, band: &[String], duty: &Duty, since: Timestamp, missed: u32, now: Timestamp) {
-        let stands_for = |job: &Job| {
-            let (covers, some) = (band.iter().all(|one| job.is_for(one)), band.iter().any(|one| job.is_for(one)));
-            job.duty() == Some(duty) && (covers || some && job.began.is_none())
-        };
-        let open = self.jobs.values().find(|job| stands_for(job)).cloned();
         let owed = band.first().and_then(|first| self.owed.get(first)).filter(|owed| duties(owed).contains(duty));
         let Some(owed) = owed else { return };
+        let stands_for = |job: &Job| {
+            let (covers, some) = (band.iter().all(|one| job.is_for(one)), band.iter().any(|one| job.is_for(one)));
+            job.duty() == Some(duty) && job.is_owed_by(&owed.policy) && (covers || some && job.began.is_none())
+        };
+        let open = self.jobs.values().find(|job| stands_for(job)).cloned();
         let mut fresh = Job::owed(&owed.machine, &owed.policy, duty.clone(), since, missed, now);
         if let Some(group) = owed.group.as_ref().filter(|_| band.len() > 1) {
             fresh = fresh.for_group(group.as_str(), band.iter().cloned());
@@ -429,7 +440,10 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
                     catalog.achieve(&machine, &duty, &job)?;
                 }
             }
-            begun.iter().try_for_each(|((machine, duty), at)| catalog.begin(machine, duty, *at))
+            begun.iter().try_for_each(|((machine, duty), at)| match at {
+                Some(at) => catalog.begin(machine, duty, *at),
+                None => catalog.not_begun(machine, duty),
+            })
         })?;
         self.unsaved.clear();
         self.over.clear();
@@ -493,6 +507,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
     }
 
     fn finish(&mut self, mut job: Job, state: State, now: Timestamp) -> Job {
+        job.given_up = state == State::Failed && !job.steps.is_empty();
         job.state = state;
         job.ended = Some(now);
         job.retry_at = None;
@@ -521,7 +536,6 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
 
     /// The commands that may be started now; their jobs are noted as running.
     fn choose(&mut self, now: Timestamp) -> Vec<Starting> {
-        self.regroup(now);
         let ready = |job: &&Job| job.state == State::Waiting && job.retry_at.is_none_or(|at| at <= now);
         let mut waiting: Vec<Job> = self.jobs.values().filter(ready).cloned().collect();
         // What has begun is brought to its end first.
@@ -531,7 +545,12 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         for mut job in waiting {
             let fresh = job.began.is_none();
             let begins = fresh || job.attempt > 1 && matches!(job.steps.first(), Some(Step::Main | Step::Drill(_)));
-            if begins && !self.may_begin(&job, now) || !room.has(&job, self) {
+            if begins && !self.may_begin(&job, now) {
+                continue;
+            }
+            if !room.has(&job, self) {
+                // Younger ones do not take from it, disk by disk, what it waits for.
+                room.reserve(&job, self);
                 continue;
             }
             if let Some(line) = self.next_line(&mut job, now) {
@@ -554,7 +573,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
     /// Whether a job may be begun now: what somebody asked for always, what is owed when nothing is paused and a window permits it.
     fn may_begin(&self, job: &Job, now: Timestamp) -> bool {
         let Some(duty) = job.duty() else { return true };
-        let owed = self.owed.get(&job.machine);
+        let owed = self.owed_by_its_policy(job);
         let permitted = owed.and_then(|owed| Some(owed.windows.permit(timetable(owed, duty)?.1, now)));
         // What is owed no more is looked at all the same: it is withdrawn.
         !self.paused && !self.draining && permitted.unwrap_or(true)
@@ -566,7 +585,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         loop {
             let repository = self.repository(job);
             let pruned = repository.as_ref().and_then(|repository| self.begun.get(&pruning(repository)).copied());
-            let owed = self.owed.get(&job.machine);
+            let owed = self.owed_by_its_policy(job);
             let host = &self.policies.host;
             let means = Means {
                 owed,
@@ -593,7 +612,8 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
                 Todo::Nothing => outcome::passed_over(job, &snapshots),
                 Todo::Withdrawn(why) => {
                     job.what = Some(why);
-                    self.finish(job.clone(), State::Cancelled, now);
+                    let ended = self.finish(job.clone(), State::Cancelled, now);
+                    self.leave_to_other_policies(&ended, now);
                     return None;
                 }
             }
@@ -626,9 +646,33 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             }
             for machine in leaving {
                 // With others of another group by now, for all of which there is one job.
-                if !self.jobs.values().any(|job| job.duty() == Some(&duty) && job.is_for(machine)) {
+                let is_open = |scheduler: &Self| {
+                    scheduler.jobs.values().any(|job| job.duty() == Some(&duty) && job.is_for(machine))
+                };
+                if !is_open(self) {
                     self.queue(&self.band(machine), &duty, due, 0, now);
                 }
+                // It is owed nothing now: when it is again, that is due.
+                if !is_open(self) {
+                    self.unstamp(machine, &duty, now);
+                }
+            }
+        }
+    }
+
+    /// What the first of a job's machines is owed that its policy still chooses; of one that somebody asked for, its machine.
+    fn owed_by_its_policy(&self, job: &Job) -> Option<&Owed> {
+        let owed = || job.machines().filter_map(|machine| self.owed.get(machine));
+        owed().find(|owed| job.is_owed_by(&owed.policy)).or_else(|| owed().next())
+    }
+
+    /// What a policy owed and does not owe any more, another one may owe.
+    fn leave_to_other_policies(&mut self, job: &Job, now: Timestamp) {
+        let Some(duty) = job.duty() else { return };
+        for machine in job.machines() {
+            let nothing_made = job.seen_from(machine).made.is_none();
+            if nothing_made && self.owed.get(machine).is_none_or(|owed| !job.is_owed_by(&owed.policy)) {
+                self.unstamp(machine, duty, now);
             }
         }
     }
@@ -650,7 +694,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
 
     fn repository(&self, job: &Job) -> Option<String> {
         let name = job.backup()?;
-        let owed = self.owed.get(&job.machine)?;
+        let owed = self.owed_by_its_policy(job)?;
         owed.backups.iter().find(|backup| backup.name.as_str() == name).map(|backup| backup.repository.clone())
     }
 

@@ -172,6 +172,59 @@ fn a_machine_that_goes_or_comes_changes_what_waits() {
 }
 
 #[test]
+fn a_machine_that_was_away_while_its_group_waited_is_made_up_for() {
+    let dir = place();
+    let (host, policies) = (Host::new(4, 3, begin(), Faults::default()), policies(POLICIES));
+    let (path, mut daemon) = (dir.path().join("catalog.db"), None);
+    play(&host, &mut daemon, &path, &policies, HOUR * 2);
+    host.0.borrow_mut().repository_away = true;
+    play(&host, &mut daemon, &path, &policies, HOUR * 2);
+    let waiting = open(daemon.as_ref().unwrap(), &Duty::Backup("away".to_owned()));
+    assert!(waiting.iter().any(|job| job.is_for("vm001")), "{waiting:?}");
+    let away = host.0.borrow_mut().repository_away;
+    assert!(away);
+    let mut gone = None;
+    host.change_machines(|machines| gone = machines.remove("vm001"));
+    play(&host, &mut daemon, &path, &policies, Duration::from_secs(60));
+    // A restart does not forget that it is owed.
+    daemon = None;
+    host.change_machines(|machines| drop(machines.insert("vm001".to_owned(), gone.unwrap())));
+    host.0.borrow_mut().repository_away = false;
+    let back = host.now();
+    play(&host, &mut daemon, &path, &policies, HOUR * 2);
+    let world = host.0.borrow();
+    let made = world.made.iter().any(|(of, name, at)| of == "vm001" && name.starts_with("job-") && *at >= back);
+    assert!(made, "long before the next night: {:?}", world.made.last());
+}
+
+#[test]
+fn who_leaves_a_group_with_a_policy_of_its_own_loses_nothing() {
+    // What is done behind the point is done for those whose policy still says so.
+    let dir = place();
+    let (host, policies) = (Host::new(3, 3, begin(), Faults::default()), policies(POLICIES));
+    let (path, mut daemon) = (dir.path().join("catalog.db"), None);
+    let backup = Duty::Backup("away".to_owned());
+    play(&host, &mut daemon, &path, &policies, DAY);
+    let at_lock = |daemon: &Simulated| {
+        open(daemon, &backup).into_iter().find(|job| format!("{:?}", job.steps.first()) == "Some(Lock)")
+    };
+    let until = host.now() + jiff::SignedDuration::from_hours(8);
+    while at_lock(daemon.as_ref().unwrap()).is_none() && host.now() < until {
+        play(&host, &mut daemon, &path, &policies, Duration::from_secs(5));
+    }
+    let job = at_lock(daemon.as_ref().unwrap()).expect("a backup that is about to lock its point");
+    let text = POLICIES.replace("[policy.standard]\n", "[policy.other]\n    machines = { names = [\"vm000\"] }\n    priority = 9\n    [policy.other.snapshot]\n    schedule = \"daily\"\n    keep = { last = 2 }\n\n    [policy.standard]\n");
+    let other = world::policies(&text);
+    daemon.as_mut().unwrap().use_policies(other.clone(), host.now());
+    play(&host, &mut daemon, &path, &other, HOUR);
+    let ended = daemon.as_ref().unwrap().catalog().job(&job.id).unwrap().unwrap();
+    assert_eq!(ended.state, State::Done, "{ended:?}");
+    let key = ("vm001".to_owned(), backup.key());
+    let achieved = daemon.as_ref().unwrap().achieved();
+    assert_eq!(achieved[&key].id, job.id, "it has its point");
+}
+
+#[test]
 fn when_a_group_is_no_more_each_of_its_machines_gets_what_waited_for_all() {
     let dir = place();
     let (host, policies) = (Host::new(3, 3, begin(), Faults::default()), policies(POLICIES));

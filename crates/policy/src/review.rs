@@ -131,7 +131,7 @@ impl Policies {
                 let names: Vec<&str> = policies.into_iter().map(PolicyName::as_str).collect();
                 let what = format!("group.{} has machines of policies {}", group.name, listed(&names));
                 let remedy = "only those of one policy are cut together: let one policy choose all of its machines";
-                mistakes.push(mistake(&group.place, Severity::Warning, what, remedy));
+                mistakes.push(mistake(&group.place, Severity::Error, what, remedy));
             }
         }
         for machine in machines {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use keyframe_engine::backup::members;
 use keyframe_repo::ids::ObjectId;
 use keyframe_repo::{Decision, Error, Problem, PruneOptions, Retention, VerifyOptions, mark};
 use keyframe_types::{ByteLen, Timestamp};
@@ -44,6 +45,11 @@ pub fn forget(
         created: point.created,
         reasons: vec!["of the future"],
     }));
+    // A machine that left its group makes no further points: what rules count is the group's.
+    let last = members::last_of_a_machine(&points);
+    for decision in decisions.iter_mut().filter(|decision| last.contains(&decision.id)) {
+        decision.reasons.push("the last of a machine");
+    }
     let (standings, damaged_marks) = mark::standings(&repository)?;
     keyframe_repo::keep_marked(&mut decisions, &standings, now);
     let go: Vec<ObjectId> =

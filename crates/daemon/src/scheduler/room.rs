@@ -42,6 +42,13 @@ impl Room {
         }
     }
 
+    /// Keeps the disks of one that has no room yet, for as long as this is asked.
+    pub fn reserve<F, H>(&mut self, job: &Job, scheduler: &Scheduler<F, H>) {
+        if job.together.is_some() && job.machines().all(|machine| !self.machines.contains(machine)) {
+            devices(job, scheduler).into_iter().for_each(|device| *self.by_device.entry(device).or_default() += 1);
+        }
+    }
+
     /// Whether one more may be: one at a time on a machine; what is owed also within the limits of the host and of the policy. What somebody waits for is
     /// not limited.
     pub fn has<F, H>(&self, job: &Job, scheduler: &Scheduler<F, H>) -> bool {

@@ -106,7 +106,7 @@ pub fn backup(
             format!("{} is a machine's name: points of the group could not be told from the machine's", request.name);
         return Err(Error::BadRequest { what });
     }
-    let previous = aside(|| previous(repository, &request.name))?;
+    let previous = aside(|| previous(repository, request))?;
     ctx.progress.step("taking snapshots");
     let each = frozen::snapshot_for(&request.name, request.freeze, request.memory)?;
     let taken = group::take(ctx, &GroupRequest { machines: request.machines.clone(), each, within: request.within })?;
@@ -157,11 +157,12 @@ impl StoredMember {
     }
 }
 
-/// The group's latest point. Not its machines' own: a point shares trees with one other, and that has to stay meanwhile.
-fn previous(repository: &Repository, name: &VmName) -> Result<Option<(Point, GroupPoint)>, Error> {
+/// The group's latest point that has one of its machines. Not its machines' own: a point shares trees with one other, and that has to stay meanwhile.
+fn previous(repository: &Repository, request: &GroupBackupRequest) -> Result<Option<(Point, GroupPoint)>, Error> {
     let (points, _damaged) = repository.points()?;
-    let of_name = points.into_iter().rev().filter(|point| point.name == name.as_str());
-    Ok(of_name.filter_map(|point| GroupPoint::of(&point).map(|group| (point, group))).next())
+    let of_name = points.into_iter().rev().filter(|point| point.name == request.name.as_str());
+    let mut groups = of_name.filter_map(|point| GroupPoint::of(&point).map(|group| (point, group)));
+    Ok(groups.find(|(_, group)| group.machines.keys().any(|vm| request.machines.contains(vm))))
 }
 
 fn selector(taken: &GroupReport, vm: &VmName) -> Result<SnapshotSelector, Error> {

@@ -4,8 +4,9 @@
 //! a point as any other: of the machine's name, with the group point's id and tags. Whoever brings a machine back need not know
 //! that it was stored with others, and what holds, locks or forgets a group's point does so for all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use keyframe_repo::ids::ObjectId;
 use keyframe_repo::{Point, Repository, StoredImage};
 use keyframe_types::{GroupCutId, VmName};
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,28 @@ pub fn of_machines(point: Point) -> Vec<Point> {
     members.collect()
 }
 
+/// Of groups' points, by age, those that are the last of a machine which none of the group's later ones has.
+#[must_use]
+pub fn last_of_a_machine(points: &[Point]) -> BTreeSet<ObjectId> {
+    let groups = points.iter().filter_map(|point| {
+        let machines = GroupPoint::of(point)?.machines.into_keys().collect();
+        Some((point.id, point.name.as_str(), machines))
+    });
+    last_of(groups.collect::<Vec<_>>())
+}
+
+fn last_of(points: Vec<(ObjectId, &str, Vec<VmName>)>) -> BTreeSet<ObjectId> {
+    let (mut groups, mut machines, mut last) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for (id, name, of_point) in points.into_iter().rev() {
+        let is_latest = groups.insert(name);
+        let fresh = of_point.into_iter().filter(|machine| machines.insert((name, machine.clone()))).count();
+        if fresh > 0 && !is_latest {
+            last.insert(id);
+        }
+    }
+    last
+}
+
 /// [`of_machines`] of many, in their order.
 pub fn apart(points: Vec<Point>) -> impl DoubleEndedIterator<Item = Point> {
     points.into_iter().flat_map(of_machines).collect::<Vec<_>>().into_iter()
@@ -80,4 +103,25 @@ pub fn find(repository: &Repository, text: &str) -> Result<Point, Error> {
     let machines = keyframe_repo::select_point(apart(points).collect(), text);
     // A group is found by its own name, if no machine is.
     Ok(machines.or_else(|none| keyframe_repo::select_point(groups, text).map_err(|_| none))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_point_of_a_machine_that_left_its_group_is_known() {
+        let id = |number: u8| ObjectId::from_bytes([number; 16]);
+        let point = |number: u8, name: &'static str, machines: &[&str]| {
+            (id(number), name, machines.iter().map(|machine| VmName::new(*machine).unwrap()).collect())
+        };
+        let points = vec![
+            point(1, "shop", &["db", "mail", "web"]),
+            point(2, "shop", &["db", "mail", "web"]),
+            point(3, "desk", &["mail", "db"]),
+            point(4, "shop", &["db", "web"]),
+            point(5, "shop", &["db", "web"]),
+        ];
+        assert_eq!(last_of(points), BTreeSet::from([id(2)]), "mail's; the desk's latest is its latest anyway");
+    }
 }

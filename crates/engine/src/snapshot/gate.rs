@@ -50,6 +50,22 @@ impl Stage {
 /// How often a wait looks whether it was asked to end.
 const TICK: Duration = Duration::from_millis(50);
 
+/// Why waiting for others came to an end.
+#[derive(Debug, Clone, Copy)]
+enum Reason {
+    Interrupted,
+    TooSlow(Stage),
+}
+
+impl From<Reason> for Error {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::Interrupted => Self::Interrupted,
+            Reason::TooSlow(stage) => Self::GroupTooSlow { stage },
+        }
+    }
+}
+
 /// The machines of a group on their way.
 #[derive(Debug)]
 pub struct Gate {
@@ -67,6 +83,8 @@ struct State {
     open: Option<Stage>,
     /// One was given up: no further stage opens.
     given_up: bool,
+    /// Why, if nothing but waiting was the reason.
+    reason: Option<Reason>,
     /// When the first was about to be stopped, and when the last ran on.
     window: (Option<Instant>, Option<Instant>),
 }
@@ -75,7 +93,8 @@ impl Gate {
     /// For so many machines, all of which are to be cut `within` so long from before the first is stopped.
     #[must_use]
     pub fn new(machines: usize, within: Duration) -> Self {
-        let state = State { reached: vec![None; machines], open: None, given_up: false, window: (None, None) };
+        let state =
+            State { reached: vec![None; machines], open: None, given_up: false, reason: None, window: (None, None) };
         Self { state: Mutex::new(state), moved: Condvar::new(), within }
     }
 
@@ -90,6 +109,12 @@ impl Gate {
     pub fn window(&self) -> Option<Duration> {
         let (first, last) = self.state().window;
         Some(last?.saturating_duration_since(first?))
+    }
+
+    /// Why the group was given up, where no machine failed by itself.
+    #[must_use]
+    pub fn reason(&self) -> Option<Error> {
+        self.state().reason.map(Error::from)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -138,8 +163,10 @@ impl Turn<'_> {
             let interrupted = self.cancel.load(Ordering::Relaxed);
             if interrupted || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 state.given_up = true;
+                let reason = if interrupted { Reason::Interrupted } else { Reason::TooSlow(stage) };
+                state.reason = Some(reason);
                 self.gate.moved.notify_all();
-                return Err(if interrupted { Error::Interrupted } else { Error::GroupTooSlow { stage } });
+                return Err(reason.into());
             }
             state = self.gate.moved.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -215,6 +242,9 @@ mod tests {
                 ways.into_iter().map(|way| way.join().unwrap().is_ok()).collect::<Vec<_>>()
             });
             assert_eq!(passed, [cut; 2]);
+            let reason = gate.reason();
+            let told = matches!(reason, Some(Error::GroupTooSlow { stage: Stage::Still }));
+            assert!(if cut { reason.is_none() } else { told }, "{reason:?}");
         }
     }
 

@@ -100,7 +100,7 @@ pub fn take(ctx: &Context<'_>, request: &GroupRequest) -> Result<GroupReport, Er
         let ways: Vec<_> = ways.collect();
         ways.into_iter().map(|way| way.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     });
-    let mut reports = all_or_none(ctx, members, taken)?;
+    let mut reports = all_or_none(ctx, members, taken, &gate)?;
     for member in &mut reports {
         member.snapshot.total_ms = ms(begun.elapsed());
     }
@@ -132,6 +132,7 @@ fn all_or_none(
     ctx: &Context<'_>,
     members: Vec<(Lock, Machine)>,
     taken: Vec<Result<SnapshotReport, Error>>,
+    gate: &Gate,
 ) -> Result<Vec<MemberReport>, Error> {
     if taken.iter().all(Result::is_ok) {
         let reports = members.iter().zip(taken).map(|((_, machine), report)| {
@@ -158,6 +159,8 @@ fn all_or_none(
             ctx.progress.note(&format!("its snapshot {vm}@{} stays without its group: {}", id.short(), error.told()));
         }
     }
+    let told_by_others = matches!(&source, Error::GroupGivenUp | Error::Hypervisor(Hypervisor::Company));
+    let source = gate.reason().filter(|_| told_by_others).unwrap_or(source);
     match source {
         Error::Interrupted => Err(Error::Interrupted),
         source => Err(in_group(&vm)(source)),

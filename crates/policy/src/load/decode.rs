@@ -376,7 +376,9 @@ pub(super) fn group(name: &Read<String>, table: Table<'_, '_>) -> Option<Group> 
     let known = self::name(name, &table);
     let machines = selector(&table);
     let within = table.parsed_by("within", "a span such as \"500ms\" or \"10s\"", |text| {
-        parse_span(text).map_err(|error| error.to_string())
+        let span = parse_span(text).map_err(|error| error.to_string())?;
+        let sense = Duration::from_millis(1)..=Duration::from_secs(10);
+        if sense.contains(&span) { Ok(span) } else { Err("from 1ms to 10s".to_owned()) }
     });
     let within = optional(within).unwrap_or(Duration::from_secs(10));
     let place = table.source.place(&name.span);

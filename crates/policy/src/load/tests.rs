@@ -243,7 +243,7 @@ fn a_group_is_of_one_policy_and_has_a_name_of_its_own() {
     let told: Vec<String> =
         policies.against(&machines).iter().map(|mistake| format!("{:?} {}", mistake.severity, mistake.what)).collect();
     let expected = [
-        "Warning group.shop has machines of policies db, web",
+        "Error group.shop has machines of policies db, web",
         "Error group.db2 has the name of a machine: backups of the group are refused",
     ];
     assert_eq!(told, expected);
