@@ -198,6 +198,26 @@ fn a_machine_that_was_away_while_its_group_waited_is_made_up_for() {
 }
 
 #[test]
+fn a_snapshot_that_could_not_be_tested_is_tried_again_and_nobody_is_told_that_it_came_back() {
+    let text = POLICIES.replace("what = \"point\"", "what = \"snapshot\"");
+    let dir = place();
+    let (host, policies) = (Host::new(3, 5, begin(), Faults::default()), policies(&text));
+    let (path, mut daemon) = (dir.path().join("catalog.db"), None);
+    // Until Sunday, half past eleven.
+    play(&host, &mut daemon, &path, &policies, DAY * 6 + HOUR * 11);
+    host.0.borrow_mut().broken = Some("vm001".to_owned());
+    play(&host, &mut daemon, &path, &policies, HOUR);
+    let [waiting] = open(daemon.as_ref().unwrap(), &Duty::Drill).try_into().unwrap();
+    let what = waiting.what.unwrap();
+    assert!(waiting.attempt > 1 && what.starts_with("vm001@") && what.ends_with("was not tested: no room"), "{what}");
+    host.0.borrow_mut().broken = None;
+    play(&host, &mut daemon, &path, &policies, HOUR * 2);
+    let rows = verdict::rows(daemon.as_ref().unwrap(), host.now());
+    assert!(rows.iter().all(|row| row.last_drill.as_ref().is_some_and(|drill| drill.passed)), "{rows:?}");
+    assert_eq!(rows[1].last_drill.as_ref().unwrap().took_ms, Some(700));
+}
+
+#[test]
 fn who_leaves_a_group_with_a_policy_of_its_own_loses_nothing() {
     // What is done behind the point is done for those whose policy still says so.
     let dir = place();

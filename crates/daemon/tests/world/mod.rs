@@ -306,7 +306,23 @@ impl World {
                 points.drain(..points.len().saturating_sub(last));
                 Self::ended(0, json!({}))
             }
-            "drill" | "test" => {
+            "test" => {
+                self.drills += 1;
+                let is_broken = |reference: &&String| {
+                    self.broken.as_ref().is_some_and(|broken| reference.starts_with(&format!("{broken}@")))
+                };
+                let (untested, tested): (Vec<&String>, Vec<&String>) = machines.iter().partition(is_broken);
+                let test = |reference: &&String| {
+                    let (vm, id) = reference.split_once('@').unwrap();
+                    json!({"vm": vm, "id": id, "verdict": "passed", "total_ms": 700.0, "checks": []})
+                };
+                let untested: Vec<_> =
+                    untested.iter().map(|snapshot| json!({"snapshot": snapshot, "error": "no room"})).collect();
+                let tests: Vec<_> = tested.iter().map(test).collect();
+                let exit = if untested.is_empty() { 0 } else { 3 };
+                Self::ended(exit, json!({"passed": true, "tests": tests, "not_tested": untested}))
+            }
+            "drill" => {
                 self.drills += 1;
                 let of = |point: &str, bad: bool| {
                     let verdict = if bad { "failed" } else { "passed" };
