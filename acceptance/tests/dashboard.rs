@@ -20,6 +20,8 @@ const HOSTILE: &str = "<img src=x onerror=window.hacked=1>";
 const CONTENT: &str = "what the file browser is to find\n";
 const ROW: &str = "[data-machine=worker]";
 const VIEWS: [&str; 8] = ["machines", "machines/worker", "jobs", "drills", "alerts", "space", "policies", "audit"];
+/// What leads to who did what.
+const TO_AUDIT: &str = "a[href*=audit], [data-view=audit]";
 /// Whatever needs more than `read`.
 const DEEDS: [&str; 12] =
     ["snapshot", "backup", "drill", "start", "stop", "revert", "fork", "test", "delete", "pause", "resume", "reload"];
@@ -41,9 +43,11 @@ fn usual_place(home: &Path) -> String {
     )
 }
 
-/// Complaints of the page that nobody reckoned with: not that a token is refused, nor that a machine is at work.
+/// Complaints of the page that nobody reckoned with: not that a token is refused or is not good for who did what, nor that a machine
+/// is at work.
 fn unexpected(complaints: &[String]) -> Vec<&String> {
-    let expected = |line: &String| line.contains("status of 401") || line.contains("status of 409");
+    let refused = |line: &String| line.contains("/audit") && line.contains("status of 403");
+    let expected = |line: &String| line.contains("status of 401") || line.contains("status of 409") || refused(line);
     complaints.iter().filter(|line| !expected(line)).collect()
 }
 
@@ -414,13 +418,20 @@ fn who_may_only_look(page: &Page, reader: &str) -> Result<()> {
     page.go("machines/worker")?;
     assert!(page.browser.count(&deeds)? > 10, "an administrator has them");
     page.go("more")?;
+    assert!(page.browser.count(TO_AUDIT)? > 0, "so is who did what");
     page.browser.click("[data-action=log-out]")?;
     page.log_in(reader)?;
     page.browser.see("[data-role=read]")?;
-    for view in ["machines/worker", "policies", "jobs", "more"] {
+    for view in ["machines", "machines/worker", "policies", "jobs", "drills", "alerts", "space", "more"] {
         page.go(view)?;
         assert_eq!(page.browser.count(&deeds)?, 0, "{view}");
+        assert_eq!(page.browser.count(TO_AUDIT)?, 0, "{view} leads to what is not for a reader");
     }
+    // Who types the address is told why.
+    page.go("audit")?;
+    let refusal = page.browser.text("main [role=alert]")?;
+    assert!(refusal.contains("has the role read, and this takes operate"), "{refusal}");
+    assert_eq!(page.browser.count("main [data-entry]")?, 0);
     page.go("machines/worker")?;
     page.browser.see("[data-snapshot=noted]")?;
     page.browser.see("[data-point]")?;
