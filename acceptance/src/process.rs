@@ -94,7 +94,12 @@ mod tests {
         let mut theirs = Command::new("sleep").arg("60").spawn().unwrap();
         let (our_id, their_id) = (ProcessId(ours.id()), ProcessId(theirs.id()));
 
-        assert_eq!(of_home(home.path()), [our_id]);
+        // Its environment is there a moment after it was started.
+        let begun = Instant::now();
+        while of_home(home.path()) != [our_id] {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?} and not {our_id:?}", of_home(home.path()));
+            thread::sleep(Duration::from_millis(2));
+        }
         our_id.kill(home.path()).unwrap();
         assert!(!our_id.is_running());
         assert!(matches!(their_id.kill(home.path()), Err(Error::NotOurs { .. })));

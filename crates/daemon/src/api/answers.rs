@@ -25,7 +25,7 @@ use crate::catalog::Wanted;
 use crate::commands;
 use crate::error::Error;
 use crate::fleet::tree_of;
-use crate::job::{JobId, State as JobState};
+use crate::job::{Job, JobId, State as JobState};
 use crate::view::{JobShown, View};
 
 /// How many entries an answer lists at most.
@@ -77,11 +77,7 @@ pub async fn machine(State(api): State<Api>, Path(name): Path<String>) -> Result
     .await?;
     let disks: Vec<Value> =
         seen.disks.iter().map(|(id, file)| json!({"id": id, "file": file, "size_bytes": null})).collect();
-    let live: BTreeMap<&JobId, &JobShown> = view.overview.jobs.iter().map(|job| (&job.id, job)).collect();
-    let jobs: Vec<JobShown> = jobs
-        .iter()
-        .map(|job| live.get(&job.id).map_or_else(|| JobShown::of(job, None), |shown| (*shown).clone()))
-        .collect();
+    let jobs = with_progress(&jobs, &view);
     let (tree, tree_trouble) = match tree {
         Ok(tree) => (Some(tree), None),
         Err(trouble) => (None, Some(trouble)),
@@ -214,6 +210,16 @@ pub struct JobsWanted {
     limit: Option<u32>,
 }
 
+/// Jobs as they are shown: how far those are that are not over.
+fn with_progress(jobs: &[Job], view: &View) -> Vec<JobShown> {
+    let live: BTreeMap<&JobId, &JobShown> = view.overview.jobs.iter().map(|job| (&job.id, job)).collect();
+    let shown = |job: &Job| match live.get(&job.id).filter(|_| !job.state.is_over()) {
+        Some(shown) => (*shown).clone(),
+        None => JobShown::of(job, None),
+    };
+    jobs.iter().map(shown).collect()
+}
+
 pub async fn jobs(State(api): State<Api>, Query(wanted): Query<JobsWanted>) -> Result<Json<Value>, Refusal> {
     let wanted = Wanted {
         machine: wanted.machine,
@@ -223,10 +229,8 @@ pub async fn jobs(State(api): State<Api>, Query(wanted): Query<JobsWanted>) -> R
     let shared = api.shared.clone();
     let jobs = aside(move || shared.catalog()?.jobs(&wanted)).await?;
     let view = api.shared.view();
-    let live: BTreeMap<&JobId, &JobShown> = view.overview.jobs.iter().map(|job| (&job.id, job)).collect();
-    let shown =
-        jobs.iter().map(|job| live.get(&job.id).map_or_else(|| JobShown::of(job, None), |shown| (*shown).clone()));
-    Ok(Json(json!({"schema": "keyframe.jobs/1", "jobs": shown.collect::<Vec<_>>()})))
+    let shown = with_progress(&jobs, &view);
+    Ok(Json(json!({"schema": "keyframe.jobs/1", "jobs": shown})))
 }
 
 pub async fn job(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
