@@ -11,45 +11,14 @@ use keyframe_daemon::fleet::Seen;
 use keyframe_daemon::job::{Duty, Job, State};
 use keyframe_daemon::scheduler::Remembered;
 use keyframe_daemon::verdict::{self, Row};
-use world::{Faults, Host, Simulated, place, play, policies, started};
-
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+use world::{DAY, Faults, HOUR, Host, POLICIES, Simulated, begin, place, play, policies, started};
 
 /// Three machines of a group, and one that belongs to none.
-const POLICIES: &str = r#"
-    [host]
-    jobs = 3
-    time_zone = "UTC"
-
-    [group.shop]
-    machines = { names = ["vm000", "vm001", "vm002"] }
-
-    [policy.standard]
-    machines = { names = ["*"] }
-
-    [policy.standard.snapshot]
-    schedule = "hourly"
-    keep = { last = 5 }
-
-    [[policy.standard.backup]]
-    name = "away"
-    repository = "/srv/backup"
-    schedule = "03:00"
-    jitter = "30m"
-    keep = { last = 3 }
-    lock_days = 1
-
-    [policy.standard.drill]
-    schedule = "Sun 12:00"
-    what = "point"
-"#;
+fn shop() -> String {
+    format!("{POLICIES}\n    [group.shop]\n    machines = {{ names = [\"vm000\", \"vm001\", \"vm002\"] }}\n")
+}
 
 const SHOP: [&str; 3] = ["vm000", "vm001", "vm002"];
-
-fn begin() -> Timestamp {
-    "2026-11-02T00:30:00Z".parse().unwrap()
-}
 
 /// Of each name the machines that something of this name was made of, and how many instants there were.
 fn cuts(host: &Host) -> BTreeMap<String, (Vec<String>, usize)> {
@@ -73,7 +42,7 @@ fn names(machines: &[&str]) -> Vec<String> {
 #[test]
 fn machines_of_a_group_are_cut_stored_and_drilled_together() {
     let dir = place();
-    let (host, policies) = (Host::new(4, 1, begin(), Faults::default()), policies(POLICIES));
+    let (host, policies) = (Host::new(4, 1, begin(), Faults::default()), policies(&shop()));
     let (path, mut daemon) = (dir.path().join("catalog.db"), None);
     play(&host, &mut daemon, &path, &policies, DAY * 9);
     let all = cuts(&host);
@@ -109,7 +78,7 @@ fn a_groups_instants_are_its_own_whatever_dies() {
     for seed in 1..=4 {
         let faults = Faults { fails: 12, killed_before: 25, killed_after: 25, daemon_dies: 20 };
         let dir = place();
-        let (host, policies) = (Host::new(4, seed, begin(), faults), policies(POLICIES));
+        let (host, policies) = (Host::new(4, seed, begin(), faults), policies(&shop()));
         let (path, mut daemon) = (dir.path().join("catalog.db"), None);
         play(&host, &mut daemon, &path, &policies, DAY * 8);
         assert!(!host.0.borrow().two_on_one, "seed {seed}: two commands on one machine");
@@ -141,7 +110,7 @@ fn a_groups_instants_are_its_own_whatever_dies() {
 #[test]
 fn a_machine_that_goes_or_comes_changes_what_waits() {
     let dir = place();
-    let (host, policies) = (Host::new(4, 3, begin(), Faults::default()), policies(POLICIES));
+    let (host, policies) = (Host::new(4, 3, begin(), Faults::default()), policies(&shop()));
     let (path, mut daemon) = (dir.path().join("catalog.db"), None);
     play(&host, &mut daemon, &path, &policies, DAY);
     // What is tried again is done for those that are left.
@@ -157,7 +126,7 @@ fn a_machine_that_goes_or_comes_changes_what_waits() {
     // One that is there again is due at once, and all are cut with it.
     host.0.borrow_mut().broken = None;
     let before = cuts(&host);
-    let other = POLICIES.replace("\"vm002\"]", "\"vm002\", \"vm009\"]");
+    let other = shop().replace("\"vm002\"]", "\"vm002\", \"vm009\"]");
     let policies = world::policies(&other);
     daemon.as_mut().unwrap().use_policies(policies.clone(), host.now());
     host.change_machines(|machines| {
@@ -174,7 +143,7 @@ fn a_machine_that_goes_or_comes_changes_what_waits() {
 #[test]
 fn a_machine_that_was_away_while_its_group_waited_is_made_up_for() {
     let dir = place();
-    let (host, policies) = (Host::new(4, 3, begin(), Faults::default()), policies(POLICIES));
+    let (host, policies) = (Host::new(4, 3, begin(), Faults::default()), policies(&shop()));
     let (path, mut daemon) = (dir.path().join("catalog.db"), None);
     play(&host, &mut daemon, &path, &policies, HOUR * 2);
     host.0.borrow_mut().repository_away = true;
@@ -199,7 +168,7 @@ fn a_machine_that_was_away_while_its_group_waited_is_made_up_for() {
 
 #[test]
 fn a_snapshot_that_could_not_be_tested_is_tried_again_and_nobody_is_told_that_it_came_back() {
-    let text = POLICIES.replace("what = \"point\"", "what = \"snapshot\"");
+    let text = shop().replace("what = \"point\"", "what = \"snapshot\"");
     let dir = place();
     let (host, policies) = (Host::new(3, 5, begin(), Faults::default()), policies(&text));
     let (path, mut daemon) = (dir.path().join("catalog.db"), None);
@@ -221,7 +190,7 @@ fn a_snapshot_that_could_not_be_tested_is_tried_again_and_nobody_is_told_that_it
 fn who_leaves_a_group_with_a_policy_of_its_own_loses_nothing() {
     // What is done behind the point is done for those whose policy still says so.
     let dir = place();
-    let (host, policies) = (Host::new(3, 3, begin(), Faults::default()), policies(POLICIES));
+    let (host, policies) = (Host::new(3, 3, begin(), Faults::default()), policies(&shop()));
     let (path, mut daemon) = (dir.path().join("catalog.db"), None);
     let backup = Duty::Backup("away".to_owned());
     play(&host, &mut daemon, &path, &policies, DAY);
@@ -233,7 +202,7 @@ fn who_leaves_a_group_with_a_policy_of_its_own_loses_nothing() {
         play(&host, &mut daemon, &path, &policies, Duration::from_secs(5));
     }
     let job = at_lock(daemon.as_ref().unwrap()).expect("a backup that is about to lock its point");
-    let text = POLICIES.replace("[policy.standard]\n", "[policy.other]\n    machines = { names = [\"vm000\"] }\n    priority = 9\n    [policy.other.snapshot]\n    schedule = \"daily\"\n    keep = { last = 2 }\n\n    [policy.standard]\n");
+    let text = shop().replace("[policy.standard]\n", "[policy.other]\n    machines = { names = [\"vm000\"] }\n    priority = 9\n    [policy.other.snapshot]\n    schedule = \"daily\"\n    keep = { last = 2 }\n\n    [policy.standard]\n");
     let other = world::policies(&text);
     daemon.as_mut().unwrap().use_policies(other.clone(), host.now());
     play(&host, &mut daemon, &path, &other, HOUR);
@@ -247,13 +216,13 @@ fn who_leaves_a_group_with_a_policy_of_its_own_loses_nothing() {
 #[test]
 fn when_a_group_is_no_more_each_of_its_machines_gets_what_waited_for_all() {
     let dir = place();
-    let (host, policies) = (Host::new(3, 3, begin(), Faults::default()), policies(POLICIES));
+    let (host, policies) = (Host::new(3, 3, begin(), Faults::default()), policies(&shop()));
     let (path, mut daemon) = (dir.path().join("catalog.db"), None);
     play(&host, &mut daemon, &path, &policies, DAY);
     host.0.borrow_mut().broken = Some("vm001".to_owned());
     play(&host, &mut daemon, &path, &policies, HOUR);
     let [waiting] = open(daemon.as_ref().unwrap(), &Duty::Snapshot).try_into().unwrap();
-    let apart = world::policies(&POLICIES.replace("[group.shop]", "[group.other]").replace("vm00", "vm10"));
+    let apart = world::policies(&shop().replace("[group.shop]", "[group.other]").replace("vm00", "vm10"));
     daemon.as_mut().unwrap().use_policies(apart.clone(), host.now());
     host.0.borrow_mut().broken = None;
     let before = cuts(&host);
@@ -270,7 +239,7 @@ fn when_a_group_is_no_more_each_of_its_machines_gets_what_waited_for_all() {
 #[test]
 fn of_a_group_that_did_not_come_back_the_machine_that_did_not_is_told() {
     let dir = place();
-    let (host, policies) = (Host::new(3, 5, begin(), Faults::default()), policies(POLICIES));
+    let (host, policies) = (Host::new(3, 5, begin(), Faults::default()), policies(&shop()));
     let (path, mut daemon) = (dir.path().join("catalog.db"), None);
     play(&host, &mut daemon, &path, &policies, DAY);
     host.0.borrow_mut().does_not_come_back = Some("vm001".to_owned());

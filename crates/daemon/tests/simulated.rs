@@ -13,39 +13,7 @@ use keyframe_daemon::catalog::{Catalog, Found};
 use keyframe_daemon::job::Action;
 use keyframe_daemon::scheduler::{Remembered, Scheduler};
 use keyframe_daemon::verdict::{self, Row};
-use world::{Faults, Host, place, play, policies, started};
-
-const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
-
-const POLICIES: &str = r#"
-    [host]
-    jobs = 3
-    time_zone = "UTC"
-
-    [policy.standard]
-    machines = { names = ["*"] }
-
-    [policy.standard.snapshot]
-    schedule = "hourly"
-    keep = { last = 5 }
-
-    [[policy.standard.backup]]
-    name = "away"
-    repository = "/srv/backup"
-    schedule = "03:00"
-    jitter = "30m"
-    keep = { last = 3 }
-    lock_days = 1
-
-    [policy.standard.drill]
-    schedule = "Sun 12:00"
-    what = "point"
-"#;
-
-fn begin() -> Timestamp {
-    "2026-11-02T00:30:00Z".parse().unwrap()
-}
+use world::{DAY, Faults, HOUR, Host, POLICIES, begin, place, play, policies, started};
 
 /// How often each name was made: more than once is once too often.
 fn made_twice(host: &Host) -> Vec<String> {

@@ -18,6 +18,39 @@ use keyframe_daemon::scheduler::{Remembered, Scheduler};
 use keyframe_policy::Policies;
 use serde_json::json;
 
+pub const HOUR: Duration = Duration::from_secs(3600);
+pub const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Each machine is snapshotted each hour, backed up each night and drilled each Sunday.
+pub const POLICIES: &str = r#"
+    [host]
+    jobs = 3
+    time_zone = "UTC"
+
+    [policy.standard]
+    machines = { names = ["*"] }
+
+    [policy.standard.snapshot]
+    schedule = "hourly"
+    keep = { last = 5 }
+
+    [[policy.standard.backup]]
+    name = "away"
+    repository = "/srv/backup"
+    schedule = "03:00"
+    jitter = "30m"
+    keep = { last = 3 }
+    lock_days = 1
+
+    [policy.standard.drill]
+    schedule = "Sun 12:00"
+    what = "point"
+"#;
+
+pub fn begin() -> Timestamp {
+    "2026-11-02T00:30:00Z".parse().unwrap()
+}
+
 /// Numbers that look random and are the same for the same seed: `SplitMix64`.
 #[derive(Debug, Clone)]
 pub struct Dice(u64);
