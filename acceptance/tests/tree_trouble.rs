@@ -99,7 +99,8 @@ fn a_guest_that_is_faster_than_the_merge_is_left_alone_in_the_end() -> Result<()
     let outcome = home.run(words)?;
     assert_eq!(outcome.status, Some(3), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("faster than its layers can be merged"), "{}", outcome.stderr);
-    assert!(begun.elapsed() < 120 * SECOND, "it was given up after {:?} only", begun.elapsed());
+    // Three fruitless spans of 28 s in a row; where the guest itself was slow for one of them, it counts anew.
+    assert!(begun.elapsed() < 280 * SECOND, "it was given up after {:?} only", begun.elapsed());
     // It was never stopped: that is for a moment in which little is left.
     let stopped = monitor.wait_for_event("a stop", SECOND / 10, |event| event.name == "STOP");
     assert!(stopped.is_err(), "the guest was stopped");
