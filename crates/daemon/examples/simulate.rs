@@ -8,6 +8,7 @@ mod world;
 use std::time::{Duration, Instant};
 
 use keyframe_daemon::job::State;
+use keyframe_daemon::service::{REMEMBERED_FOR, ROUTINE_FOR};
 use serde_json::json;
 use world::{Faults, Host, place, play_in_steps, policies};
 
@@ -61,9 +62,11 @@ fn main() {
     for day in 0..days {
         play_in_steps(&host, &mut daemon, &path, &policies, DAY, STEP);
         let now = host.now();
-        let before = |days: u32| now.checked_sub(DAY * days).expect("a time");
+        let before = |span: Duration| now.checked_sub(span).expect("a time");
         let catalog = daemon.as_ref().map(|daemon: &world::Simulated| daemon.catalog());
-        catalog.map(|catalog| catalog.forget(before(30), before(3))).transpose().expect("old jobs are forgotten");
+        catalog.map(|catalog| {
+            catalog.forget(before(REMEMBERED_FOR), before(ROUTINE_FOR)).expect("old jobs are forgotten")
+        });
         if day % 30 == 29 {
             memory.push(resident_mib());
         }

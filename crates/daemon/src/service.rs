@@ -42,9 +42,9 @@ const SPACE_EVERY: Duration = Duration::from_secs(600);
 /// How often what is old is forgotten.
 const FORGOTTEN_EVERY: Duration = Duration::from_secs(3600);
 /// How long jobs are remembered.
-const REMEMBERED_FOR: Duration = Duration::from_secs(400 * 24 * 3600);
+pub const REMEMBERED_FOR: Duration = Duration::from_secs(400 * 24 * 3600);
 /// How long snapshots are that were taken as they should: there are most of them.
-pub(crate) const ROUTINE_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const ROUTINE_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long what their commands wrote is.
 const ROUTINE_RECORDS_FOR: Duration = Duration::from_secs(2 * 24 * 3600);
 /// How long what others' commands wrote is.
