@@ -40,8 +40,8 @@ there bash -c '. /usr/share/bash-completion/bash_completion; _completion_loader 
     COMP_WORDS=(keyframe dril) COMP_CWORD=1; _keyframe keyframe dril keyframe; [ "${COMPREPLY[*]}" = "drill drills" ]' || wrong "bash"
 there zsh -fc 'autoload -Uz compinit; compinit -u -D; [[ $_comps[keyframe] == _keyframe ]] && autoload +X _keyframe' || wrong "zsh"
 there fish -c 'complete -C "keyframe dril"' | grep -q ^drill || wrong "fish"
-said=$(there systemd-analyze verify --man=yes /lib/systemd/system/keyframe.service 2>&1) || wrong "the unit: $said"
-[ -z "$said" ] || wrong "the unit: $said"
+said=$(there systemd-analyze verify --man=yes /lib/systemd/system/keyframe.service /lib/systemd/system/keyframe-api.socket 2>&1) || wrong "the units: $said"
+[ -z "$said" ] || wrong "the units: $said"
 there keyframe policy check /usr/share/doc/keyframe/examples/policies >/dev/null || wrong "the examples"
 
 echo "again, with what an administrator changed"

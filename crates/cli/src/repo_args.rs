@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use keyframe_qcow2::Format;
 use keyframe_repo::{Retention, Rights};
-use keyframe_types::{ByteLen, TimeToLive};
+use keyframe_types::secret::SecretError;
+use keyframe_types::{ByteLen, SecretFile, TimeToLive};
 
 /// Which repository, and what opens it.
 #[derive(Debug, Clone, Args)]
@@ -31,8 +32,9 @@ pub struct PerhapsWhere {
 /// How a repository is opened, and used.
 #[derive(Debug, Clone, Args)]
 pub struct Access {
-    /// The key file, or a file with age identities; instead, a passphrase is taken from KEYFRAME_PASSPHRASE or asked for
-    #[arg(long, env = "KEYFRAME_KEY_FILE", value_name = "FILE", hide_env_values = true)]
+    /// The key file, a file with age identities, or credential:NAME in a service of systemd; instead, a passphrase is taken from
+    /// KEYFRAME_PASSPHRASE or asked for
+    #[arg(long, env = "KEYFRAME_KEY_FILE", value_name = "FILE", hide_env_values = true, value_parser = secret_file)]
     pub key_file: Option<PathBuf>,
     /// Keep nothing of a distant repository in a local cache
     #[arg(long)]
@@ -40,6 +42,11 @@ pub struct Access {
     /// Send to it and fetch from it no more than this a second, such as 20M
     #[arg(long, env = "KEYFRAME_BANDWIDTH", value_name = "BYTES")]
     pub bandwidth: Option<ByteLen>,
+}
+
+/// A file with a secret, where it is now.
+fn secret_file(text: &str) -> Result<PathBuf, SecretError> {
+    text.parse::<SecretFile>()?.locate()
 }
 
 impl PerhapsWhere {

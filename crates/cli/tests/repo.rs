@@ -87,6 +87,35 @@ fn a_wrong_key_is_exit_12_and_changes_nothing() {
 }
 
 #[test]
+fn a_credential_of_systemd_opens_a_repository_as_a_file_or_a_variable_does() {
+    let mut bench = Bench::bare();
+    bench.set("KEYFRAME_REPO", &bench.path("repo").display().to_string());
+    fs::create_dir(bench.path("credentials")).unwrap();
+    bench.set("CREDENTIALS_DIRECTORY", &bench.path("credentials").display().to_string());
+    private(&bench.path("credentials/KEYFRAME_PASSPHRASE"), "right\n");
+    bench.run(&["repo", "init"]).with(0);
+    bench.run(&["repo", "info"]).with(0);
+    // A variable is nearer.
+    bench.set("KEYFRAME_PASSPHRASE", "wrong");
+    bench.run(&["repo", "info"]).with(12);
+    bench.set("KEYFRAME_PASSPHRASE", "right");
+    bench.run(&["repo", "key", "add", "--new-key-file", "key"]).with(0);
+    bench.unset("KEYFRAME_PASSPHRASE");
+    private(&bench.path("credentials/KEYFRAME_PASSPHRASE"), "wrong\n");
+    bench.run(&["repo", "info"]).with(12);
+    fs::rename(bench.path("key"), bench.path("credentials/office-key")).unwrap();
+    bench.run(&["repo", "info", "--key-file", "credential:office-key"]).with(0);
+    bench.run(&["repo", "info", "--key-file", "credential:../credentials/office-key"]).with(2);
+    private(&bench.path("credentials/KEYFRAME_PASSPHRASE"), "\n");
+    assert!(bench.run(&["repo", "info"]).with(2).err.contains("is empty"));
+    fs::remove_file(bench.path("credentials/KEYFRAME_PASSPHRASE")).unwrap();
+    bench.run(&["repo", "info"]).with(2);
+    bench.unset("CREDENTIALS_DIRECTORY");
+    let nobody = bench.run(&["repo", "info", "--key-file", "credential:office-key"]).with(2);
+    assert!(nobody.err.contains("systemd hands credentials to its services alone"), "{}", nobody.err);
+}
+
+#[test]
 fn there_is_nothing_where_there_is_no_repository() {
     let mut bench = Bench::bare();
     for place in ["nowhere", "sftp-less://host/x", "s3://id:secret@bucket/x"] {

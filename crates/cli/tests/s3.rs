@@ -88,6 +88,25 @@ fn a_server_that_ignores_conditional_writes_is_refused_unless_nobody_else_is_the
 }
 
 #[test]
+fn who_we_are_may_be_a_credential_of_systemd() {
+    let server = Server::start();
+    let mut bench = bench(&server);
+    bench.unset("AWS_ACCESS_KEY_ID");
+    bench.unset("AWS_SECRET_ACCESS_KEY");
+    bench.run(&["repo", "init"]).with(1);
+    fs::create_dir(bench.path("credentials")).unwrap();
+    bench.set("CREDENTIALS_DIRECTORY", &bench.path("credentials").display().to_string());
+    for (name, value) in server.environment().into_iter().filter(|(name, _)| name.contains("_KEY")) {
+        fs::write(bench.path("credentials").join(name), format!("{value}\n")).unwrap();
+    }
+    bench.run(&["repo", "init"]).with(0);
+    bench.run(&["repo", "info"]).with(0);
+    // A variable is nearer.
+    bench.set("AWS_SECRET_ACCESS_KEY", "wrong");
+    bench.run(&["repo", "info"]).with(1);
+}
+
+#[test]
 fn no_secret_is_told() {
     let server = Server::start();
     let mut bench = bench(&server);

@@ -1,15 +1,23 @@
-//! `keyframe serve` as a process of its own, without machines: what a signal does to it.
+//! `keyframe serve` as a process of its own, without machines: what a signal does to it, and a service manager.
 
 mod bench;
 
 use std::fs;
-use std::process::{Child, Stdio};
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bench::Bench;
 use rustix::process::{Pid, Signal, kill_process};
 
 const POLICY: &str = "[policy.all]\nmachines = { names = [\"*\"] }\n[policy.all.snapshot]\nschedule = \"hourly UTC\"\nkeep = { last = 5 }\n";
+
+/// As `/proc/PID/fdinfo` tells it, whatever the C library calls it.
+const O_CLOEXEC: u32 = 0o2_000_000;
 
 /// Killed when the test is over.
 struct Served(Child);
@@ -42,6 +50,130 @@ fn read_again(bench: &Bench) -> Vec<String> {
     let entries = log["entries"].as_array().unwrap().iter();
     let ours = entries.filter(|entry| entry["who"] == "SIGHUP" && entry["what"] == "read policies");
     ours.map(|entry| entry["result"].as_str().unwrap().to_owned()).collect()
+}
+
+impl Served {
+    /// Started as a service manager does: with these sockets at the descriptors 3 and 4.
+    fn with_sockets(bench: &Bench, first: impl Into<OwnedFd>, second: impl Into<OwnedFd>) -> Self {
+        let own = bench.command(&["serve"]);
+        let mut command = Command::new("sh");
+        command.env_clear().envs(own.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command
+            .args(["-c", "exec 3<&0 4<&1 </dev/null >/dev/null; export LISTEN_FDS=2 LISTEN_PID=$$; exec \"$0\" serve"]);
+        command.arg(own.get_program()).current_dir(bench.dir.path());
+        Self(command.stdin(Stdio::from(first.into())).stdout(Stdio::from(second.into())).spawn().unwrap())
+    }
+
+    /// Asked to end, as by a service manager.
+    fn ended(mut self) -> Option<i32> {
+        self.signal(Signal::TERM);
+        let mut ended = None;
+        until("it ends", || {
+            ended = self.0.try_wait().unwrap();
+            ended.is_some()
+        });
+        ended.and_then(|status| status.code())
+    }
+}
+
+/// A home whose daemon has not been started, and where its socket will be.
+fn home() -> (Bench, std::path::PathBuf) {
+    let mut bench = Bench::bare();
+    bench.set("KEYFRAME_HOME", &bench.path("machines").display().to_string());
+    fs::create_dir_all(bench.path("machines/serve")).unwrap();
+    let socket = bench.path("machines/serve/api.sock");
+    (bench, socket)
+}
+
+/// Somebody who asks on a socket, whether or not anybody is there to answer.
+fn ask(socket: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream.write_all(b"GET /api/v1/overview HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
+    stream
+}
+
+fn answer(mut stream: UnixStream) -> String {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn who_asks_on_a_socket_that_was_there_first_waits_for_the_daemon_and_for_the_next_one() {
+    let (bench, socket) = home();
+    let listener = UnixListener::bind(&socket).unwrap();
+    let other = UnixListener::bind(bench.path("other.sock")).unwrap();
+    for _ in 0..2 {
+        // Before the daemon is there.
+        let (own, others) = (ask(&socket), ask(&bench.path("other.sock")));
+        let served = Served::with_sockets(&bench, listener.try_clone().unwrap(), other.try_clone().unwrap());
+        for answer in [answer(own), answer(others)] {
+            assert!(answer.starts_with("HTTP/1.0 200") && answer.contains("\"machines\""), "{answer}");
+        }
+        bench.run(&["status"]).with(0);
+        for descriptor in [3, 4] {
+            let info = fs::read_to_string(format!("/proc/{}/fdinfo/{descriptor}", served.0.id())).unwrap();
+            let flags = info.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+            assert!(flags.unwrap() & O_CLOEXEC != 0, "machines that it starts have it, too: {info}");
+        }
+        assert_eq!(served.ended(), Some(0));
+        assert!(socket.exists(), "it is not the daemon's to take away");
+    }
+}
+
+#[test]
+fn a_socket_elsewhere_and_one_that_leads_nowhere_keep_the_homes_own_from_nothing() {
+    let (bench, socket) = home();
+    let orphan = UnixListener::bind(&socket).unwrap();
+    // Another took the name, and was killed.
+    fs::remove_file(&socket).unwrap();
+    drop(UnixListener::bind(&socket).unwrap());
+    let network = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = network.local_addr().unwrap();
+    let served = Served::with_sockets(&bench, orphan, network);
+    until("it serves the home's own", || bench.run(&["status"]).status == 0);
+    let token = bench.run(&["token", "add", "reader", "--role", "read"]).with(0).out;
+    let get = |token: &str| {
+        let mut curl = Command::new("curl");
+        let url = format!("https://{address}/api/v1/overview");
+        curl.args([
+            "--silent",
+            "--insecure",
+            "--max-time",
+            "30",
+            "--output",
+            "/dev/null",
+            "--write-out",
+            "%{http_code}",
+        ]);
+        let output =
+            curl.args(["--header", &format!("Authorization: Bearer {}", token.trim()), &url]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(get(&token), "200");
+    assert_eq!(get("none"), "401", "over the network nobody is believed without a token");
+    let mut plain = std::net::TcpStream::connect(address).unwrap();
+    plain.write_all(b"GET /api/v1/overview HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut said = Vec::new();
+    plain.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let _ = plain.read_to_end(&mut said);
+    assert!(!said.starts_with(b"HTTP/"), "it speaks without TLS");
+    assert_eq!(served.ended(), Some(0));
+    assert!(!socket.exists(), "what it made is taken away");
+}
+
+#[test]
+fn what_is_no_stream_is_not_served() {
+    let (bench, socket) = home();
+    let datagrams = UnixDatagram::bind(bench.path("datagrams")).unwrap();
+    let mut served = Served::with_sockets(&bench, UnixListener::bind(&socket).unwrap(), datagrams);
+    let mut ended = None;
+    until("it ends", || {
+        ended = served.0.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert_eq!(ended.and_then(|status| status.code()), Some(1));
 }
 
 #[test]

@@ -289,7 +289,7 @@ fn freeze(consistency: Consistency) -> Option<String> {
 pub fn place(backup: &BackupPolicy, share: Option<u64>) -> Vec<String> {
     let mut arguments = words(["--repo", &backup.repository]);
     if let Some(key) = &backup.key_file {
-        arguments.extend(words(["--key-file", &key.to_string_lossy()]));
+        arguments.extend(words(["--key-file", &key.to_string()]));
     }
     let own = backup.bandwidth.map(keyframe_types::ByteLen::bytes);
     if let Some(limit) = own.into_iter().chain(share).min() {

@@ -15,7 +15,7 @@
 //! | [`space`] | how much room there is, and for how long |
 //! | [`service`] | the one thread that decides |
 //! | [`view`] | what is shown |
-//! | [`server`], [`tls`], [`access`] | who connects, how, and what they may |
+//! | [`server`], [`activation`], [`tls`], [`access`] | who connects, how, and what they may |
 //! | [`api`] | REST, metrics, the dashboard |
 //! | [`deeds`] | what may be asked for, and what it is on the command line |
 //! | [`approvals`] | what waits for a second person's yes |
@@ -28,6 +28,7 @@
 //! the command line works the same with and without it, and what it is in the middle of when it is killed goes on.
 
 pub mod access;
+pub mod activation;
 pub mod alerts;
 pub mod api;
 pub mod approvals;
@@ -56,4 +57,4 @@ pub mod verdict;
 pub mod view;
 
 pub use error::Error;
-pub use run::serve;
+pub use run::{Doors, serve};

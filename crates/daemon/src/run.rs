@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio_rustls::TlsAcceptor;
 
+use crate::activation::Handed;
 use crate::alerts::Trouble;
 use crate::error::{Error, IoContext as _};
 use crate::service::{self, Config, Service, Shared};
@@ -17,6 +18,15 @@ use crate::{api, server, tls};
 /// How long until an address that somebody else has is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
+/// Where those who ask come in.
+#[derive(Debug, Default)]
+pub struct Doors {
+    /// What the service manager opened. The home's own socket is opened too, where it is none of these.
+    pub handed: Handed,
+    /// An address for those who come over the network.
+    pub listen: Option<SocketAddr>,
+}
+
 /// Serves a home until `over`. `ready` is told why nobody can come over the network, where an address was given and cannot be had:
 /// it is tried again and again.
 ///
@@ -24,7 +34,7 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 /// What keeps it from starting. Once it serves, nothing ends it but `over`.
 pub fn serve(
     config: Config,
-    listen: Option<SocketAddr>,
+    doors: Doors,
     over: &Arc<AtomicBool>,
     ready: impl FnOnce(Option<&str>),
 ) -> Result<(), Error> {
@@ -33,25 +43,40 @@ pub fn serve(
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.or_io("start", std::path::Path::new("a runtime"))?;
     let router = api::router(Arc::clone(&shared));
+    // Listeners belong to the runtime from their beginning.
+    let within = runtime.enter();
     let mut unheard = None;
-    if let Some(address) = listen {
+    let Doors { handed, listen } = doors;
+    if listen.is_some() || !handed.network.is_empty() {
         let host = shared.view().overview.host.clone();
         let acceptor = TlsAcceptor::from(tls::config(&directory, &host)?);
-        let router = router.clone();
-        match runtime.block_on(server::bind(address)) {
-            Ok(listener) => drop(runtime.spawn(server::on_network(listener, acceptor, router))),
-            Err(error) => {
-                unheard = Some(cannot_listen(&shared, address, &error));
-                let shared = Arc::clone(&shared);
-                runtime.spawn(async move {
-                    let listener = bound(&shared, address).await;
-                    server::on_network(listener, acceptor, router).await;
-                });
+        for listener in handed.network {
+            let listener = server::handed_network(listener)?;
+            runtime.spawn(server::on_network(listener, acceptor.clone(), router.clone()));
+        }
+        if let Some(address) = listen {
+            let router = router.clone();
+            match runtime.block_on(server::bind(address)) {
+                Ok(listener) => drop(runtime.spawn(server::on_network(listener, acceptor, router))),
+                Err(error) => {
+                    unheard = Some(cannot_listen(&shared, address, &error));
+                    let shared = Arc::clone(&shared);
+                    runtime.spawn(async move {
+                        let listener = bound(&shared, address).await;
+                        server::on_network(listener, acceptor, router).await;
+                    });
+                }
             }
         }
     }
-    let listening = runtime.block_on(async { server::listen(&directory) })?;
-    runtime.spawn(server::on_socket(listening, router));
+    let own = !handed.local.iter().any(|listener| server::is_socket_of(&directory, listener));
+    if own {
+        runtime.spawn(server::on_socket(server::listen(&directory)?, router.clone()));
+    }
+    for listener in handed.local {
+        runtime.spawn(server::on_socket(server::handed_local(listener)?, router.clone()));
+    }
+    drop(within);
     let mut supervisor = Supervisor::of_environment();
     supervisor.ready();
     ready(unheard.as_deref());
@@ -59,7 +84,9 @@ pub fn serve(
     Supervisor::of_environment().stopping();
     // Streams last for ever: they are cut.
     runtime.shutdown_background();
-    let _ = std::fs::remove_file(server::socket(&directory));
+    if own {
+        let _ = std::fs::remove_file(server::socket(&directory));
+    }
     Ok(())
 }
 

@@ -38,6 +38,27 @@ pub fn socket(serve: &Path) -> std::path::PathBuf {
     serve.join("api.sock")
 }
 
+/// Whether what was handed over listens where the home's own socket is: somebody can come to it by that name.
+#[must_use]
+pub fn is_socket_of(serve: &Path, listener: &std::os::unix::net::UnixListener) -> bool {
+    let own = socket(serve);
+    let named = listener.local_addr().ok().and_then(|at| at.as_pathname().map(Path::to_owned));
+    let real = |path: &Path| path.canonicalize().ok();
+    named.is_some_and(|path| real(&path).is_some_and(|path| Some(path) == real(&own))) && somebody_listens(&own)
+}
+
+/// Whether a name leads to a socket that listens: it may have been taken away, or by another who is gone. Whoever waits there with
+/// many others is not waited for.
+fn somebody_listens(path: &Path) -> bool {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let connected = SocketAddrUnix::new(path).and_then(|address| {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        connect(&socket, &address)
+    });
+    matches!(connected, Ok(()) | Err(rustix::io::Errno::AGAIN))
+}
+
 /// Listens for the host's own users: whoever may open the socket, which is its owner and root.
 ///
 /// # Errors
@@ -49,6 +70,15 @@ pub fn listen(serve: &Path) -> Result<UnixListener, Error> {
     let listener = UnixListener::bind(&path).or_io("listen on", &path)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).or_io("protect", &path)?;
     Ok(listener)
+}
+
+/// A socket for them that was handed over.
+///
+/// # Errors
+/// [`Error::Io`] when the runtime cannot have it.
+pub fn handed_local(listener: std::os::unix::net::UnixListener) -> Result<UnixListener, Error> {
+    let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+    listener.or_io("listen on", Path::new("a socket that was handed over"))
 }
 
 /// Serves them.
@@ -76,6 +106,15 @@ pub async fn on_socket(listener: UnixListener, router: Router) {
 /// [`Error::Io`].
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.or_io("listen on", Path::new(&address.to_string()))
+}
+
+/// An address that was handed over.
+///
+/// # Errors
+/// [`Error::Io`] when the runtime cannot have it.
+pub fn handed_network(listener: std::net::TcpListener) -> Result<TcpListener, Error> {
+    let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+    listener.or_io("listen on", Path::new("an address that was handed over"))
 }
 
 /// Serves those who come over the network.

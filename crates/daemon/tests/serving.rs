@@ -10,6 +10,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use keyframe_daemon::Doors;
 use keyframe_daemon::access::{Role, Tokens};
 use keyframe_daemon::approvals::Decision;
 use keyframe_daemon::audit;
@@ -54,7 +55,8 @@ fn an_address_that_is_taken_keeps_nothing_else_from_being_served_and_is_tried_ag
     let (tell, told) = mpsc::channel();
     let ending = Arc::clone(&over);
     let daemon = std::thread::spawn(move || {
-        keyframe_daemon::serve(config, Some(address), &ending, |unheard| tell.send(unheard.map(str::to_owned)).unwrap())
+        let doors = Doors { listen: Some(address), ..Doors::default() };
+        keyframe_daemon::serve(config, doors, &ending, |unheard| tell.send(unheard.map(str::to_owned)).unwrap())
     });
     let unheard = told.recv_timeout(Duration::from_secs(20)).expect("it serves").expect("and says what it cannot");
     assert!(unheard.contains(&address.to_string()) && unheard.contains("in use"), "{unheard}");
@@ -105,7 +107,8 @@ fn who_opens_stream_upon_stream_is_told_that_it_is_enough() {
     let serve = directory(&config.home);
     let (tell, told) = mpsc::channel();
     let ending = Arc::clone(&over);
-    let daemon = std::thread::spawn(move || keyframe_daemon::serve(config, None, &ending, |_| tell.send(()).unwrap()));
+    let serving = move || keyframe_daemon::serve(config, Doors::default(), &ending, |_| tell.send(()).unwrap());
+    let daemon = std::thread::spawn(serving);
     told.recv_timeout(Duration::from_secs(20)).expect("it serves");
     let mut streams = Vec::new();
     for _ in 0..16 {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use keyframe_types::{ByteLen, Retention, TimeToLive};
+use keyframe_types::{ByteLen, Retention, SecretFile, TimeToLive};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::calendar::Schedule;
@@ -132,7 +132,7 @@ pub struct BackupPolicy {
     /// The repository, as `--repo` takes it.
     pub repository: String,
     /// Its key file; without one the repository is not encrypted, or whoever runs the backup knows a passphrase.
-    pub key_file: Option<PathBuf>,
+    pub key_file: Option<SecretFile>,
     /// When they are due.
     pub schedule: Schedule,
     /// Each machine's are later by its own constant part of this.
@@ -431,7 +431,7 @@ pub struct Webhook {
     /// Its address.
     pub url: String,
     /// A file with the secret that signs bodies.
-    pub secret_file: Option<PathBuf>,
+    pub secret_file: Option<SecretFile>,
     /// Kinds of events; all if there is none.
     pub events: Vec<EventKind>,
     /// Of which policies; all if there is none.
@@ -450,7 +450,7 @@ pub struct Mail {
     /// The user at the server.
     pub user: Option<String>,
     /// A file with the password.
-    pub password_file: Option<PathBuf>,
+    pub password_file: Option<SecretFile>,
     /// A file with the certificates, in PEM, that the server's is to be signed by, instead of those that the host trusts. With it nothing is
     /// sent without TLS.
     pub ca_file: Option<PathBuf>,

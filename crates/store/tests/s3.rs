@@ -6,7 +6,7 @@ use keyframe_store::{Error, ObjectName, Put, RetryStore, S3Store, Store, conform
 use keyframe_test_s3::{Server, Trouble};
 
 fn store(server: &Server, prefix: &str) -> S3Store {
-    S3Store::with(&format!("s3://bucket{prefix}"), server.environment()).unwrap()
+    S3Store::new(&format!("s3://bucket{prefix}"), server.environment()).unwrap()
 }
 
 fn retrying(server: &Server) -> RetryStore<S3Store> {
@@ -110,7 +110,7 @@ fn a_creation_that_was_carried_out_unheard_succeeds() {
 fn silence_ends() {
     let server = Server::start();
     let environment = server.environment().into_iter().chain([("AWS_READ_TIMEOUT".to_owned(), "1 second".to_owned())]);
-    let store = S3Store::with("s3://bucket/x", environment).unwrap();
+    let store = S3Store::new("s3://bucket/x", environment).unwrap();
     store.put(&name("a/1"), b"x", Put::Replace).unwrap();
     server.meet(&[Trouble::Silent(Duration::from_secs(20))]);
     let begun = std::time::Instant::now();
@@ -129,8 +129,8 @@ fn wrong_credentials_and_absent_buckets_are_refused_and_no_secret_is_told() {
             *value = "another-secret".to_owned();
         }
     }
-    let stranger = S3Store::with("s3://bucket/x", environment).unwrap();
-    let elsewhere = S3Store::with("s3://nowhere/x", server.environment()).unwrap();
+    let stranger = S3Store::new("s3://bucket/x", environment).unwrap();
+    let elsewhere = S3Store::new("s3://nowhere/x", server.environment()).unwrap();
     for store in [stranger, elsewhere] {
         for error in [store.put(&name("a/1"), b"x", Put::Create).unwrap_err(), store.list("a").unwrap_err()] {
             assert!(matches!(error, Error::Refused { .. }), "{error:?}");
@@ -147,7 +147,7 @@ fn plain_http_is_spoken_only_where_the_endpoint_says_so() {
     let environment =
         server.environment().into_iter().map(|(name, value)| (name, value.replace("http://", "https://")));
     let environment = environment.chain([("AWS_ALLOW_HTTP".to_owned(), "true".to_owned())]);
-    let store = S3Store::with("s3://bucket/x", environment).unwrap();
+    let store = S3Store::new("s3://bucket/x", environment).unwrap();
     assert!(store.list("a").is_err());
     assert_eq!(server.requests(), 0);
 }

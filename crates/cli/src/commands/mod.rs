@@ -6,6 +6,7 @@ mod boot;
 mod check;
 mod console;
 mod cost;
+mod credentials;
 mod doctor;
 mod drill;
 pub mod files;

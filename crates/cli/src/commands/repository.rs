@@ -1,6 +1,5 @@
 //! What commands on repositories share: opening one, telling how it ended.
 
-use std::env;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use keyframe_repo::{Error, Kind, Repository, Run, Unlock};
 use keyframe_store::{CacheStore, LimitStore, LocalStore, RetryStore, S3Store, SftpStore, Store};
 use zeroize::Zeroizing;
 
+use super::credentials;
 use crate::output::Output;
 use crate::progress::Terminal;
 use crate::repo_args::Where;
@@ -92,7 +92,7 @@ fn cache_dir() -> Option<PathBuf> {
 
 fn plain_store(text: &str, create: bool) -> Result<Arc<dyn Store>, Error> {
     if text.starts_with("s3://") {
-        return Ok(Arc::new(RetryStore::new(S3Store::new(text)?, ATTEMPTS, FIRST_PAUSE)));
+        return Ok(Arc::new(RetryStore::new(S3Store::new(text, credentials::of_s3())?, ATTEMPTS, FIRST_PAUSE)));
     }
     if text.starts_with("sftp://") {
         let store = SftpStore::new(text)?;
@@ -157,13 +157,12 @@ pub fn opened(place: &Where, reading: Reading) -> Result<(Repository, Option<Zer
     Ok((Repository::open(store, &unlock)?, typed))
 }
 
-/// The passphrase from the environment, or from a person at a terminal.
+/// The passphrase from the environment, from the credential of that name, or from a person at a terminal.
 pub fn passphrase(prompt: &str) -> Result<Zeroizing<String>, Error> {
-    if let Some(text) = env::var_os("KEYFRAME_PASSPHRASE") {
-        let text = text.into_string().map_err(|_| usage("KEYFRAME_PASSPHRASE is no UTF-8"))?;
-        return if text.is_empty() { Err(usage("KEYFRAME_PASSPHRASE is empty")) } else { Ok(Zeroizing::new(text)) };
+    match credentials::value("KEYFRAME_PASSPHRASE")? {
+        Some(text) => Ok(text),
+        None => asked_passphrase(prompt),
     }
-    asked_passphrase(prompt)
 }
 
 /// The passphrase from a person at a terminal.

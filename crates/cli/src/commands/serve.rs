@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use keyframe_daemon::access::Tokens;
+use keyframe_daemon::activation::Handed;
 use keyframe_daemon::service::{self, Config};
-use keyframe_daemon::{audit, server};
+use keyframe_daemon::{Doors, audit, server};
 use keyframe_engine::{Error, Home};
 use keyframe_types::text::span;
 use serde_json::{Value, json};
@@ -50,6 +51,8 @@ pub fn failed(error: keyframe_daemon::Error) -> Error {
 
 /// `keyframe serve`
 pub fn serve(home: &Home, args: ServeArgs, over: &Arc<AtomicBool>, output: &Output) -> Result<u8, Error> {
+    // Before anything else runs: it takes what it finds out of the environment.
+    let handed = Handed::of_environment().map_err(failed)?;
     let path = Path::new("/proc/self/exe");
     let program = std::env::current_exe().map_err(|source| Error::Io { action: "find", path: path.into(), source })?;
     let reload = Arc::new(AtomicBool::new(false));
@@ -79,7 +82,7 @@ pub fn serve(home: &Home, args: ServeArgs, over: &Arc<AtomicBool>, output: &Outp
         output.result("serving", &json!({"home": home.root(), "socket": socket, "listen": args.listen}), text);
         let _ = std::io::stdout().flush();
     };
-    keyframe_daemon::serve(config, args.listen, over, told).map_err(failed)?;
+    keyframe_daemon::serve(config, Doors { handed, listen: args.listen }, over, told).map_err(failed)?;
     Ok(0)
 }
 

@@ -170,13 +170,13 @@ pub(super) async fn attempt(mail: &Mail, security: Security, batch: &Batch) -> A
     if let Some(user) = &mail.user {
         let password = match &mail.password_file {
             None => String::new(),
-            Some(path) => {
-                let file = path.clone();
-                let read = tokio::task::spawn_blocking(move || webhook::secret(&file)).await;
+            Some(file) => {
+                let named = file.clone();
+                let read = tokio::task::spawn_blocking(move || webhook::secret(&named)).await;
                 match read.map_err(std::io::Error::other).flatten() {
                     Ok(secret) => String::from_utf8_lossy(&secret).into_owned(),
                     Err(error) => {
-                        return Attempt::later(format!("its password {} cannot be read: {error}", path.display()));
+                        return Attempt::later(format!("its password {file} cannot be read: {error}"));
                     }
                 }
             }

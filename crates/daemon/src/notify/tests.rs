@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver as Heard, Sender, channel};
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use keyframe_policy::{Healthchecks, Mail, Webhook};
+use keyframe_types::SecretFile;
 use serde_json::Value;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -242,7 +243,7 @@ fn a_body_is_signed_by_the_secret_that_is_in_the_file_now() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("secret");
     let (url, heard) = answering(&["200 OK"]);
-    let signed = Webhook { secret_file: Some(file.clone()), ..hook(&url) };
+    let signed = Webhook { secret_file: Some(SecretFile::Path(file.clone())), ..hook(&url) };
     let notifier = Notifier::start_at(pace(), &Notify { webhooks: vec![signed], ..Notify::default() });
     notifier.tell(&event(What::AlertRaised));
     until("the missing secret is told", || notifier.troubles().len() == 1);
@@ -441,7 +442,7 @@ fn alerts_of_one_while_come_in_one_letter_that_says_what_to_do() {
     let password = dir.path().join("password");
     std::fs::write(&password, "pass word\n").unwrap();
     let (place, heard) = post_office(Some("451 later"));
-    let mail = Mail { user: Some("kf".into()), password_file: Some(password), ..mail_to(&place) };
+    let mail = Mail { user: Some("kf".into()), password_file: Some(SecretFile::Path(password)), ..mail_to(&place) };
     let notifier = Notifier::start_at(pace(), &Notify { mail: vec![mail], ..Notify::default() });
     notifier.tell(&Event { text: "no backup of it was made yet".into(), ..event(What::AlertRaised) });
     notifier.tell(&event(What::JobBegan));
@@ -489,7 +490,7 @@ fn through_tls_a_letter_arrives_and_nothing_of_it_before() {
         let (place, heard, certificate) = secure_post_office(security, "127.0.0.1", dir.path());
         let mail = Mail {
             user: Some("kf".into()),
-            password_file: Some(password.clone()),
+            password_file: Some(SecretFile::Path(password.clone())),
             ca_file: Some(certificate),
             ..mail_to(&place)
         };

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use aws_lc_rs::hmac;
 use keyframe_policy::Webhook;
+use keyframe_types::SecretFile;
 use reqwest::Url;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde::Serialize;
@@ -49,8 +50,8 @@ pub(super) fn small_file(path: &Path, most: u64) -> std::io::Result<Zeroizing<Ve
 }
 
 /// A secret as it is in its file now, without the end of its line.
-pub(super) fn secret(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
-    let mut secret = small_file(path, MOST_SECRET)?;
+pub(super) fn secret(file: &SecretFile) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let mut secret = small_file(&file.locate().map_err(std::io::Error::other)?, MOST_SECRET)?;
     let end = secret.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r')).map_or(0, |at| at + 1);
     secret.truncate(end);
     if secret.is_empty() { Err(std::io::Error::other("it is empty")) } else { Ok(secret) }
@@ -79,13 +80,13 @@ pub(super) async fn attempt(hook: &Webhook, client: &mut http::Client, batch: &B
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(HeaderName::from_static("x-keyframe-event"), HeaderValue::from_static(event.what.as_str()));
-    if let Some(path) = &hook.secret_file {
-        let file = path.clone();
-        let read = tokio::task::spawn_blocking(move || secret(&file)).await.map_err(std::io::Error::other);
+    if let Some(file) = &hook.secret_file {
+        let named = file.clone();
+        let read = tokio::task::spawn_blocking(move || secret(&named)).await.map_err(std::io::Error::other);
         let signature = match read.flatten() {
             Ok(secret) => signature(&secret, &body),
             // Unsigned it would be refused at best, and believed at worst.
-            Err(error) => return Attempt::later(format!("its secret {} cannot be read: {error}", path.display())),
+            Err(error) => return Attempt::later(format!("its secret {file} cannot be read: {error}")),
         };
         if let Ok(signature) = HeaderValue::from_str(&signature) {
             headers.insert(HeaderName::from_static("x-hub-signature-256"), signature);
@@ -112,9 +113,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
         std::fs::write(&path, " s3cret \r\n").unwrap();
-        assert_eq!(secret(&path).unwrap().as_slice(), b" s3cret ");
+        assert_eq!(secret(&SecretFile::Path(path.clone())).unwrap().as_slice(), b" s3cret ");
         std::fs::write(&path, "\n").unwrap();
-        assert!(secret(&path).is_err() && secret(dir.path()).is_err());
+        assert!(secret(&SecretFile::Path(path)).is_err() && secret(&SecretFile::Path(dir.path().into())).is_err());
         let pipe = dir.path().join("pipe");
         rustix::fs::mknodat(
             rustix::fs::CWD,
@@ -124,6 +125,7 @@ mod tests {
             0,
         )
         .unwrap();
-        assert!(secret(&pipe).is_err());
+        assert!(secret(&SecretFile::Path(pipe)).is_err());
+        assert!(secret(&SecretFile::Credential("none".to_owned())).is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use keyframe_types::{ByteLen, Retention, TimeToLive, parse_span};
+use keyframe_types::{ByteLen, Retention, SecretFile, TimeToLive, parse_span};
 
 use super::sense;
 use super::table::{Read, Table};
@@ -208,6 +208,16 @@ pub(super) fn absolute(table: &Table<'_, '_>, key: &'static str) -> Option<PathB
     }))
 }
 
+/// A file with a secret, or a credential.
+pub(super) fn secret_file(table: &Table<'_, '_>, key: &'static str) -> Option<SecretFile> {
+    let wanted = "an absolute path, or \"credential:NAME\"";
+    optional(table.parsed_by(key, wanted, |text| match text.parse() {
+        Ok(SecretFile::Path(path)) if !path.is_absolute() => Err(format!("{text:?} is not an absolute path")),
+        Ok(file) => Ok(file),
+        Err(error) => Err(error.to_string()),
+    }))
+}
+
 fn backup(table: Table<'_, '_>, setting: Setting<'_>) -> Option<(BackupPolicy, super::table::Span)> {
     let name = optional(table.parsed::<PolicyName>("name", "a name, such as \"nightly\""));
     table.missing("name", "give it a name, such as \"nightly\": other commands and reports name it");
@@ -229,7 +239,7 @@ fn backup(table: Table<'_, '_>, setting: Setting<'_>) -> Option<(BackupPolicy, s
     if let (Some(Keep::By(rule)), Some(schedule)) = (&keep, &schedule) {
         sense::keep_of(&table, rule, schedule, setting.now);
     }
-    let key_file = absolute(&table, "key_file");
+    let key_file = secret_file(&table, "key_file");
     let jitter = jitter(&table);
     let memory = optional(table.flag("memory")).unwrap_or(false);
     let consistency = consistency(&table);

@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 
 use keyframe_types::TimeToLive;
 
-use super::decode::{SPAN, absolute, bandwidth, optional, small, values};
+use super::decode::{SPAN, absolute, bandwidth, optional, secret_file, small, values};
 use super::table::Table;
 use crate::policy::{ApprovalRule, AskedFor, Healthchecks, Host, Mail, Notify, PolicyName, Webhook};
 
@@ -92,7 +92,8 @@ pub(super) fn notify(table: Table<'_, '_>, notify: &mut Notify, known: &HashSet<
     }
     for inner in table.tables("webhook") {
         let (url, policies) = (url(&inner), policies(&inner));
-        let (secret_file, events) = (absolute(&inner, "secret_file"), values(inner.parsed_list("events", "\"KIND\"")));
+        let (secret_file, events) =
+            (secret_file(&inner, "secret_file"), values(inner.parsed_list("events", "\"KIND\"")));
         notify.webhooks.extend(url.map(|url| Webhook { url, secret_file, events, policies }));
         inner.done();
     }
@@ -120,7 +121,7 @@ pub(super) fn notify(table: Table<'_, '_>, notify: &mut Notify, known: &HashSet<
         }));
         inner.missing("server", "write HOST:PORT, such as \"mail.example.org:587\"");
         let user = optional(inner.text("user", "the user's name"));
-        let (password_file, ca_file) = (absolute(&inner, "password_file"), absolute(&inner, "ca_file"));
+        let (password_file, ca_file) = (secret_file(&inner, "password_file"), absolute(&inner, "ca_file"));
         let events = values(inner.parsed_list("events", "\"KIND\""));
         if let (Some(from), Some(server)) = (from, server) {
             notify.mail.push(Mail { to, from, server, user, password_file, ca_file, events });

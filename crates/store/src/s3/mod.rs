@@ -45,23 +45,11 @@ pub struct S3Store {
 }
 
 impl S3Store {
-    /// `s3://BUCKET[/PREFIX]`, with service and credentials of this process's environment.
-    ///
-    /// # Errors
-    /// As [`S3Store::with`].
-    pub fn new(address: &str) -> Result<Self> {
-        let variables = std::env::vars_os().filter_map(|(name, value)| {
-            let name = name.into_string().ok().filter(|name| name.starts_with("AWS_"))?;
-            Some((name, value.into_string().ok()?))
-        });
-        Self::with(address, variables)
-    }
-
-    /// The same with an environment that is given.
+    /// `s3://BUCKET[/PREFIX]`, with service and credentials from what is called `AWS_…` in an environment.
     ///
     /// # Errors
     /// [`Error::BadAddress`]; [`Error::Refused`] for variables that cannot be right.
-    pub fn with(address: &str, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+    pub fn new(address: &str, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
         // What stands before an @ could be a secret.
         let shown = address.rsplit_once('@').map_or_else(|| address.to_owned(), |(_, rest)| format!("s3://…@{rest}"));
         let bad = |why| Error::BadAddress { text: shown.clone(), why };
@@ -310,11 +298,11 @@ mod tests {
 
     #[test]
     fn addresses_are_checked() {
-        let store = S3Store::with("s3://a-bucket/some/where/", []).unwrap();
+        let store = S3Store::new("s3://a-bucket/some/where/", []).unwrap();
         assert_eq!(store.path("packs/ab").as_ref(), "some/where/packs/ab");
-        assert_eq!(S3Store::with("s3://bucket", []).unwrap().path("config").as_ref(), "config");
+        assert_eq!(S3Store::new("s3://bucket", []).unwrap().path("config").as_ref(), "config");
         for bad in ["bucket", "s3://", "s3:///a", "s3://id:secret@bucket/a", "s3://bucket//a", "s3://bucket/../a"] {
-            assert!(matches!(S3Store::with(bad, []), Err(Error::BadAddress { .. })), "{bad}");
+            assert!(matches!(S3Store::new(bad, []), Err(Error::BadAddress { .. })), "{bad}");
         }
     }
 }

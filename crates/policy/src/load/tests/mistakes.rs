@@ -114,6 +114,13 @@ fn what_is_written_wrongly() {
             ),
             (
                 "repository = \"/backup\"",
+                "repository = \"/backup\"\nkey_file = \"credential:a/b\"",
+                (14, 12),
+                "not the name of a credential",
+                "credential:NAME",
+            ),
+            (
+                "repository = \"/backup\"",
                 "repository = \"/backup\"\nbandwidth = \"0\"",
                 (14, 13),
                 "lets nothing through",
