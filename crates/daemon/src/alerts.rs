@@ -113,6 +113,12 @@ const DAYS_LEFT: f64 = 7.0;
 const HUNDREDTHS_LEFT: u64 = 5;
 
 impl Alerts {
+    /// Since when one is so.
+    #[must_use]
+    pub fn since(&self, id: &str) -> Option<Timestamp> {
+        self.now.get(id).map(|alert| alert.since)
+    }
+
     /// Goes on from those that the daemon before told: what is still so is told again, and since then.
     #[must_use]
     pub fn after(before: Vec<Alert>) -> Self {

@@ -33,6 +33,9 @@ use crate::job::{Action, JobId, JobIdError};
 /// How many wait at once, and of one who asks.
 const WAITING_MOST: usize = 100;
 const WAITING_MOST_OF_ONE: usize = 20;
+/// How often one asks within an hour: each time is on record, and others are to find theirs.
+const ASKED_MOST_OF_ONE: usize = 60;
+const HOUR: Duration = Duration::from_secs(3600);
 /// How many that were decided are remembered, and for how long.
 const DECIDED_MOST: usize = 200;
 const DECIDED_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -152,6 +155,9 @@ pub struct Approval {
     pub until: Timestamp,
     /// The machine.
     pub machine: String,
+    /// Its UUID, as it was asked for: another machine by that name is none of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
     /// The role that the deed takes, and so whoever decides.
     pub role: Role,
     /// What is wanted, with every snapshot by its id.
@@ -167,7 +173,7 @@ pub struct Approval {
 }
 
 impl Approval {
-    fn of(deed: Deed, by: &str, valid: Duration, now: Timestamp) -> Self {
+    fn of(deed: Deed, uuid: Option<String>, by: &str, valid: Duration, now: Timestamp) -> Self {
         let Deed { machine, wanted, role, action, plan } = deed;
         Self {
             id: ApprovalId(JobId::at(now)),
@@ -180,6 +186,7 @@ impl Approval {
                 .and_then(|until| Timestamp::from_second(until.as_second()))
                 .unwrap_or(Timestamp::MAX),
             machine: machine.to_string(),
+            uuid,
             role,
             wanted,
             action,
@@ -295,7 +302,18 @@ impl Approvals {
     ///
     /// # Errors
     /// [`Error::Refused`] when too many wait.
-    pub fn prepare(&self, deed: Deed, by: &str, valid: Duration, now: Timestamp) -> Result<Approval, Error> {
+    pub fn prepare(
+        &self,
+        deed: Deed,
+        uuid: Option<String>,
+        by: &str,
+        valid: Duration,
+        now: Timestamp,
+    ) -> Result<Approval, Error> {
+        let hour = now.checked_sub(HOUR).unwrap_or(Timestamp::MIN)..=now;
+        if self.all.values().filter(|one| one.by == by && hour.contains(&one.at)).count() >= ASKED_MOST_OF_ONE {
+            return Err(Error::Refused(format!("{by} asked {ASKED_MOST_OF_ONE} times within an hour: wait")));
+        }
         if self.waiting().filter(|approval| approval.by == by).count() >= WAITING_MOST_OF_ONE {
             let what = format!("{WAITING_MOST_OF_ONE} requests of {by} wait for an approval: withdraw some, or wait");
             return Err(Error::Refused(what));
@@ -303,7 +321,7 @@ impl Approvals {
         if self.waiting().count() >= WAITING_MOST {
             return Err(Error::Refused(format!("{WAITING_MOST} requests wait for an approval: decide on some first")));
         }
-        Ok(Approval::of(deed, by, valid, now))
+        Ok(Approval::of(deed, uuid, by, valid, now))
     }
 
     /// Lets it wait.
@@ -451,7 +469,7 @@ mod tests {
 
     /// One that somebody with the token `ops` asked for.
     fn asked(approvals: &mut Approvals) -> Approval {
-        let approval = approvals.prepare(deletion(), "token ops", VALID, at(0)).unwrap();
+        let approval = approvals.prepare(deletion(), None, "token ops", VALID, at(0)).unwrap();
         approvals.add(approval.clone()).unwrap();
         approval
     }
@@ -551,11 +569,26 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_and_withdraws_all_the_time_is_told_to_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut approvals = opened(dir.path());
+        let ask = |approvals: &Approvals, by: &str, second| approvals.prepare(deletion(), None, by, VALID, at(second));
+        for second in 0..60 {
+            let approval = ask(&approvals, "token ops", second).unwrap();
+            approvals.add(approval.clone()).unwrap();
+            approvals.decide(approval, Decision::Withdraw, "token ops", at(second)).unwrap();
+        }
+        assert!(ask(&approvals, "token ops", 60).unwrap_err().to_string().contains("60 times within an hour"));
+        assert!(ask(&approvals, "token other", 60).is_ok());
+        assert!(ask(&approvals, "token ops", 3601).is_ok(), "the first is more than an hour ago");
+    }
+
+    #[test]
     fn so_many_wait_and_so_many_are_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let mut approvals = opened(dir.path());
         let ask = |approvals: &mut Approvals, by: &str, second| {
-            let approval = approvals.prepare(deletion(), by, VALID, at(second))?;
+            let approval = approvals.prepare(deletion(), None, by, VALID, at(second))?;
             approvals.add(approval.clone()).map(|()| approval)
         };
         for n in 0..WAITING_MOST {

@@ -308,6 +308,16 @@ impl Catalog {
         Ok(())
     }
 
+    /// Forgets what was achieved: it was another machine's, or in another repository.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn not_achieved(&self, machine: &str, duty: &str) -> Result<(), Error> {
+        let mut statement = self.database.prepare_cached("DELETE FROM achieved WHERE machine = ?1 AND duty = ?2")?;
+        statement.execute(params![machine, duty])?;
+        Ok(())
+    }
+
     /// The latest job of each duty that ended well, or was a drill and ended at all.
     ///
     /// # Errors
@@ -406,6 +416,15 @@ impl Catalog {
     pub fn first_ended(&self) -> Result<Option<Timestamp>, Error> {
         let first: Option<i64> = self.database.query_row("SELECT min(ended) FROM job", [], |row| row.get(0))?;
         Ok(first.map(time))
+    }
+
+    /// When the latest job ended that is remembered.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn last_ended(&self) -> Result<Option<Timestamp>, Error> {
+        let last: Option<i64> = self.database.query_row("SELECT max(ended) FROM job", [], |row| row.get(0))?;
+        Ok(last.map(time))
     }
 
     /// Forgets jobs that were over before `before`, and snapshots that were taken as they should before `routine`; returns how many.

@@ -121,7 +121,8 @@ fn of_snapshot(job: &Job, step: Step, policy: &str, snapshot: &SnapshotPolicy, m
             let Keep::By(rule) = &snapshot.keep else { return Todo::Nothing };
             let going = job.machines().flat_map(|vm| {
                 let made = job.seen_from(vm).made;
-                let going = not_kept(rule, of(vm, means.snapshots), made.as_ref().map(|made| &*made.id), means.now);
+                let going =
+                    not_kept(rule, policy, of(vm, means.snapshots), made.as_ref().map(|made| &*made.id), means.now);
                 going.into_iter().map(move |id| format!("{vm}@{id}"))
             });
             some("delete", going.collect())
@@ -165,11 +166,19 @@ fn free_name(job: &Job, snapshots: &Snapshots) -> String {
     job.snapshot_names().find(is_free).or_else(|| job.snapshot_names().last()).unwrap_or_default()
 }
 
-/// Of the snapshots that policies took, those that a rule does not keep; never the one that was just made. Those of the future, which
-/// a wrong clock made, neither go nor count: were they the latest, every further one would go at once.
+/// Of the snapshots that a policy took, those that its rule does not keep; never the one that was just made. Those of other policies
+/// are none of its business, whichever chose the machine before. Those of the future, which a wrong clock made, neither go nor count:
+/// were they the latest, every further one would go at once.
 #[must_use]
-pub fn not_kept(rule: &Retention, snapshots: &[SeenSnapshot], made: Option<&str>, now: Timestamp) -> Vec<String> {
-    let counts = |one: &&SeenSnapshot| one.owner.starts_with("policy/") && one.created <= now;
+pub fn not_kept(
+    rule: &Retention,
+    policy: &str,
+    snapshots: &[SeenSnapshot],
+    made: Option<&str>,
+    now: Timestamp,
+) -> Vec<String> {
+    let owner = owner(policy);
+    let counts = |one: &&SeenSnapshot| one.owner == owner && one.created <= now;
     let mut history: Vec<&SeenSnapshot> = snapshots.iter().filter(counts).collect();
     history.sort_by_key(|one| one.created);
     let kept: Vec<Kept<'_>> = history.iter().map(|one| Kept { created: one.created.into(), tags: &[] }).collect();
@@ -251,7 +260,9 @@ fn of_drill(job: &Job, number: u8, owed: &Owed, drill: &DrillPolicy, means: Mean
         }
         DrillTarget::Point(name) => match owed.backups.iter().find(|backup| backup.name == *name) {
             Some(backup) => {
-                let mut arguments = words(["drill", job.point_name()]);
+                // Not the latest of that name: that may be another host's, another backup's, or made by hand.
+                let latest = format!("{}@{}", job.point_name(), tag(owed.policy.as_str(), backup));
+                let mut arguments = words(["drill", &latest]);
                 arguments.extend(place(backup, means.share));
                 arguments
             }
@@ -334,14 +345,14 @@ mod tests {
             seen("person", "2026-11-01T00:00:00Z", "anna", false),
             seen("old", "2026-11-02T00:00:00Z", "policy/standard", false),
             seen("pinned", "2026-11-03T00:00:00Z", "policy/standard", true),
+            seen("another's", "2026-11-03T12:00:00Z", "policy/standard-2", false),
             seen("latest", "2026-11-04T00:00:00Z", "policy/standard", false),
         ];
-        let now = "2026-11-05T00:00:00Z".parse().unwrap();
-        assert_eq!(not_kept(&rule, &all, None, now), ["old"]);
-        assert_eq!(not_kept(&rule, &all, Some("old"), now), Vec::<String>::new(), "what was just made stays");
+        let not_kept = |made, now: &str| not_kept(&rule, "standard", &all, made, now.parse().unwrap());
+        assert_eq!(not_kept(None, "2026-11-05T00:00:00Z"), ["old"]);
+        assert_eq!(not_kept(Some("old"), "2026-11-05T00:00:00Z"), Vec::<String>::new(), "what was just made stays");
         // By a clock that ran ahead.
-        let earlier = "2026-11-02T12:00:00Z".parse().unwrap();
-        assert_eq!(not_kept(&rule, &all, None, earlier), Vec::<String>::new(), "the latest of its time stays");
+        assert_eq!(not_kept(None, "2026-11-02T12:00:00Z"), Vec::<String>::new(), "the latest of its time stays");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
 use keyframe_engine::machine::Machine;
+use keyframe_engine::state::lock::Lock;
 use keyframe_engine::tree::{self, Tree};
 use keyframe_engine::{Context, Home};
 use keyframe_hypervisor::launch::DiskChain;
@@ -40,6 +41,10 @@ pub type Snapshots = BTreeMap<String, Vec<SeenSnapshot>>;
 /// A machine.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Seen {
+    /// Its UUID: another machine of that name has another one.
+    pub uuid: String,
+    /// A command on it was ended before its end: the next one goes on there.
+    pub unfinished: bool,
     /// Its tags.
     pub tags: Vec<String>,
     /// What it does: `running`, `paused`, `stopped`, `crashed`, `unresponsive`; `unknown` for one that cannot be read.
@@ -244,6 +249,10 @@ impl Looker {
             }
         };
         state.as_str().clone_into(&mut seen.state);
+        // Its definition was read just now.
+        seen.uuid.clone_from(&machine.definition.uuid);
+        seen.tags.clone_from(&machine.definition.tags);
+        seen.unfinished = dir.journal().exists() && Lock::holder(&dir.lock()).is_none();
         Ok(seen)
     }
 }
@@ -258,6 +267,8 @@ fn described(home: &Home, machine: &Machine) -> Result<Seen, Error> {
     devices.sort_unstable();
     devices.dedup();
     Ok(Seen {
+        uuid: machine.definition.uuid.clone(),
+        unfinished: false,
         tags: machine.definition.tags.clone(),
         state: String::new(),
         trouble: tree.damaged.first().map(|damaged| format!("a snapshot is damaged: {}", damaged.reason)),

@@ -186,6 +186,22 @@ pub enum Step {
     Drill(u8),
 }
 
+impl Step {
+    /// What it does, as a person is told.
+    #[must_use]
+    pub const fn what(self) -> &'static str {
+        match self {
+            Self::Look => "looking for what was made",
+            Self::Main => "the command itself",
+            Self::Lock => "locking what was made",
+            Self::Thin => "letting go what is not kept",
+            Self::Expire => "letting go what is past its time",
+            Self::Prune => "freeing what nothing refers to",
+            Self::Drill(_) => "a further proof",
+        }
+    }
+}
+
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
@@ -242,6 +258,9 @@ pub struct Job {
     /// It failed before all of it was done: no verdict.
     #[serde(default)]
     pub given_up: bool,
+    /// What was to be done behind what it made, and was not, in a line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub untidy: Option<String>,
 }
 
 /// Machines of a group for which a job is done together.
@@ -271,6 +290,27 @@ pub struct Made {
     pub state_of: Timestamp,
     /// How long it took to come back, of a drill, in milliseconds.
     pub took_ms: Option<u64>,
+    /// The machine's UUID, and the repository that it is in: another machine by that name has none of it, and neither has another
+    /// repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<Whose>,
+}
+
+/// What something was made of, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whose {
+    /// The machine's UUID.
+    pub uuid: String,
+    /// The repository of a backup.
+    pub repository: Option<String>,
+}
+
+impl Made {
+    /// What has this id, and holds that instant.
+    #[must_use]
+    pub const fn new(id: String, state_of: Timestamp) -> Self {
+        Self { id, state_of, took_ms: None, of: None }
+    }
 }
 
 impl Job {
@@ -406,7 +446,39 @@ impl Job {
             refuted: false,
             cancelling: false,
             given_up: false,
+            untidy: None,
         }
+    }
+
+    /// What came of it, and what was not done behind that.
+    #[must_use]
+    pub fn told(&self) -> Option<String> {
+        match (&self.what, &self.untidy) {
+            (what, None) => what.clone(),
+            (None, Some(untidy)) => Some(format!("not all was done behind it: {untidy}")),
+            (Some(what), Some(untidy)) => Some(format!("{what}; not all was done behind it: {untidy}")),
+        }
+    }
+
+    /// Takes down that something behind what it made did not work, and why.
+    pub fn leave_untidy(&mut self, step: &str, why: Option<&str>) {
+        let said = format!("{step}: {}", why.unwrap_or("something did not work"));
+        self.untidy = Some(match self.untidy.take() {
+            Some(before) => format!("{before}; {said}"),
+            None => said,
+        });
+    }
+
+    /// Whether it waits, and has made nothing yet: it may as well be for what is due later.
+    #[must_use]
+    pub fn waits_to_begin(&self) -> bool {
+        self.state == State::Waiting && matches!(self.steps.first(), Some(Step::Look | Step::Main | Step::Drill(0)))
+    }
+
+    /// Whether its present command is at work on its machines, rather than in a repository alone.
+    #[must_use]
+    pub fn is_at_machines(&self) -> bool {
+        self.kind() != "backup" || !matches!(self.steps.first(), Some(Step::Lock | Step::Thin | Step::Prune))
     }
 
     /// What it does, in a word.
@@ -503,7 +575,7 @@ mod tests {
     fn a_machine_that_came_back_is_not_told_as_one_that_did_not() {
         let mut job = shop();
         let at = job.due;
-        let made = |id: &str, took_ms| Some(Made { id: id.to_owned(), state_of: at, took_ms });
+        let made = |id: &str, took_ms| Some(Made { took_ms, ..Made::new(id.to_owned(), at) });
         let shares = &mut job.together.as_mut().unwrap().machines;
         *shares.get_mut("db").unwrap() = Share { made: made("1", None), refuted: true };
         *shares.get_mut("web").unwrap() = Share { made: made("2", Some(1500)), refuted: false };

@@ -43,19 +43,25 @@ pub enum Next {
 pub fn settle(job: &mut Job, look: Look, now: Timestamp) -> Next {
     let outcome = match look {
         Look::AtWork => return Next::GoOn,
-        Look::Vanished if job.cancelling => {
-            job.what = Some("cancelled".to_owned());
-            return Next::Over(State::Cancelled);
-        }
+        Look::Vanished if job.cancelling => return cancelled(job, "cancelled"),
         Look::Vanished => return vanished(job),
         Look::Ended(outcome) => outcome,
     };
     let next = ended(job, &outcome, now);
-    if job.cancelling && next != Next::Over(State::Cancelled) && !matches!(next, Next::Over(_)) {
-        job.what = Some("cancelled".to_owned());
-        return Next::Over(State::Cancelled);
+    if job.cancelling && !matches!(next, Next::Over(_)) {
+        return cancelled(job, "cancelled");
     }
     next
+}
+
+/// Ends by somebody's wish. That something did not come back stays said, whoever wants what after that.
+fn cancelled(job: &mut Job, what: &str) -> Next {
+    if job.refuted {
+        job.steps.clear();
+        return Next::Over(State::Failed);
+    }
+    job.what = Some(what.to_owned());
+    Next::Over(State::Cancelled)
 }
 
 fn ended(job: &mut Job, outcome: &Outcome, now: Timestamp) -> Next {
@@ -68,7 +74,9 @@ fn ended(job: &mut Job, outcome: &Outcome, now: Timestamp) -> Next {
             again(job)
         }
         (exit::DONE | exit::INCOMPLETE, _) => {
-            job.incomplete |= outcome.exit == exit::INCOMPLETE;
+            if outcome.exit == exit::INCOMPLETE {
+                note_incomplete(job, step, outcome);
+            }
             note(job, step, outcome);
             step_done(job, step)
         }
@@ -79,12 +87,28 @@ fn ended(job: &mut Job, outcome: &Outcome, now: Timestamp) -> Next {
             step_done(job, step)
         }
         _ if job.cancelling => {
-            let killed = outcome.exit == exit::KILLED;
-            job.what = Some(if killed { "cancelled: it was killed" } else { "cancelled" }.to_owned());
-            Next::Over(State::Cancelled)
+            cancelled(job, if outcome.exit == exit::KILLED { "cancelled: it was killed" } else { "cancelled" })
         }
         (exit::BUSY, _) => busy(job, outcome, now),
         _ => failed(job, outcome),
+    }
+}
+
+/// What the exit status of what is incomplete means. A point or a snapshot in which something is missing is so; where something did not
+/// work behind it, all of it is there.
+fn note_incomplete(job: &mut Job, step: Step, outcome: &Outcome) {
+    let document = outcome.document.as_ref();
+    match step {
+        Step::Main if job.kind() == "backup" && document.is_some_and(|document| document["whole"] == true) => {
+            job.leave_untidy(
+                "letting its snapshot go again",
+                document.and_then(|document| document["notes"][0].as_str()),
+            );
+        }
+        Step::Main | Step::Look | Step::Drill(_) => job.incomplete = true,
+        Step::Lock | Step::Thin | Step::Expire | Step::Prune => {
+            job.leave_untidy(step.what(), outcome.error.as_deref());
+        }
     }
 }
 
@@ -104,7 +128,7 @@ pub fn verdict(job: &Job) -> State {
 pub fn passed_over(job: &mut Job, snapshots: &Snapshots) {
     if job.steps.first() == Some(&Step::Main) && job.kind() == "snapshot" {
         // An attempt that nobody saw the end of took them.
-        let made = |taken: &SeenSnapshot| Made { id: taken.id.clone(), state_of: taken.created, took_ms: None };
+        let made = |taken: &SeenSnapshot| Made::new(taken.id.clone(), taken.created);
         let all: Vec<(String, Made)> =
             taken(job, snapshots).into_iter().flatten().map(|(machine, taken)| (machine, made(taken))).collect();
         for (machine, made) in all {
@@ -135,14 +159,15 @@ pub fn achievements(job: &Job) -> impl Iterator<Item = (Key, Job)> {
 }
 
 fn achieves(job: &Job) -> Option<Key> {
+    // What was made is there, whatever becomes of what is done behind it.
     let key = match (job.kind(), job.backup(), job.state) {
-        ("backup", Some(name), State::Done | State::Incomplete) if job.made.is_some() => format!("backup:{name}"),
+        ("backup", Some(name), _) if job.made.is_some() => format!("backup:{name}"),
         // What somebody asks for is the policy's drill, or the test of any old snapshot.
         ("test", ..) if job.duty().is_none() => return None,
         ("drill" | "test", _, State::Done | State::Incomplete | State::Failed) if job.made.is_some() => {
             "drill".to_owned()
         }
-        ("snapshot", _, State::Done | State::Incomplete) if job.made.is_some() => "snapshot".to_owned(),
+        ("snapshot", ..) if job.made.is_some() => "snapshot".to_owned(),
         _ => return None,
     };
     Some((job.machine.clone(), key))
@@ -200,7 +225,7 @@ fn vanished(job: &mut Job) -> Next {
 fn again(job: &mut Job) -> Next {
     job.failures = job.failures.saturating_add(1);
     if job.attempt >= ATTEMPTS || job.failures >= ATTEMPTS {
-        return Next::Over(State::Failed);
+        return given_up(job);
     }
     // It may have made its point all the same: killed, or with nobody to tell.
     if job.steps.first() == Some(&Step::Main) && job.kind() == "backup" && job.duty().is_some() {
@@ -209,6 +234,20 @@ fn again(job: &mut Job) -> Next {
     let after = backoff(job.attempt);
     job.attempt += 1;
     Next::Again(after)
+}
+
+/// Tries no more. What was made stays made: only what was to be done behind it was not.
+fn given_up(job: &mut Job) -> Next {
+    let behind = job.steps.first().copied().filter(|step| !matches!(step, Step::Look | Step::Main | Step::Drill(_)));
+    match behind {
+        Some(step) if job.made.is_some() => {
+            let why = job.what.take();
+            job.leave_untidy(step.what(), why.as_deref());
+            job.steps.clear();
+            Next::Over(verdict(job))
+        }
+        _ => Next::Over(State::Failed),
+    }
 }
 
 fn busy(job: &mut Job, outcome: &Outcome, now: Timestamp) -> Next {
@@ -226,7 +265,7 @@ fn failed(job: &mut Job, outcome: &Outcome) -> Next {
     let what = outcome.error.as_deref().or(told);
     job.what = Some(what.map_or_else(|| format!("it ended with status {}", outcome.exit), str::to_owned));
     if job.duty().is_none() || outcome.exit == exit::USAGE {
-        return Next::Over(State::Failed);
+        return given_up(job);
     }
     again(job)
 }
@@ -261,7 +300,7 @@ fn note_snapshots(job: &mut Job, document: &Value) {
     let (mut taken, mut pauses) = (Vec::new(), Vec::new());
     for machine in job.machines() {
         let part = part(job, document, machine);
-        let made = part["id"].as_str().map(|id| Made { id: id.to_owned(), state_of, took_ms: None });
+        let made = part["id"].as_str().map(|id| Made::new(id.to_owned(), state_of));
         taken.push((machine.to_owned(), Share { made, refuted: false }));
         pauses.extend(part["pause_ms"].as_f64());
     }
@@ -283,7 +322,7 @@ fn note_proofs(job: &mut Job, document: &Value) {
         let made = match part {
             // Of snapshots that were tested, it had none.
             Value::Null => before.made,
-            part => Some(Made { id: proof_id(part), state_of, took_ms: took }),
+            part => Some(Made { took_ms: took, ..Made::new(proof_id(part), state_of) }),
         };
         let refuted = job.together.is_some() && (before.refuted || part["verdict"] == "failed");
         slowest = slowest.max(took);
@@ -316,7 +355,7 @@ fn consistency(job: &Job, document: &Value) -> String {
 fn made(document: &Value) -> Option<Made> {
     let id = document["id"].as_str()?.to_owned();
     let state_of = document["state_of"].as_str()?.parse().ok()?;
-    Some(Made { id, state_of, took_ms: None })
+    Some(Made::new(id, state_of))
 }
 
 /// The directory of a drill's evidence, or a test's snapshot.

@@ -19,9 +19,9 @@ use keyframe_policy::{Deadlines, Due, Owed, Policies, Timetable};
 use crate::catalog::Catalog;
 use crate::commands::{self, Means, Todo};
 use crate::error::Error;
-use crate::fleet::{Fleet, LastLook, Machines, Snapshots};
+use crate::fleet::{Fleet, LastLook, Machines, SeenSnapshot, Snapshots};
 use crate::hands::{Hands, Look};
-use crate::job::{Action, Duty, Job, JobId, State, Step};
+use crate::job::{Action, Duty, Job, JobId, Made, State, Step, Whose};
 use crate::outcome::{self, Next};
 use agenda::Agenda;
 pub use remembered::Remembered;
@@ -53,6 +53,10 @@ pub struct Scheduler<F, H> {
     /// Jobs and times that the catalog does not know yet.
     unsaved: BTreeSet<JobId>,
     over: Vec<Job>,
+    /// What was made since, although the jobs that made it are not over.
+    made: Vec<(Key, Job)>,
+    /// What is another machine's, or another repository's, of the same name.
+    strange: Vec<Key>,
     /// When duties were begun; nothing for those that are due again.
     unsaved_begun: BTreeMap<(String, Duty), Option<Timestamp>>,
     paused: bool,
@@ -98,6 +102,8 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             jobs: remembered.open.into_iter().map(|job| (job.id.clone(), job)).collect(),
             unsaved: BTreeSet::new(),
             over: Vec::new(),
+            made: Vec::new(),
+            strange: Vec::new(),
             unsaved_begun: BTreeMap::new(),
             paused: false,
             draining: false,
@@ -203,6 +209,38 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         self.paused = paused;
     }
 
+    /// The command that a machine wants, whatever policies say: one that goes on where another was ended, or one that lets go what is
+    /// past its time.
+    pub fn upkeep_of(&mut self, machine: &str, now: Timestamp) -> Option<&'static str> {
+        let seen = self.machines.get(machine)?;
+        if seen.unfinished {
+            return Some("consolidate");
+        }
+        if seen.snapshots == 0 {
+            return None;
+        }
+        let is_over = |one: &SeenSnapshot| one.expires.is_some_and(|at| at <= now) && !one.held;
+        self.fleet.snapshots(machine).ok()?.iter().any(is_over).then_some("expire")
+    }
+
+    /// Machines of which something is known, and that are not there.
+    pub fn gone(&self) -> impl Iterator<Item = &str> {
+        let known: BTreeSet<&str> = self.achieved.keys().map(|(machine, _)| machine.as_str()).collect();
+        known.into_iter().filter(|machine| !self.machines.contains_key(*machine))
+    }
+
+    /// Forgets what was achieved for a machine that is not there. What was made of it stays where it is.
+    pub fn forget_machine(&mut self, machine: &str) {
+        let keys: Vec<Key> = self.achieved.keys().filter(|key| key.0 == machine).cloned().collect();
+        for key in keys {
+            if let Some(duty) = self.achieved.remove(&key).and_then(|job| job.duty().cloned()) {
+                self.begun.remove(&key);
+                self.unsaved_begun.insert((key.0.clone(), duty), None);
+            }
+            self.strange.push(key);
+        }
+    }
+
     /// Whether nothing is begun any more.
     #[must_use]
     pub fn draining(&self) -> bool {
@@ -260,6 +298,10 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             self.keep(job.clone());
             self.press(job, now);
             job = self.jobs[id].clone();
+        } else if job.refuted {
+            // That it did not come back stays said.
+            job.steps.clear();
+            job = self.finish(job, State::Failed, now);
         } else {
             job.what = Some(format!("cancelled by {by}"));
             job = self.finish(job, State::Cancelled, now);
@@ -309,7 +351,8 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         fn named(machines: &Machines) -> impl Iterator<Item = (&String, &Vec<String>)> {
             machines.iter().map(|(name, seen)| (name, &seen.tags))
         }
-        let same = named(&machines).eq(named(&self.machines));
+        let known = named(&machines).eq(named(&self.machines));
+        let same = known && machines.values().map(|seen| &seen.uuid).eq(self.machines.values().map(|seen| &seen.uuid));
         self.machines = machines;
         if !same {
             self.reckon(now);
@@ -323,6 +366,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         };
         self.owed = Arc::new(self.machines.iter().filter_map(owed).collect());
         self.agenda = Agenda::default();
+        self.forget_strangers(now);
         let all: Vec<(String, Duty)> = self
             .owed
             .iter()
@@ -396,13 +440,15 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         }
     }
 
-    /// Queues a job for machines, unless one of the same duty is open: it stands for both then, and does not wait any longer.
+    /// Queues a job for machines, unless one of the same duty waits that has made nothing yet: it stands for both then, and does not wait
+    /// any longer. What one holds that is past that is older than what is due now.
     fn queue(&mut self, band: &[String], duty: &Duty, since: Timestamp, missed: u32, now: Timestamp) {
         let owed = band.first().and_then(|first| self.owed.get(first)).filter(|owed| duties(owed).contains(duty));
         let Some(owed) = owed else { return };
         let stands_for = |job: &Job| {
             let (covers, some) = (band.iter().all(|one| job.is_for(one)), band.iter().any(|one| job.is_for(one)));
-            job.duty() == Some(duty) && job.is_owed_by(&owed.policy) && (covers || some && job.began.is_none())
+            let same = job.duty() == Some(duty) && job.is_owed_by(&owed.policy);
+            same && job.waits_to_begin() && (covers || some && job.began.is_none())
         };
         let open = self.jobs.values().find(|job| stands_for(job)).cloned();
         let mut fresh = Job::owed(&owed.machine, &owed.policy, duty.clone(), since, missed, now);
@@ -428,13 +474,16 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
 
     /// Makes everything that was decided durable.
     fn save(&mut self) -> Result<(), Error> {
-        if self.unsaved.is_empty() && self.over.is_empty() && self.unsaved_begun.is_empty() {
+        if self.unsaved.is_empty() && self.over.is_empty() && self.unsaved_begun.is_empty() && self.strange.is_empty() {
             return Ok(());
         }
         let (jobs, over, begun) = (&self.jobs, &self.over, &self.unsaved_begun);
+        let (made, strange) = (&self.made, &self.strange);
         let unsaved: Vec<&Job> = self.unsaved.iter().filter_map(|id| jobs.get(id)).collect();
         self.catalog.change(|catalog| {
             unsaved.iter().copied().chain(over).try_for_each(|job| catalog.put(job))?;
+            strange.iter().try_for_each(|(machine, duty)| catalog.not_achieved(machine, duty))?;
+            made.iter().try_for_each(|((machine, duty), job)| catalog.achieve(machine, duty, job))?;
             for job in over {
                 for ((machine, duty), job) in outcome::achievements(job) {
                     catalog.achieve(&machine, &duty, &job)?;
@@ -447,6 +496,8 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         })?;
         self.unsaved.clear();
         self.over.clear();
+        self.made.clear();
+        self.strange.clear();
         self.unsaved_begun.clear();
         Ok(())
     }
@@ -485,7 +536,14 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
 
     fn settle(&mut self, mut job: Job, look: Look, now: Timestamp) {
         let pruning_failed = |job: &Job| job.steps.first() == Some(&Step::Prune);
+        let had = job.made.is_some();
         let next = outcome::settle(&mut job, look, now);
+        self.sign(&mut job);
+        if !had && job.made.is_some() && matches!(next, Next::GoOn) {
+            // It counts from now on, whatever becomes of what is done behind it.
+            self.made.extend(outcome::achievements(&job));
+            self.achieved.extend(outcome::achievements(&job));
+        }
         if let Some(repository) = Some(&job).filter(|job| pruning_failed(job)).and_then(|job| self.repository(job)) {
             // Still the step that it was: it is due as before.
             if matches!(next, Next::Again(_) | Next::Over(_)) {
@@ -503,6 +561,48 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
                 self.keep(job);
             }
             Next::Over(state) => drop(self.finish(job, state, now)),
+        }
+    }
+
+    /// Takes down of which machine, and in which repository, something was made.
+    fn sign(&self, job: &mut Job) {
+        let repository = self.repository(job);
+        let whose = |machine: &str| {
+            let uuid = self.machines.get(machine)?.uuid.clone();
+            Some(Whose { uuid, repository: repository.clone() })
+        };
+        let sign = |machine: &str, made: &mut Option<Made>| {
+            if let Some(made) = made.as_mut().filter(|made| made.of.is_none()) {
+                made.of = whose(machine);
+            }
+        };
+        sign(&job.machine, &mut job.made);
+        for (machine, share) in job.together.iter_mut().flat_map(|together| &mut together.machines) {
+            sign(machine, &mut share.made);
+        }
+    }
+
+    /// Forgets what was achieved for another machine by the same name, or in another repository: it is due as what was never made is.
+    fn forget_strangers(&mut self, now: Timestamp) {
+        let is_strange = |(machine, duty): &Key, job: &Job| {
+            let Some(of) = job.made.as_ref().and_then(|made| made.of.as_ref()) else { return false };
+            let other_machine =
+                self.machines.get(machine).is_some_and(|seen| !seen.uuid.is_empty() && seen.uuid != of.uuid);
+            let backups = || self.owed.get(machine).into_iter().flat_map(|owed| &owed.backups);
+            let other_place = backups().any(|backup| {
+                Duty::Backup(backup.name.to_string()).key() == *duty
+                    && of.repository.as_ref().is_some_and(|repository| *repository != backup.repository)
+            });
+            other_machine || other_place
+        };
+        let strange: Vec<Key> =
+            self.achieved.iter().filter(|(key, job)| is_strange(key, job)).map(|(key, _)| key.clone()).collect();
+        for key in strange {
+            let duty = self.achieved.remove(&key).and_then(|job| job.duty().cloned());
+            if let Some(duty) = duty {
+                self.unstamp(&key.0, &duty, now);
+            }
+            self.strange.push(key);
         }
     }
 
@@ -609,7 +709,18 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
                     self.finish(job.clone(), state, now);
                     return None;
                 }
-                Todo::Nothing => outcome::passed_over(job, &snapshots),
+                Todo::Nothing => {
+                    outcome::passed_over(job, &snapshots);
+                    self.sign(job);
+                }
+                // What was made, or proved, is not undone by that.
+                Todo::Withdrawn(why) if job.made.is_some() || job.refuted => {
+                    job.leave_untidy(step.map_or("what is left of it", Step::what), Some(&why));
+                    job.steps.clear();
+                    let state = outcome::verdict(job);
+                    self.finish(job.clone(), state, now);
+                    return None;
+                }
                 Todo::Withdrawn(why) => {
                     job.what = Some(why);
                     let ended = self.finish(job.clone(), State::Cancelled, now);
@@ -623,8 +734,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
     /// Leaves out of jobs that wait the machines that are gone, or do not belong to their groups any more; these get what is owed to
     /// them by jobs of their own.
     fn regroup(&mut self, now: Timestamp) {
-        let nothing_made = |job: &Job| matches!(job.steps.first(), Some(Step::Look | Step::Main | Step::Drill(0)));
-        let waiting = self.jobs.values().filter(|job| job.state == State::Waiting && nothing_made(job));
+        let waiting = self.jobs.values().filter(|job| job.waits_to_begin());
         let groups: Vec<Job> = waiting.filter(|job| job.together.is_some()).cloned().collect();
         for mut job in groups {
             let (Some(duty), Some(together)) = (job.duty().cloned(), job.together.clone()) else { continue };

@@ -1,5 +1,6 @@
 //! The daemon's one thread that decides: takes wishes, lets the scheduler tick, keeps the log, publishes what is shown.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -22,7 +23,7 @@ use crate::error::Error;
 use crate::event::{Event, What};
 use crate::fleet::Watched;
 use crate::hands::Processes;
-use crate::job::{Job, JobId, Request, State};
+use crate::job::{Action, Job, JobId, Request, State};
 use crate::notify::Notifier;
 use crate::records::Records;
 use crate::rules::Rules;
@@ -41,6 +42,16 @@ const SHOWN_EVERY_AT_WORK: Duration = Duration::from_secs(1);
 const SPACE_EVERY: Duration = Duration::from_secs(600);
 /// How often what is old is forgotten.
 const FORGOTTEN_EVERY: Duration = Duration::from_secs(3600);
+/// How often each machine is seen to, whether or not a policy chooses it.
+const UPKEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How often it is looked which of them want it.
+const UPKEEP_LOOKS_EVERY: Duration = Duration::from_secs(600);
+/// How far the clock may run from the time that passes, and is not taken for one that was set.
+const DRIFT: Duration = Duration::from_secs(15 * 60);
+/// How long a clock that is far from what is remembered has to go right before anything is forgotten by it.
+const TRUSTED_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// How long it is told that a machine is gone.
+const GONE_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long jobs are remembered.
 pub const REMEMBERED_FOR: Duration = Duration::from_secs(400 * 24 * 3600);
 /// How long snapshots are that were taken as they should: there are most of them.
@@ -213,7 +224,41 @@ pub struct Service {
     noted: Option<Instant>,
     forgotten: Instant,
     alive: Instant,
+    clock: Clock,
+    /// When it was looked last which machines want upkeep, and when each was seen to.
+    upkept: (Option<Instant>, BTreeMap<String, Instant>),
+    /// The machines that there were at the last turn.
+    known: BTreeSet<String>,
     _lock: Lock,
+}
+
+/// Whether what is old by the clock may be taken for old.
+#[derive(Debug)]
+struct Clock {
+    /// When the daemon was started, by the clock, and by the time since the host was.
+    started: (Timestamp, Duration),
+    /// The latest that is remembered was long ago then: the host was off, or the clock was set.
+    doubtful: bool,
+}
+
+impl Clock {
+    fn of(now: Timestamp, latest: Option<Timestamp>) -> Self {
+        let gap = latest.map_or(Duration::ZERO, |latest| now.duration_since(latest).unsigned_abs());
+        Self { started: (now, since_boot()), doubtful: gap > ROUTINE_FOR }
+    }
+
+    fn is_right(&self, now: Timestamp, since_boot: Duration) -> bool {
+        let passed = since_boot.saturating_sub(self.started.1);
+        let by_clock = now.duration_since(self.started.0);
+        let apart = by_clock.unsigned_abs().abs_diff(passed);
+        !by_clock.is_negative() && apart <= DRIFT + passed / 1000 && (!self.doubtful || passed >= TRUSTED_AFTER)
+    }
+}
+
+/// How long the host is up, asleep or not.
+fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 impl Service {
@@ -252,7 +297,10 @@ impl Service {
             Vec::new()
         });
         let notifier = Notifier::start(&rules.policies.notify);
-        let scheduler = Scheduler::new(fleet, hands, catalog, Arc::clone(&rules.policies), remembered, now)?;
+        let clock = Clock::of(now, catalog.last_ended()?);
+        let mut scheduler = Scheduler::new(fleet, hands, catalog, Arc::clone(&rules.policies), remembered, now)?;
+        scheduler.pause(paused_file(&serve).try_exists().unwrap_or(true));
+        let known = scheduler.machines().keys().cloned().collect();
         let (wish, wishes) = std::sync::mpsc::channel();
         let audit = Audit::open(&serve)?;
         troubles.extend(audit.torn().map(str::to_owned));
@@ -286,6 +334,9 @@ impl Service {
             noted: None,
             forgotten: Instant::now(),
             alive: Instant::now(),
+            clock,
+            upkept: Default::default(),
+            known,
             _lock: lock,
         };
         service.shared.note("keyframe serve", "start", &service.version)?;
@@ -346,6 +397,8 @@ impl Service {
         let told = !news.is_empty();
         news.iter().for_each(|job| self.tell(job));
         let changed = self.expire(now) || changed;
+        self.note_machines();
+        self.keep_up(now);
         self.look_after(now);
         let at_work = self.scheduler.jobs().any(|job| job.state == State::Running);
         let every = if at_work { SHOWN_EVERY_AT_WORK } else { SHOWN_EVERY };
@@ -358,7 +411,7 @@ impl Service {
     fn tell(&mut self, job: &Job) {
         if job.state.is_over() {
             let of = job.backup().map(|backup| format!(" {backup}")).unwrap_or_default();
-            let (what, result) = (format!("{} {}{of}", job.kind(), job.subject()), job.what.as_deref().unwrap_or(""));
+            let (what, result) = (format!("{} {}{of}", job.kind(), job.subject()), job.told().unwrap_or_default());
             let noted = self.shared.note(&job.by, &what, &format!("{}: {result} (job {})", job.state.as_str(), job.id));
             if let Err(error) = noted {
                 tracing::error!("what was done cannot be noted: {error}");
@@ -371,7 +424,7 @@ impl Service {
         let of = job.backup().map(|backup| format!(" {backup}")).unwrap_or_default();
         let with = job.together.as_ref().map(|together| format!(" with group {}", together.group)).unwrap_or_default();
         let what = format!("{} {}{of}{with}", job.kind(), job.machine);
-        let result = job.what.clone().unwrap_or_default();
+        let result = job.told().unwrap_or_default();
         let kind = match job.state {
             State::Running => What::JobBegan,
             State::Done => What::JobDone,
@@ -428,8 +481,14 @@ impl Service {
                 tracing::warn!("the room that is left cannot be noted: {error}");
             }
         }
-        if self.forgotten.elapsed() >= FORGOTTEN_EVERY {
+        if self.forgotten.elapsed() >= FORGOTTEN_EVERY && self.clock.is_right(now, since_boot()) {
             self.forgotten = Instant::now();
+            let long_gone = now.checked_sub(GONE_FOR).unwrap_or(Timestamp::MIN);
+            let gone: Vec<String> = self.scheduler.gone().map(str::to_owned).collect();
+            let told = |name: &String| self.alerts.since(&gone_id(name)).is_some_and(|since| since < long_gone);
+            for name in gone.iter().filter(|name| told(name)) {
+                self.scheduler.forget_machine(name);
+            }
             let before = |span: Duration| now.checked_sub(span).unwrap_or(Timestamp::MIN);
             if let Err(error) = self.scheduler.catalog().forget(before(REMEMBERED_FOR), before(ROUTINE_FOR)) {
                 tracing::warn!("old jobs cannot be forgotten: {error}");
@@ -453,6 +512,45 @@ impl Service {
                 advice: None,
             });
         }
+    }
+
+    /// Sees to machines that were left in the middle of something, and to snapshots that are past their time although no policy's job
+    /// looks after them: once a day each, at the start at once.
+    fn keep_up(&mut self, now: Timestamp) {
+        let (looked, seen_to) = &self.upkept;
+        if self.scheduler.paused() || looked.is_some_and(|at| at.elapsed() < UPKEEP_LOOKS_EVERY) {
+            return;
+        }
+        let rested = |name: &String| seen_to.get(name).is_none_or(|at| at.elapsed() >= UPKEEP_EVERY);
+        let names: Vec<String> = self.scheduler.machines().keys().filter(|name| rested(name)).cloned().collect();
+        self.upkept.0 = Some(Instant::now());
+        for name in names {
+            if self.scheduler.jobs().any(|job| job.is_for(&name)) {
+                continue;
+            }
+            let Some(command) = self.scheduler.upkeep_of(&name, now) else { continue };
+            self.upkept.1.insert(name.clone(), Instant::now());
+            let action =
+                Action { kind: command.to_owned(), arguments: vec![command.to_owned(), name.clone()], backup: None };
+            if let Err(error) = self.scheduler.ask(&name, action, "keyframe serve", now) {
+                tracing::warn!("{name} cannot be seen to: {error}");
+            }
+        }
+    }
+
+    /// Notes which machines came, and which are there no more.
+    fn note_machines(&mut self) {
+        let now: BTreeSet<String> = self.scheduler.machines().keys().cloned().collect();
+        if now == self.known {
+            return;
+        }
+        for name in now.difference(&self.known) {
+            self.note_if_possible("keyframe serve", &format!("see {name}"), "it is there now");
+        }
+        for name in self.known.difference(&now) {
+            self.note_if_possible("keyframe serve", &format!("see {name}"), "it is not there any more");
+        }
+        self.known = now;
     }
 
     fn grant(&mut self, wanting: Wanting) {
@@ -489,8 +587,14 @@ impl Service {
                 Ok(Granted::Job(Box::new(job)))
             }
             Wish::Pause(paused) => {
-                self.note_if_possible(by, if paused { "pause" } else { "resume" }, "done");
                 self.scheduler.pause(paused);
+                let (what, file) = (if paused { "pause" } else { "resume" }, paused_file(&self.shared.serve));
+                let kept = if paused { durable::replace(&file, by.as_bytes()) } else { durable::remove_file(&file) };
+                let result = match &kept {
+                    Ok(()) => "done".to_owned(),
+                    Err(error) => format!("done, until the daemon is started anew: {error}"),
+                };
+                self.note_if_possible(by, what, &result);
                 Ok(Granted::Done)
             }
             Wish::Reload => {
@@ -508,7 +612,8 @@ impl Service {
 
     /// Keeps a deed until a second person decides.
     fn let_wait(&mut self, deed: Deed, by: &str, now: Timestamp) -> Result<Granted, Error> {
-        let approval = self.approvals.prepare(deed, by, self.rules.policies.host.approval.valid, now)?;
+        let uuid = self.scheduler.machines().get(deed.machine.as_str()).map(|seen| seen.uuid.clone());
+        let approval = self.approvals.prepare(deed, uuid, by, self.rules.policies.host.approval.valid, now)?;
         let result = format!("{}: it waits for a second person until {}", approval.id, approval.until);
         self.shared.note_command(by, &approval.what(), &approval.action.arguments, &result)?;
         self.approvals.add(approval.clone())?;
@@ -524,6 +629,12 @@ impl Service {
         }
         if !self.scheduler.machines().contains_key(&approval.machine) {
             return Err(Error::Refused(format!("there is no machine {} any more: refuse {id}", approval.machine)));
+        }
+        let seen = self.scheduler.machines().get(&approval.machine).map(|seen| seen.uuid.as_str());
+        if approval.uuid.as_deref().is_some_and(|uuid| seen != Some(uuid)) {
+            let what =
+                format!("{} is another machine by now than the one that {id} is about: refuse it", approval.machine);
+            return Err(Error::Refused(what));
         }
         let what = format!("approve {}", approval.what());
         let result = format!("{id}, which {} asked for", approval.by);
@@ -662,6 +773,17 @@ impl Service {
             ),
         }));
         all.extend(Trouble::at_work(&self.scheduler, now));
+        all.extend(self.scheduler.gone().map(|name| Trouble {
+            id: gone_id(name),
+            severity: Severity::Critical,
+            machine: Some(name.to_owned()),
+            what: "it is gone: it was looked after, and nothing is done for it any more".to_owned(),
+            advice: format!(
+                "`keyframe points` lists what is left of it, `keyframe restore` brings it back; if {name} was removed on \
+                 purpose, this ends by itself after {}",
+                keyframe_types::text::span(GONE_FOR.as_secs())
+            ),
+        }));
         all
     }
 
@@ -684,6 +806,16 @@ impl Service {
         }
         jobs
     }
+}
+
+/// By which name it is told that a machine is gone.
+fn gone_id(machine: &str) -> String {
+    format!("gone/{machine}")
+}
+
+/// What is there while nothing is to be begun: who wanted that.
+fn paused_file(serve: &Path) -> PathBuf {
+    serve.join("paused")
 }
 
 /// How the trouble begins that what was decided cannot be kept.

@@ -180,6 +180,8 @@ fn row<F: Fleet, H: Hands>(scheduler: &Scheduler<F, H>, name: &str, seen: &Seen,
     let of_backup = |backup: &keyframe_policy::BackupPolicy| {
         let made = achieved(&Duty::Backup(backup.name.to_string()).key()).and_then(|job| job.made.as_ref());
         let promised = backup.rpo.or(objectives.rpo);
+        // What a wrong clock made says nothing of how old what is saved is.
+        let made = made.filter(|made| made.state_of <= now);
         (backup.name.to_string(), Objective::of(promised, made.map(|made| age(made.state_of))))
     };
     let rpo_by_backup: BTreeMap<String, Objective> =
@@ -193,8 +195,12 @@ fn row<F: Fleet, H: Hands>(scheduler: &Scheduler<F, H>, name: &str, seen: &Seen,
     let backups = || owed.into_iter().flat_map(|owed| &owed.backups).map(|backup| backup.name.to_string());
     let without_point: Vec<String> =
         backups().filter(|name| achieved(&Duty::Backup(name.clone()).key()).is_none()).collect();
-    let incomplete =
-        backups().filter_map(|name| achieved(&Duty::Backup(name).key())).find(|job| job.state == State::Incomplete);
+    let incomplete = backups().filter_map(|name| achieved(&Duty::Backup(name).key())).find(|job| job.incomplete);
+    let duties = owed.map(scheduler::duties).unwrap_or_default();
+    let latest: Vec<&Job> = duties.iter().filter_map(|duty| achieved(&duty.key())).collect();
+    let untidy: Vec<&Job> = latest.iter().copied().filter(|job| job.untidy.is_some()).collect();
+    let of_future: Vec<&Job> =
+        latest.into_iter().filter(|job| job.made.as_ref().is_some_and(|made| made.state_of > now)).collect();
     let overdue = owed.map(|owed| overdue(scheduler, name, owed, seen, now)).unwrap_or_default();
     let look = scheduler.last_look();
     let facts = Facts {
@@ -206,6 +212,8 @@ fn row<F: Fleet, H: Hands>(scheduler: &Scheduler<F, H>, name: &str, seen: &Seen,
         owed,
         without_point: &without_point,
         incomplete,
+        untidy: &untidy,
+        of_future: &of_future,
         last_point: last_point.as_ref(),
         last_drill: last_drill.as_ref(),
         rpo,
@@ -310,6 +318,10 @@ struct Facts<'a> {
     without_point: &'a [String],
     /// The job of a latest point in which something is missing.
     incomplete: Option<&'a Job>,
+    /// The latest jobs behind which something was not done.
+    untidy: &'a [&'a Job],
+    /// The latest jobs that hold an instant that is still to come.
+    of_future: &'a [&'a Job],
     last_drill: Option<&'a LastDrill>,
     rpo: Objective,
     rpo_by_backup: &'a BTreeMap<String, Objective>,
@@ -375,10 +387,24 @@ impl Facts<'_> {
             let what = format!("its latest snapshot is of the future ({at}): the clock was wrong then, or is now");
             say("clock", Severity::Warning, what, "set the clock; delete what was made meanwhile by hand".to_owned());
         }
+        for job in self.of_future.iter().filter(|job| job.kind() != "snapshot") {
+            let (kind, of) = (job.kind(), job.backup().map(|name| format!(" {name}")).unwrap_or_default());
+            let at = job.made.as_ref().map(|made| made.state_of.to_string()).unwrap_or_default();
+            let what = format!("its latest {kind}{of} is of the future ({at}): the clock was wrong then, or is now");
+            let id = format!("clock/{}", job.duty().map(Duty::key).unwrap_or_default());
+            say(&id, Severity::Warning, what, "set the clock; back it up once more".to_owned());
+        }
         if let Some(job) = self.incomplete {
             let why = job.what.as_deref().unwrap_or("nobody knows what");
             let what = format!("something is missing in its latest point: {why}");
             say("incomplete", Severity::Warning, what, format!("see HOME/serve/jobs/{} for all that it said", job.id));
+        }
+        for job in self.untidy {
+            let (kind, of) = (job.kind(), job.backup().map(|name| format!(" {name}")).unwrap_or_default());
+            let what =
+                format!("what is to be done behind its {kind}{of} was not: {}", job.untidy.as_deref().unwrap_or("?"));
+            let id = format!("untidy/{}", job.duty().map(Duty::key).unwrap_or_default());
+            say(&id, Severity::Warning, what, format!("see HOME/serve/jobs/{} for all that it said", job.id));
         }
         let of_backups = self.rpo_by_backup.iter().map(|(name, objective)| (Some(name), objective));
         let of_snapshots = self.rpo_by_backup.is_empty().then_some((None, &self.rpo));

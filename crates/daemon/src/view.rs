@@ -71,7 +71,7 @@ impl JobShown {
             attempt: job.attempt,
             retry_at: job.retry_at,
             exit: job.exit,
-            what: job.what.clone(),
+            what: job.told(),
             progress,
         }
     }

@@ -283,7 +283,7 @@ fn each_repository_is_held_to_a_promise_of_its_own() {
             0,
             at,
         );
-        let made = keyframe_daemon::job::Made { id: "x".into(), state_of: at, took_ms: None };
+        let made = keyframe_daemon::job::Made::new("x".into(), at);
         (job.state, job.ended, job.made) = (keyframe_daemon::job::State::Done, Some(at), Some(made));
         job
     };

@@ -41,7 +41,7 @@ pub use read::{RestoreReport, Sink, restore_qcow2, restore_raw};
 pub use reader::ImageReader;
 pub use repair::{RepairReport, repair};
 pub use repository::{Config, NodeReader, PARITY_MOST, Parameters, Repository, select_point};
-pub use retain::{Decision, decide, forget, keep_marked};
+pub use retain::{Decision, decide, decide_for_whole, forget, keep_marked};
 pub use unfinished::{Existing, UnfinishedFile};
 pub use verify::{VerifyOptions, VerifyReport, verify};
 pub use write::{Session, WriteOptions};

@@ -33,6 +33,26 @@ pub fn decide(retention: &Retention, points: &[Point]) -> Vec<Decision> {
     by_name.into_values().flat_map(|history| decide_history(retention, &history)).collect()
 }
 
+/// The same where something is missing in some of them: those take no whole one's place. What the rule keeps of all is kept, and what
+/// it keeps of the whole ones alone.
+#[must_use]
+pub fn decide_for_whole(retention: &Retention, points: &[Point], is_whole: impl Fn(&Point) -> bool) -> Vec<Decision> {
+    let mut decisions = decide(retention, points);
+    let whole: Vec<Point> = points.iter().filter(|point| is_whole(point)).cloned().collect();
+    if whole.len() < points.len() {
+        let among_whole = decide(retention, &whole);
+        for decision in &mut decisions {
+            let own = among_whole.iter().find(|other| other.id == decision.id);
+            for reason in own.into_iter().flat_map(|own| &own.reasons) {
+                if !decision.reasons.contains(reason) {
+                    decision.reasons.push(reason);
+                }
+            }
+        }
+    }
+    decisions
+}
+
 fn decide_history(retention: &Retention, history: &[&Point]) -> Vec<Decision> {
     let looked_at: Vec<_> = history.iter().map(|point| Kept { created: point.created, tags: &point.tags }).collect();
     let decided = history.iter().zip(retention.reasons(&looked_at));
@@ -122,6 +142,22 @@ mod tests {
             kept(&Retention { yearly: 2, ..Default::default() }, &points),
             ["db 2025-12-29T10", "db 2026-01-01T09"]
         );
+    }
+
+    #[test]
+    fn what_lacks_something_takes_no_whole_ones_place() {
+        let times = ["2026-01-01T08:00:00Z", "2026-01-01T09:00:00Z", "2026-01-02T08:00:00Z", "2026-01-02T09:00:00Z"];
+        let points: Vec<_> = times.iter().map(|time| point("db", time, &[])).collect();
+        let retention = Retention { daily: 2, ..Default::default() };
+        let kept = |lacking: &[usize]| {
+            let is_whole = |point: &Point| lacking.iter().all(|number| points[*number].id != point.id);
+            let decisions = decide_for_whole(&retention, &points, is_whole);
+            (0..points.len()).filter(|number| !decisions[*number].reasons.is_empty()).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(&[]), [1, 3]);
+        assert_eq!(kept(&[1]), [0, 1, 3], "the whole one of that day stays, too");
+        assert_eq!(kept(&[2]), [1, 3]);
+        assert_eq!(kept(&[2, 3]), [1, 3], "that day has no whole one");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What commands on repositories share: opening one, telling how it ended.
 
+use std::env;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

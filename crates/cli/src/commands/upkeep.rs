@@ -38,7 +38,7 @@ pub fn forget(
     let now = Timestamp::now();
     // Made by a clock that was wrong: were they the latest, every further point would go at once.
     let (points, future): (Vec<_>, Vec<_>) = points.into_iter().partition(|point| point.created <= now);
-    let mut decisions = keyframe_repo::decide(retention, &points);
+    let mut decisions = keyframe_repo::decide_for_whole(retention, &points, members::is_whole);
     decisions.extend(future.into_iter().map(|point| Decision {
         id: point.id,
         name: point.name,

@@ -61,7 +61,7 @@ fn job(machine: &str, duty: Duty, due: Timestamp, minutes: i64, state: State) ->
 }
 
 fn making(mut job: Job, id: &str, state_of: Timestamp) -> Job {
-    job.made = Some(JobMade { id: id.to_owned(), state_of, took_ms: None });
+    job.made = Some(JobMade::new(id.to_owned(), state_of));
     job
 }
 

@@ -33,9 +33,11 @@ impl Room {
     /// One more is at work.
     pub fn take<F, H>(&mut self, job: &Job, scheduler: &Scheduler<F, H>) {
         self.all += 1;
-        self.machines.extend(job.machines().map(str::to_owned));
         let policy = policy_of(job);
         *self.by_policy.entry(policy.to_owned()).or_default() += 1;
+        if job.is_at_machines() {
+            self.machines.extend(job.machines().map(str::to_owned));
+        }
         for device in devices(job, scheduler) {
             *self.by_device.entry(device).or_default() += 1;
             *self.by_device_and_policy.entry((device, policy.to_owned())).or_default() += 1;
@@ -52,7 +54,7 @@ impl Room {
     /// Whether one more may be: one at a time on a machine; what is owed also within the limits of the host and of the policy. What somebody waits for is
     /// not limited.
     pub fn has<F, H>(&self, job: &Job, scheduler: &Scheduler<F, H>) -> bool {
-        if job.machines().any(|machine| self.machines.contains(machine)) {
+        if job.is_at_machines() && job.machines().any(|machine| self.machines.contains(machine)) {
             return false;
         }
         if job.duty().is_none() {
@@ -80,7 +82,8 @@ fn policy_of(job: &Job) -> &str {
     }
 }
 
-/// The disks of the host that a job's machines are on, each once.
+/// The disks of the host that a job's machines are on, each once; none for what is done in a repository alone.
 fn devices<F, H>(job: &Job, scheduler: &Scheduler<F, H>) -> BTreeSet<u64> {
-    job.machines().filter_map(|machine| scheduler.machines.get(machine)).flat_map(|seen| seen.devices.clone()).collect()
+    let machines = job.machines().filter(|_| job.is_at_machines());
+    machines.filter_map(|machine| scheduler.machines.get(machine)).flat_map(|seen| seen.devices.clone()).collect()
 }

@@ -101,6 +101,8 @@ struct Running {
     outcome: Option<Outcome>,
     /// It goes on for ever, and does not end when it is asked.
     hangs: bool,
+    /// No clock that is put back makes it longer.
+    longest: Duration,
 }
 
 #[derive(Debug)]
@@ -116,7 +118,7 @@ pub struct World {
     pub asked_to_end: u64,
     /// When machines were looked at last; nothing while they are looked at all the time.
     pub looked: Option<Timestamp>,
-    machines: Arc<Machines>,
+    pub machines: Arc<Machines>,
     pub snapshots: BTreeMap<String, Vec<SeenSnapshot>>,
     pub points: BTreeMap<String, Vec<Point>>,
     /// Everything that was ever made: machine, name or tag, and when.
@@ -130,6 +132,9 @@ pub struct World {
     /// A machine that does not come back in drills.
     pub does_not_come_back: Option<String>,
     pub commands: u64,
+    /// Commands that take so long, and those that fail, by a word of theirs.
+    pub takes: BTreeMap<&'static str, Duration>,
+    pub fails_at: Vec<&'static str>,
     records: BTreeMap<JobId, Job>,
     /// Whether everything that was made is listed; for years it is only counted.
     pub keep_history: bool,
@@ -169,6 +174,8 @@ impl Host {
             broken: None,
             does_not_come_back: None,
             commands: 0,
+            takes: BTreeMap::new(),
+            fails_at: Vec::new(),
             records: BTreeMap::new(),
             keep_history: true,
             counts: BTreeMap::new(),
@@ -249,10 +256,20 @@ impl World {
             return Self::ended(1, json!({"error": "no luck"}));
         }
         self.dice.roll(2);
-        let machine = arguments.get(1).cloned().unwrap_or_default();
+        if let Some(word) = self.fails_at.iter().find(|word| arguments.iter().any(|argument| argument == **word)) {
+            return Self::ended(1, json!({"error": format!("{word} does not work")}));
+        }
+        let (machine, tag) = arguments.get(1).and_then(|named| named.split_once('@')).map_or_else(
+            || (arguments.get(1).cloned().unwrap_or_default(), None),
+            |(machine, tag)| (machine.to_owned(), Some(tag.to_owned())),
+        );
         let machines: Vec<String> =
             arguments[1..].iter().take_while(|argument| !argument.starts_with("--")).cloned().collect();
-        if machines.iter().any(|machine| self.broken.as_ref() == Some(machine)) {
+        let is_broken = |named: &String| {
+            let whose = if arguments[0] == "drill" { &machine } else { named };
+            self.broken.as_ref() == Some(whose)
+        };
+        if machines.iter().any(is_broken) {
             return Self::ended(1, json!({"error": "it does not answer"}));
         }
         match arguments[0].as_str() {
@@ -364,8 +381,9 @@ impl World {
                     json!({"point": point, "verdict": verdict, "restored_ms": 100.0, "resume": resume})
                 };
                 let bad = |machine: &String| self.does_not_come_back.as_ref() == Some(machine);
-                let whose =
-                    self.points.get(&machine).and_then(|points| points.last()).map(|point| point.machines.clone());
+                let points = self.points.get(&machine).into_iter().flatten();
+                let has_tag = |point: &&Point| tag.as_ref().is_none_or(|tag| point.tags.contains(tag));
+                let whose = points.filter(has_tag).last().map(|point| point.machines.clone());
                 let whose = whose.unwrap_or_else(|| vec![machine.clone()]);
                 let exit = i32::from(whose.iter().any(bad));
                 let parts: Vec<_> = whose.iter().map(|vm| of(&format!("{vm}@1"), bad(vm))).collect();
@@ -412,8 +430,10 @@ impl Hands for Host {
             }
         }
         world.commands += 1;
-        let seconds = 5 + world.dice.roll(90);
-        let ends = world.now.checked_add(Duration::from_secs(seconds)).unwrap();
+        let usual = Duration::from_secs(5 + world.dice.roll(90));
+        let takes = world.takes.iter().find(|(word, _)| line.arguments.iter().any(|argument| argument == **word));
+        let takes = takes.map_or(usual, |(_, takes)| *takes);
+        let ends = world.now.checked_add(takes).unwrap();
         let faults = world.faults;
         let began = world.now;
         let outcome = if world.dice.one_in(faults.killed_before) {
@@ -427,10 +447,13 @@ impl Hands for Host {
                 (true, false) => Some(Outcome { exit: 137, document: None, error: None }),
             }
         };
-        let machines: Vec<String> = job.machines().map(str::to_owned).collect();
+        let machines: Vec<String> = job.machines().filter(|_| job.is_at_machines()).map(str::to_owned).collect();
         world.two_on_one |= world.running.values().any(|(of, _)| machines.iter().any(|machine| of.contains(machine)));
         let hangs = world.hang;
-        world.running.insert(job.id.clone(), (machines, Running { ends, outcome, hangs }));
+        world.running.insert(
+            job.id.clone(),
+            (machines, Running { ends, outcome, hangs, longest: takes + Duration::from_secs(30) }),
+        );
         world.most_at_once = world.most_at_once.max(world.running.len());
         Ok(())
     }
@@ -443,8 +466,7 @@ impl Hands for Host {
             Some((_, running)) if running.hangs => Look::AtWork,
             // A clock that was put back does not make a command longer.
             Some((_, running))
-                if running.ends > now
-                    && running.ends.duration_since(now) < Duration::from_secs(120).try_into().unwrap() =>
+                if running.ends > now && running.ends.duration_since(now) < running.longest.try_into().unwrap() =>
             {
                 Look::AtWork
             }
@@ -472,7 +494,9 @@ impl Hands for Host {
         let mut world = self.0.borrow_mut();
         let now = world.now;
         if let Some((_, running)) = world.running.get_mut(&job.id) {
-            *running = Running { ends: now, outcome: Some(World::ended(137, json!({}))), hangs: false };
+            running.ends = now;
+            running.outcome = Some(World::ended(137, json!({})));
+            running.hangs = false;
         }
     }
 

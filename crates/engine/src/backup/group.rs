@@ -67,6 +67,8 @@ pub struct GroupBackupReport {
     pub audited_bytes: Option<ByteLen>,
     /// What could not be read of disks, and is zeros in the point.
     pub unreadable_bytes: ByteLen,
+    /// Nothing is missing in the point, as far as was looked.
+    pub whole: bool,
     /// The whole command, in milliseconds.
     pub total_ms: f64,
     /// What a person should know.
@@ -123,7 +125,7 @@ pub fn backup(
         }
     };
     let unreadable: u64 = document.machines.values().map(|machine| machine.unreadable_bytes().bytes()).sum();
-    let incomplete = !all_gone || !found.is_empty() || unreadable > 0;
+    let whole = found.is_empty() && unreadable == 0;
     notes.extend(found);
     if unreadable > 0 {
         let unreadable = ByteLen::from_bytes(unreadable);
@@ -139,9 +141,10 @@ pub fn backup(
         totals: point.totals,
         audited_bytes: audited,
         unreadable_bytes: ByteLen::from_bytes(unreadable),
+        whole,
         total_ms: crate::snapshot::ms(begun.elapsed()),
         notes,
-        incomplete,
+        incomplete: !all_gone || !whole,
     })
 }
 

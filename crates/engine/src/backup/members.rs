@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use keyframe_repo::ids::ObjectId;
 use keyframe_repo::{Point, Repository, StoredImage};
-use keyframe_types::{GroupCutId, VmName};
+use keyframe_types::{ByteLen, GroupCutId, VmName};
 use serde::{Deserialize, Serialize};
 
 use super::point::MachinePoint;
@@ -63,6 +63,13 @@ pub fn of_machines(point: Point) -> Vec<Point> {
         of_machine
     });
     members.collect()
+}
+
+/// Whether nothing of a machine could not be read for a point. What is no machine's is whole.
+#[must_use]
+pub fn is_whole(point: &Point) -> bool {
+    let lacks = |point: &Point| MachinePoint::of(point).is_ok_and(|machine| machine.unreadable_bytes() > ByteLen::ZERO);
+    !of_machines(point.clone()).iter().any(lacks)
 }
 
 /// Of groups' points, by age, those that are the last of a machine which none of the group's later ones has.

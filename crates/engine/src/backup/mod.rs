@@ -103,6 +103,8 @@ pub struct BackupReport {
     pub audited_bytes: Option<ByteLen>,
     /// What could not be read of its disks, and is zeros in the point.
     pub unreadable_bytes: ByteLen,
+    /// Nothing is missing in the point, as far as was looked.
+    pub whole: bool,
     /// The whole command, in milliseconds.
     pub total_ms: f64,
     /// What a person should know.
@@ -140,9 +142,9 @@ pub fn backup(ctx: &Context<'_>, repository: &Arc<Repository>, request: &BackupR
     };
     let Outcome { stored, snapshot, snapshot_kept, pause_ms, live, mut notes, incomplete } = outcome;
     let Stored { point, document: machine, audited, found } = stored;
-    let incomplete = incomplete || !found.is_empty();
-    notes.extend(found);
     let unreadable = machine.unreadable_bytes();
+    let whole = found.is_empty() && unreadable == ByteLen::ZERO;
+    notes.extend(found);
     if unreadable > ByteLen::ZERO {
         notes.push(format!(
             "{unreadable} of its disks could not be read, and are zeros in the point: look at the host's disks, and at \
@@ -165,9 +167,10 @@ pub fn backup(ctx: &Context<'_>, repository: &Arc<Repository>, request: &BackupR
         totals: point.totals,
         audited_bytes: audited,
         unreadable_bytes: unreadable,
+        whole,
         total_ms: (begun.elapsed().as_secs_f64() * 1e6).round() / 1e3,
         notes,
-        incomplete: incomplete || unreadable > ByteLen::ZERO,
+        incomplete: incomplete || !whole,
     })
 }
 
