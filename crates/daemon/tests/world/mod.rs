@@ -135,6 +135,8 @@ pub struct World {
     /// Commands that take so long, and those that fail, by a word of theirs.
     pub takes: BTreeMap<&'static str, Duration>,
     pub fails_at: Vec<&'static str>,
+    /// The arguments of all of them.
+    pub lines: Vec<Vec<String>>,
     records: BTreeMap<JobId, Job>,
     /// Whether everything that was made is listed; for years it is only counted.
     pub keep_history: bool,
@@ -176,6 +178,7 @@ impl Host {
             commands: 0,
             takes: BTreeMap::new(),
             fails_at: Vec::new(),
+            lines: Vec::new(),
             records: BTreeMap::new(),
             keep_history: true,
             counts: BTreeMap::new(),
@@ -184,6 +187,11 @@ impl Host {
 
     pub fn now(&self) -> Timestamp {
         self.0.borrow().now
+    }
+
+    /// Puts machines on disks of the host: each has one of its own otherwise.
+    pub fn put_on(&self, devices: impl Fn(&str) -> Vec<u64>) {
+        self.change_machines(|machines| machines.iter_mut().for_each(|(name, seen)| seen.devices = devices(name)));
     }
 
     /// Other machines are there from now on.
@@ -201,6 +209,11 @@ impl Host {
     /// When the next command ends.
     pub fn next_end(&self) -> Option<Timestamp> {
         self.0.borrow().running.values().map(|(_, running)| running.ends).min()
+    }
+
+    /// The jobs whose commands are at work.
+    pub fn at_work(&self) -> Vec<JobId> {
+        self.0.borrow().running.keys().cloned().collect()
     }
 
     /// What jobs' own records tell.
@@ -434,6 +447,9 @@ impl Hands for Host {
         let takes = world.takes.iter().find(|(word, _)| line.arguments.iter().any(|argument| argument == **word));
         let takes = takes.map_or(usual, |(_, takes)| *takes);
         let ends = world.now.checked_add(takes).unwrap();
+        if world.keep_history {
+            world.lines.push(line.arguments.clone());
+        }
         let faults = world.faults;
         let began = world.now;
         let outcome = if world.dice.one_in(faults.killed_before) {
@@ -553,6 +569,18 @@ pub fn play_in_steps(
     span: Duration,
     step: Duration,
 ) {
+    play_watched(host, scheduler, path, policies, (span, step), |_| {});
+}
+
+/// The same, and shows to `see` what each look of the daemon came to.
+pub fn play_watched(
+    host: &Host,
+    scheduler: &mut Option<Simulated>,
+    path: &Path,
+    policies: &Arc<Policies>,
+    (span, step): (Duration, Duration),
+    mut see: impl FnMut(&Simulated),
+) {
     let until = host.now().checked_add(span).unwrap();
     loop {
         let daemon = scheduler.get_or_insert_with(|| started(host, path, policies));
@@ -563,6 +591,7 @@ pub fn play_in_steps(
             host.pass(Duration::from_secs(3));
             continue;
         }
+        see(daemon);
         let next = daemon.wakes().into_iter().chain(host.next_end()).min().unwrap_or(until);
         let now = host.now();
         let soonest = now.checked_add(step).unwrap();
