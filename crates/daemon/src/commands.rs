@@ -330,34 +330,4 @@ pub fn backoff(attempt: u32) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn seen(id: &str, created: &str, owner: &str, held: bool) -> SeenSnapshot {
-        let created = created.parse().unwrap();
-        SeenSnapshot { id: id.into(), name: id.into(), created, owner: owner.into(), expires: None, held }
-    }
-
-    #[test]
-    fn only_what_policies_took_and_nothing_holds_goes() {
-        let rule = Retention { last: 1, ..Retention::default() };
-        let all = [
-            seen("person", "2026-11-01T00:00:00Z", "anna", false),
-            seen("old", "2026-11-02T00:00:00Z", "policy/standard", false),
-            seen("pinned", "2026-11-03T00:00:00Z", "policy/standard", true),
-            seen("another's", "2026-11-03T12:00:00Z", "policy/standard-2", false),
-            seen("latest", "2026-11-04T00:00:00Z", "policy/standard", false),
-        ];
-        let not_kept = |made, now: &str| not_kept(&rule, "standard", &all, made, now.parse().unwrap());
-        assert_eq!(not_kept(None, "2026-11-05T00:00:00Z"), ["old"]);
-        assert_eq!(not_kept(Some("old"), "2026-11-05T00:00:00Z"), Vec::<String>::new(), "what was just made stays");
-        // By a clock that ran ahead.
-        assert_eq!(not_kept(None, "2026-11-02T12:00:00Z"), Vec::<String>::new(), "the latest of its time stays");
-    }
-
-    #[test]
-    fn pauses_between_attempts_grow() {
-        let minutes: Vec<u64> = (1..7).map(|attempt| backoff(attempt).as_secs() / 60).collect();
-        assert_eq!(minutes, [1, 5, 15, 60, 60, 60]);
-    }
-}
+mod tests;
