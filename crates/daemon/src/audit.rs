@@ -110,6 +110,12 @@ impl Audit {
         Ok(Self::scan(path, None)?.0)
     }
 
+    /// One that is read when the first entry is added: it could not be opened.
+    #[must_use]
+    pub fn unread(serve: &Path) -> Self {
+        Self { path: Self::file(serve), last: None, length: 0, torn: None }
+    }
+
     /// What was found behind the last entry when it was opened.
     #[must_use]
     pub fn torn(&self) -> Option<&str> {

@@ -65,6 +65,8 @@ const ADDITIONS: &str = "
 pub struct Catalog {
     database: Connection,
     path: PathBuf,
+    /// Why the one that this one stands in for cannot be opened.
+    stands_in: Option<String>,
 }
 
 /// How it was found.
@@ -177,7 +179,36 @@ impl Catalog {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let database = Connection::open_with_flags(path, flags)?;
         database.busy_timeout(std::time::Duration::from_secs(5))?;
-        Ok(Self { database, path: path.to_owned() })
+        Ok(Self { database, path: path.to_owned(), stands_in: None })
+    }
+
+    /// An empty one, in memory.
+    pub(crate) fn in_memory(path: &Path) -> Result<Self, Error> {
+        let database = Connection::open_in_memory()?;
+        database.execute_batch(&format!("BEGIN; {TABLES} {JOBS} {ADDITIONS} COMMIT;"))?;
+        Ok(Self { database, path: path.to_owned(), stands_in: None })
+    }
+
+    /// The same as a stand-in for one that cannot be opened now, and why not: what is in it can be read, and what would have to be kept
+    /// cannot be.
+    pub(crate) fn standing_in(mut self, why: String) -> Self {
+        self.stands_in = Some(why);
+        self
+    }
+
+    /// Whether it stands in for one that cannot be opened now.
+    #[must_use]
+    pub fn stands_in(&self) -> bool {
+        self.stands_in.is_some()
+    }
+
+    /// Says why nothing can be kept in it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when it stands in for another.
+    pub fn can_keep(&self) -> Result<(), Error> {
+        let refused = |why: &String| Error::Refused(format!("the catalog cannot be opened: {why}"));
+        self.stands_in.as_ref().map_or(Ok(()), |why| Err(refused(why)))
     }
 
     /// One that can be used, and whether it is complete.
@@ -204,7 +235,7 @@ impl Catalog {
         if let Err(error) = database.execute_batch(ADDITIONS) {
             tracing::warn!("the catalog stays as it was made: {error}");
         }
-        let catalog = Self { database, path: path.to_owned() };
+        let catalog = Self { database, path: path.to_owned(), stands_in: None };
         // Damage that only shows in what is read.
         catalog.open_jobs()?;
         catalog.begun()?;
@@ -220,8 +251,9 @@ impl Catalog {
     /// Does what `change` does, all of it or nothing, durably.
     ///
     /// # Errors
-    /// Those of `change`; [`Error::Catalog`].
+    /// Those of `change`; [`Error::Catalog`]; [`Error::Refused`] when it stands in for another.
     pub fn change<T>(&mut self, change: impl FnOnce(&Self) -> Result<T, Error>) -> Result<T, Error> {
+        self.can_keep()?;
         self.database.execute_batch("BEGIN IMMEDIATE")?;
         match change(self) {
             Ok(done) => {

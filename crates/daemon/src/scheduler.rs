@@ -293,6 +293,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         let Some(mut job) = self.jobs.get(id).cloned() else {
             return Err(Error::Refused(format!("there is no job {id} that could be cancelled")));
         };
+        self.catalog.can_keep()?;
         job.cancelling = true;
         if job.state == State::Running {
             self.keep(job.clone());
@@ -322,6 +323,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         }
         self.asked_at = now;
         self.see_machines(now);
+        self.catalog.can_keep()?;
         let mut changed = self.see_commands(now);
         self.regroup(now);
         if !self.paused && !self.draining {
@@ -625,6 +627,12 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
     /// Makes a job that was not started one that waits again.
     fn take_back(&mut self, starting: &Starting) {
         let Some(mut job) = self.jobs.get(&starting.id).cloned() else { return };
+        if job.steps.first() == Some(&Step::Prune)
+            && let Some(repository) = self.repository(&job)
+        {
+            // It is due as before.
+            self.begun.remove(&pruning(&repository));
+        }
         job.state = State::Waiting;
         job.commands -= 1;
         if starting.fresh {

@@ -17,7 +17,8 @@ use crate::access::{Caller, Role, Tokens};
 use crate::alerts::{Alert, Alerts, Changes, Trouble};
 use crate::approvals::{Approval, ApprovalId, Approvals, Decision};
 use crate::audit::Audit;
-use crate::catalog::{Catalog, Found, Wanted};
+use crate::ballast::Ballast;
+use crate::catalog::{Catalog, Wanted};
 use crate::deeds::Deed;
 use crate::error::Error;
 use crate::event::{Event, What};
@@ -25,10 +26,12 @@ use crate::fleet::Watched;
 use crate::hands::Processes;
 use crate::job::{Action, Job, JobId, Request, State};
 use crate::notify::Notifier;
+use crate::recall::Recalled;
 use crate::records::Records;
 use crate::rules::Rules;
-use crate::scheduler::{Remembered, Scheduler};
+use crate::scheduler::Scheduler;
 use crate::space::{Mark, Space};
+use crate::unnoted::{Note, Unnoted};
 use crate::verdict::{self, Severity};
 use crate::view::{Counts, JobShown, Overview, PoliciesShown, View};
 
@@ -64,6 +67,8 @@ const RECORDS_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 const ALIVE_EVERY: Duration = Duration::from_secs(3600);
 /// How long its end waits for what is to be told.
 const TOLD_WITHIN: Duration = Duration::from_secs(3);
+/// How often a catalog is tried again that could not be opened.
+const RECALLED_EVERY: Duration = Duration::from_secs(5);
 /// How many jobs that are over are shown.
 const LATEST: usize = 20;
 
@@ -171,7 +176,11 @@ impl Shared {
     /// # Errors
     /// When it cannot be noted: then it must not be done.
     pub fn note(&self, who: &str, what: &str, result: &str) -> Result<(), Error> {
-        self.audit.lock().unwrap_or_else(PoisonError::into_inner).add(Timestamp::now(), who, what, result)
+        self.note_at(Timestamp::now(), who, what, result)
+    }
+
+    fn note_at(&self, at: Timestamp, who: &str, what: &str, result: &str) -> Result<(), Error> {
+        self.audit.lock().unwrap_or_else(PoisonError::into_inner).add(at, who, what, result)
     }
 
     /// The same, of a command, with its arguments as they are.
@@ -208,7 +217,13 @@ pub fn directory(home: &Home) -> PathBuf {
 #[derive(Debug)]
 pub struct Service {
     shared: Arc<Shared>,
+    fleet: Watched,
     scheduler: Scheduler<Watched, Processes>,
+    /// Why what was decided cannot be kept.
+    unkept: Option<String>,
+    recalled: Instant,
+    ballast: Ballast,
+    unnoted: Unnoted,
     rules: Rules,
     approvals: Approvals,
     alerts: Alerts,
@@ -262,7 +277,8 @@ fn since_boot() -> Duration {
 }
 
 impl Service {
-    /// Takes the home, and goes on where the last daemon was.
+    /// Takes the home, and goes on where the last daemon was. Where there is no room for what it would write, it shows that, and goes on
+    /// as soon as there is some.
     ///
     /// # Errors
     /// [`Error::Engine`] with `Busy` when another serves it; whatever else keeps it from starting.
@@ -271,38 +287,26 @@ impl Service {
         let serve = directory(&config.home);
         durable::create_private_dir(&serve)?;
         let lock = Lock::take(&serve.join("lock"), "serve")?;
+        let ballast = Ballast::of(&serve);
         let records = Records::of(&serve);
-        let (mut catalog, found) = Catalog::open(&catalog_file(&serve), now)?;
-        let mut troubles = Vec::new();
-        let remembered = match found {
-            Found::Whole => Remembered::of(&catalog)?,
-            Found::Anew { aside } => {
-                if let Some(aside) = aside {
-                    let aside = aside.display();
-                    troubles.push(format!("the catalog was damaged, and made anew from records; it is in {aside}"));
-                }
-                let jobs = records.all()?;
-                let remembered = Remembered::from_records(jobs.clone());
-                catalog.change(|catalog| remembered.put(&jobs, catalog).and_then(|()| catalog.complete()))?;
-                remembered
-            }
-        };
+        let Recalled { catalog, remembered, trouble } = Recalled::whatever_the_room(&serve, &records, now)?;
+        let mut troubles: Vec<String> = trouble.into_iter().collect();
         let rules = Rules::read(config.home.root(), &serve, config.policies, now);
         let fleet = Watched::watch(&config.home, Arc::clone(over))?;
         let hands = Processes::new(config.program.clone(), config.home.root().to_owned(), records.clone());
-        let history: Vec<Mark> = catalog.space()?.into_iter().map(|(at, free_bytes)| Mark { at, free_bytes }).collect();
-        let space = Space::of(config.home.root(), history, now);
-        let before = catalog.alerts().unwrap_or_else(|error| {
-            tracing::warn!("since when alerts are so is not known: {error}");
-            Vec::new()
-        });
+        let space = Space::of(config.home.root(), marks(&catalog)?, now);
+        let alerts = alerts_before(&catalog);
         let notifier = Notifier::start(&rules.policies.notify);
         let clock = Clock::of(now, catalog.last_ended()?);
-        let mut scheduler = Scheduler::new(fleet, hands, catalog, Arc::clone(&rules.policies), remembered, now)?;
+        let policies = Arc::clone(&rules.policies);
+        let mut scheduler = Scheduler::new(fleet.clone(), hands, catalog, policies, remembered, now)?;
         scheduler.pause(paused_file(&serve).try_exists().unwrap_or(true));
         let known = scheduler.machines().keys().cloned().collect();
         let (wish, wishes) = std::sync::mpsc::channel();
-        let audit = Audit::open(&serve)?;
+        let audit = match Audit::open(&serve) {
+            Err(error) if error.may_want_room() => Audit::unread(&serve),
+            audit => audit?,
+        };
         troubles.extend(audit.torn().map(str::to_owned));
         let (approvals, unreadable) = Approvals::open(&serve)?;
         let shared = Arc::new(Shared {
@@ -318,10 +322,15 @@ impl Service {
         });
         let mut service = Self {
             shared: Arc::clone(&shared),
+            fleet,
             scheduler,
+            unkept: None,
+            recalled: Instant::now(),
+            ballast,
+            unnoted: Unnoted::default(),
             rules,
             approvals,
-            alerts: Alerts::after(before),
+            alerts,
             wishes,
             space,
             version: config.version,
@@ -339,7 +348,8 @@ impl Service {
             known,
             _lock: lock,
         };
-        service.shared.note("keyframe serve", "start", &service.version)?;
+        let version = service.version.clone();
+        service.note_if_possible("keyframe serve", "start", &version);
         for what in unreadable {
             service.note_if_possible("keyframe serve", "read requests for approvals", &what);
             service.troubles.push(what);
@@ -371,9 +381,7 @@ impl Service {
         self.show(Timestamp::now());
         let waiting = self.scheduler.jobs().filter(|job| job.state == State::Running).count();
         let result = format!("{waiting} job(s) go on by themselves");
-        if let Err(error) = self.shared.note("keyframe serve", "stop", &result) {
-            tracing::warn!("{error}");
-        }
+        self.note_if_possible("keyframe serve", "stop", &result);
         let untold = self.notifier.finish(TOLD_WITHIN);
         if untold > 0 {
             tracing::warn!("{untold} message(s) reached nobody");
@@ -381,18 +389,22 @@ impl Service {
     }
 
     fn turn(&mut self, now: Timestamp) {
+        self.ballast.look();
+        self.unnoted.write(|note| noted(&self.shared, note));
+        self.recall(now);
         if self.rules.look(now) {
             self.use_rules("keyframe serve", now);
         }
         let audit = self.shared.audit.lock().unwrap_or_else(PoisonError::into_inner).head();
         self.scheduler.anchor(audit);
-        self.troubles.retain(|trouble| !trouble.starts_with(UNSAVED));
-        let changed = self.scheduler.tick(now).unwrap_or_else(|error| {
-            // Nothing was started. The next tick tries again.
-            tracing::error!("what was decided cannot be kept: {error}");
-            self.troubles.push(format!("{UNSAVED}: nothing is begun until it can: {error}"));
-            false
-        });
+        let ticked = self.scheduler.tick(now);
+        // Nothing was started when it could not be kept. The next tick tries again.
+        let unkept = ticked.as_ref().err().map(Error::told);
+        if let Some(why) = unkept.as_ref().filter(|_| self.unkept.is_none()) {
+            tracing::error!("what was decided cannot be kept, nothing is begun until it can: {why}");
+        }
+        let changed = unkept.is_some() != self.unkept.is_some() || ticked.unwrap_or(false);
+        self.unkept = unkept;
         let news = self.scheduler.take_news();
         let told = !news.is_empty();
         news.iter().for_each(|job| self.tell(job));
@@ -412,10 +424,7 @@ impl Service {
         if job.state.is_over() {
             let of = job.backup().map(|backup| format!(" {backup}")).unwrap_or_default();
             let (what, result) = (format!("{} {}{of}", job.kind(), job.subject()), job.told().unwrap_or_default());
-            let noted = self.shared.note(&job.by, &what, &format!("{}: {result} (job {})", job.state.as_str(), job.id));
-            if let Err(error) = noted {
-                tracing::error!("what was done cannot be noted: {error}");
-            }
+            self.note_if_possible(&job.by, &what, &format!("{}: {result} (job {})", job.state.as_str(), job.id));
         }
         job.machines().for_each(|machine| self.tell_of(&job.seen_from(machine)));
     }
@@ -544,13 +553,13 @@ impl Service {
         if now == self.known {
             return;
         }
-        for name in now.difference(&self.known) {
+        let known = std::mem::replace(&mut self.known, now.clone());
+        for name in now.difference(&known) {
             self.note_if_possible("keyframe serve", &format!("see {name}"), "it is there now");
         }
-        for name in self.known.difference(&now) {
+        for name in known.difference(&now) {
             self.note_if_possible("keyframe serve", &format!("see {name}"), "it is not there any more");
         }
-        self.known = now;
     }
 
     fn grant(&mut self, wanting: Wanting) {
@@ -683,18 +692,43 @@ impl Service {
         !late.is_empty()
     }
 
-    /// What makes less happen is done even when it cannot be noted: the disk may be full.
-    fn note_if_possible(&self, who: &str, what: &str, result: &str) {
-        if let Err(error) = self.shared.note(who, what, result) {
-            tracing::error!("what was done cannot be noted: {error}");
+    /// Notes what was done already, or makes less happen: that is done even when it cannot be noted yet, as the disk may be full.
+    fn note_if_possible(&mut self, who: &str, what: &str, result: &str) {
+        let [who, what, result] = [who, what, result].map(str::to_owned);
+        let note = Note { at: Timestamp::now(), who, what, result };
+        self.unnoted.note(note, |note| noted(&self.shared, note));
+    }
+
+    /// Goes on from a catalog that there was no room to open at the start, once there is.
+    fn recall(&mut self, now: Timestamp) {
+        if !self.scheduler.catalog().stands_in() || self.recalled.elapsed() < RECALLED_EVERY {
+            return;
         }
+        self.recalled = Instant::now();
+        if let Err(error) = self.try_recall(now) {
+            tracing::debug!("the catalog cannot be opened yet: {}", error.told());
+        }
+    }
+
+    fn try_recall(&mut self, now: Timestamp) -> Result<(), Error> {
+        let shared = &self.shared;
+        let Recalled { catalog, remembered, trouble } = Recalled::from_catalog(&shared.serve, &shared.records, now)?;
+        let (space, alerts) = (Space::of(shared.home.root(), marks(&catalog)?, now), alerts_before(&catalog));
+        // The one before began nothing: there is nothing that only its hands know.
+        let hands = Processes::new(shared.program.clone(), shared.home.root().to_owned(), shared.records.clone());
+        let (fleet, policies) = (self.fleet.clone(), Arc::clone(&self.rules.policies));
+        let paused = self.scheduler.paused();
+        self.scheduler = Scheduler::new(fleet, hands, catalog, policies, remembered, now)?;
+        self.scheduler.pause(paused);
+        (self.space, self.alerts) = (space, alerts);
+        self.troubles.extend(trouble);
+        tracing::info!("the catalog could be opened: it goes on from there");
+        Ok(())
     }
 
     fn use_rules(&mut self, by: &str, now: Timestamp) {
         let result = if self.rules.usable { "they count" } else { "a mistake: what was in force before stays" };
-        if let Err(error) = self.shared.note(by, "read policies", result) {
-            tracing::error!("what was done cannot be noted: {error}");
-        }
+        self.note_if_possible(by, "read policies", result);
         self.scheduler.use_policies(Arc::clone(&self.rules.policies), now);
         self.notifier.use_settings(&self.rules.policies.notify);
         self.show(now);
@@ -756,6 +790,9 @@ impl Service {
         let said = self.troubles.iter().cloned().chain(self.notifier.troubles()).map(Trouble::in_log);
         let mut all: Vec<Trouble> = said.collect();
         all.extend(self.shared.unheard.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        all.extend(self.unkept.as_deref().map(unkept));
+        all.extend(self.unnoted.trouble());
+        all.extend(self.ballast.trouble());
         all.extend(self.approvals.waiting().map(|approval| Trouble {
             id: format!("approval/{}", approval.id),
             severity: Severity::Warning,
@@ -818,5 +855,30 @@ fn paused_file(serve: &Path) -> PathBuf {
     serve.join("paused")
 }
 
-/// How the trouble begins that what was decided cannot be kept.
-const UNSAVED: &str = "the catalog cannot be written";
+fn noted(shared: &Shared, note: &Note) -> Result<(), Error> {
+    shared.note_at(note.at, &note.who, &note.what, &note.result)
+}
+
+/// The trouble that what was decided cannot be kept.
+fn unkept(why: &str) -> Trouble {
+    Trouble {
+        id: "unkept".to_owned(),
+        severity: Severity::Critical,
+        machine: None,
+        what: format!("what is decided cannot be kept, and nothing is begun until it can: {why}"),
+        advice: "make room, `keyframe cost` says what takes it; what is due is caught up by itself".to_owned(),
+    }
+}
+
+/// How much room there was.
+fn marks(catalog: &Catalog) -> Result<Vec<Mark>, Error> {
+    Ok(catalog.space()?.into_iter().map(|(at, free_bytes)| Mark { at, free_bytes }).collect())
+}
+
+/// Goes on from the alerts that the daemon before told.
+fn alerts_before(catalog: &Catalog) -> Alerts {
+    Alerts::after(catalog.alerts().unwrap_or_else(|error| {
+        tracing::warn!("since when alerts are so is not known: {error}");
+        Vec::new()
+    }))
+}

@@ -69,11 +69,13 @@ impl AtWork<'_> {
 
     /// Which limits keep one more job from being begun.
     fn keep_out(&self, job: &Job) -> Vec<&'static str> {
-        let machine = self.count(|one| one.machine == job.machine) > 0;
+        // What is done in a repository alone takes no machine, and no disk of the host.
+        let at_machine = job.is_at_machines();
+        let machine = at_machine && self.count(|one| one.is_at_machines() && one.machine == job.machine) > 0;
         if job.duty().is_none() {
             return machine.then_some("machine").into_iter().collect();
         }
-        let on_disk = |one: &Job| device(&one.machine) == device(&job.machine);
+        let on_disk = |one: &Job| at_machine && one.is_at_machines() && device(&one.machine) == device(&job.machine);
         let of_policy = |one: &Job| policy(one) == policy(job);
         let reached = [
             ("machine", machine),
@@ -145,7 +147,7 @@ impl Watch {
         most("host", owed.0.len(), JOBS);
         most("policy", owed.count(|job| policy(job) == "narrow"), OF_NARROW);
         for disk in [0, 1] {
-            let on_disk = |job: &Job| device(&job.machine) == disk;
+            let on_disk = |job: &Job| job.is_at_machines() && device(&job.machine) == disk;
             most("disk", owed.count(on_disk), JOBS_PER_DISK);
             most("disk of policy", owed.count(|job| on_disk(job) && policy(job) == "thin"), OF_THIN_PER_DISK);
         }

@@ -81,18 +81,8 @@ impl From<Error> for Refusal {
             Error::Engine(keyframe_engine::Error::NoMachine(_)) => StatusCode::NOT_FOUND,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::new(status, told(&error))
+        Self::new(status, error.told())
     }
-}
-
-fn told(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text.push_str(&format!(": {inner}"));
-        cause = inner.source();
-    }
-    text
 }
 
 impl IntoResponse for Refusal {

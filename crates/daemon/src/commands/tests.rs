@@ -245,7 +245,7 @@ fn each_step_behind_a_point_goes_to_its_repository() {
     ] {
         let owed = backup_owed(&format!("{keys}{key}"));
         let mut job = job(&owed, backup());
-        job.made = Some(Made { id: "POINT".to_owned(), state_of: now(), took_ms: None });
+        job.made = Some(Made::new("POINT".to_owned(), now()));
         assert_eq!(come_to(&owed, &job, step, |_| {}), format!("{expected}{place}"), "{key} {step:?}");
     }
     let owed = backup_owed("lock_days = 3\nkeep = { last = 1 }");
@@ -255,7 +255,7 @@ fn each_step_behind_a_point_goes_to_its_repository() {
     assert_eq!(come_to(&owed, &torn, Step::Thin, |_| {}), "nothing", "what is missing may be in what would go");
     assert_eq!(come_to(&owed, &fresh, Step::Prune, |means| means.prune_due = false), "nothing");
     let (owed, mut made) = (backup_owed(""), fresh);
-    made.made = Some(Made { id: "POINT".to_owned(), state_of: now(), took_ms: None });
+    made.made = Some(Made::new("POINT".to_owned(), now()));
     for step in [Step::Lock, Step::Thin] {
         assert_eq!(come_to(&owed, &made, step, |_| {}), "nothing", "no days, and all are kept: {step:?}");
     }
@@ -271,7 +271,9 @@ fn each_key_of_drills_is_an_argument() {
     let (old, latest) =
         (seen("old", "2026-11-01T00:00:00Z", "anna", false), seen("new", "2026-11-02T00:00:00Z", "anna", false));
     let all = Snapshots::from([("db".to_owned(), vec![old, latest])]);
-    let (test, away, far) = ("test|db@new", "drill|db|--repo|/srv/b", "drill|db|--repo|s3://far|--bandwidth|9000");
+    // The latest of the backup itself, whatever else is called so.
+    let test = "test|db@new";
+    let (away, far) = ("drill|db@TAG0|--repo|/srv/b", "drill|db@TAG1|--repo|s3://far|--bandwidth|9000");
     let usual = "|--within|120000ms";
     for (keys, expected, further) in [
         ("what = \"snapshot\"", vec![test], usual),
@@ -317,7 +319,7 @@ fn what_is_owed_to_a_group_is_one_command_for_all_of_it() {
         (backup(), Step::Main, format!("{}{PLACE}", BACKUP.replace("|db|", "|db|web|--group|shop|--within|500ms|"))),
         (backup(), Step::Look, format!("points|db{PLACE}")),
         (Duty::Drill, Step::Drill(0), format!("test|db@d|web@w{within}")),
-        (Duty::Drill, Step::Drill(1), format!("drill|shop|--repo|s3://far|--bandwidth|9000{within}")),
+        (Duty::Drill, Step::Drill(1), format!("drill|shop@TAG1|--repo|s3://far|--bandwidth|9000{within}")),
     ] {
         let line = come_to(&owed, &of(duty.clone()), step, |means| means.snapshots = &all);
         assert_eq!(line, expected, "{duty:?} {step:?}");

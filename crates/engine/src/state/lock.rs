@@ -3,8 +3,8 @@
 //! An advisory lock that the kernel drops with the process that holds it: a killed command blocks nobody.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,7 @@ impl Lock {
     /// # Errors
     /// [`Error::Io`] when the lock file cannot be opened.
     pub fn attempt(path: &Path, operation: &str) -> Result<Option<Self>, Error> {
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -99,12 +99,12 @@ impl Lock {
             return Ok(None);
         }
         let holder = format!("`keyframe {operation}` (pid {})\n", std::process::id());
-        let mut write = || {
-            file.rewind()?;
-            file.set_len(0)?;
-            file.write_all(holder.as_bytes())
-        };
-        write().or_io("write", path)?;
+        // Over the name before, which takes no room. Where there is none, the lock is held all the same, by "another command":
+        // otherwise nothing could be deleted on a file system that is full.
+        let named = file.write_all_at(holder.as_bytes(), 0).and_then(|()| file.set_len(holder.len() as u64));
+        if named.is_err() {
+            file.set_len(0).or_io("write", path)?;
+        }
         Ok(Some(Self { file }))
     }
 }
@@ -113,8 +113,9 @@ impl Lock {
 fn named_in(path: &Path) -> String {
     let mut holder = String::new();
     let read = File::open(path).and_then(|file| file.take(200).read_to_string(&mut holder));
-    let known = read.is_ok() && !holder.trim().is_empty();
-    if known { holder.trim().to_owned() } else { "another command".to_owned() }
+    // What stands behind the first line is of whoever held it before.
+    let name = holder.lines().next().unwrap_or_default().trim();
+    if read.is_ok() && !name.is_empty() { name.to_owned() } else { "another command".to_owned() }
 }
 
 #[cfg(test)]
