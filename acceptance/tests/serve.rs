@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use keyframe_acceptance::daemon::free_port;
 use keyframe_acceptance::serial::Mark;
+use keyframe_acceptance::small_fs::SmallFs;
 use keyframe_acceptance::{Daemon, Home, Machine, Repository, Result};
 use serde_json::{Value, json};
 
@@ -173,6 +174,78 @@ fn a_policy_with_a_mistake_leaves_what_was_in_force_and_is_told() -> Result<()> 
     let told = shown["alerts"].as_array().unwrap().iter().any(|alert| alert["what"].to_string().contains("made anew"));
     assert!(told, "{shown}");
     Ok(())
+}
+
+/// Leaves room for nothing on a file system.
+fn fill(place: &std::path::Path) {
+    use std::io::Write as _;
+    for bytes in [1 << 16, 1 << 12, 1] {
+        let filler = std::fs::File::options().append(true).create(true).open(place.join("filler"));
+        let (mut filler, chunk) = (filler.unwrap(), vec![0x5a; bytes]);
+        while filler.write_all(&chunk).is_ok() {}
+    }
+}
+
+#[test]
+fn a_daemon_whose_disk_is_full_begins_nothing_says_so_and_goes_on_when_there_is_room() -> Result<()> {
+    let home = Home::new("serve-full")?;
+    let serve = home.path().join("serve");
+    let _small = SmallFs::mount(&serve, "64m");
+    let machine = worker(&home)?;
+    let repository = Repository::init(&home)?;
+    policies(&home, &repository)?;
+    let daemon = Daemon::start(&home, &[])?;
+    wait_until_done(&daemon, "snapshot", 2)?;
+    let has = |shown: &Value, id: &str| shown["alerts"].as_array().unwrap().iter().any(|alert| alert["id"] == id);
+    assert!(!has(&daemon.get(OVERVIEW)?.json(), "ballast") && serve.join("ballast").exists());
+    // What was kept for its own records lets it go on.
+    fill(&serve);
+    let shown = daemon.wait_for(OVERVIEW, 20 * SECOND, |shown| has(shown, "ballast"))?;
+    assert!(has(&shown, "ballast"), "{shown}");
+    let before = done(&daemon, "snapshot")?;
+    wait_until_done(&daemon, "snapshot", before + 1)?;
+    // Not any more.
+    let shown = daemon.wait_for(OVERVIEW, 60 * SECOND, |shown| {
+        fill(&serve);
+        has(shown, "unkept")
+    })?;
+    assert!(has(&shown, "unkept"), "{shown}");
+    daemon.kill()?;
+    fill(&serve);
+    let daemon = Daemon::start(&home, &[])?;
+    let shown = daemon.wait_for(OVERVIEW, 30 * SECOND, |shown| has(shown, "unkept"))?;
+    assert!(has(&shown, "unkept") && has(&shown, "ballast"), "{shown}");
+    let quiet = |shown: &Value| shown["counts"]["jobs_running"] == 0;
+    let shown = daemon.wait_for(OVERVIEW, 60 * SECOND, quiet)?;
+    assert!(quiet(&shown), "{shown}");
+    let (taken, begun) = (names(&home)?, std::time::Instant::now());
+    while begun.elapsed() < 25 * SECOND {
+        assert!(quiet(&daemon.get(OVERVIEW)?.json()), "something is at work");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert_eq!(names(&home)?, taken, "two were due");
+    assert_eq!(home.run(["status", "--check"])?.status, Some(2));
+
+    std::fs::remove_file(serve.join("filler")).unwrap();
+    let fine = |shown: &Value| !["unkept", "audit", "ballast"].iter().any(|id| has(shown, id));
+    let shown = daemon.wait_for(OVERVIEW, 30 * SECOND, fine)?;
+    assert!(fine(&shown), "{shown}");
+    for kind in ["snapshot", "backup"] {
+        let before = done(&daemon, kind)?;
+        wait_until_done(&daemon, kind, before + 2)?;
+    }
+    let jobs = daemon.get("/api/v1/jobs?limit=1000")?.json();
+    let jobs = jobs["jobs"].as_array().unwrap();
+    assert!(jobs.iter().all(|job| job["state"] != "failed"), "{jobs:?}");
+    let snapshots = jobs.iter().filter(|job| job["kind"] == "snapshot").map(|job| job["due"].to_string());
+    let dues: Vec<String> = snapshots.collect();
+    assert_eq!(dues.iter().collect::<BTreeSet<_>>().len(), dues.len(), "one of each time: {dues:?}");
+    let points = repository.run(&home, &["points", "worker", "--json"])?.succeeded()?;
+    let tags: Vec<String> = points.list("points")?.iter().map(|point| point["tags"].to_string()).collect();
+    assert_eq!(tags.iter().collect::<BTreeSet<_>>().len(), tags.len(), "one of each job: {tags:?}");
+    home.run(["audit", "verify"])?.succeeded()?;
+    assert_works(&machine, "after all that")?;
+    machine.assert_intact(Mark::START)
 }
 
 fn curl(arguments: &[&str]) -> (u16, String) {
