@@ -3,8 +3,11 @@
 mod pile;
 
 use std::collections::BTreeSet;
-use std::process::Command;
-use std::time::Duration;
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use keyframe_acceptance::daemon::free_port;
 use keyframe_acceptance::serial::Mark;
@@ -57,10 +60,10 @@ fn done(daemon: &Daemon<'_>, kind: &str) -> Result<usize> {
 }
 
 fn wait_until_done(daemon: &Daemon<'_>, kind: &str, count: usize) -> Result<()> {
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     while done(daemon, kind)? < count {
         assert!(begun.elapsed() < 120 * SECOND, "{}", daemon.get("/api/v1/jobs")?.json());
-        std::thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(200));
     }
     Ok(())
 }
@@ -256,6 +259,38 @@ fn curl(arguments: &[&str]) -> (u16, String) {
     (status.parse().unwrap_or(0), body.to_owned())
 }
 
+/// A log-in whose body comes a byte at a time, and never to its end: what was answered, and after how long.
+fn endless_log_in(url: String) -> JoinHandle<(String, Duration)> {
+    thread::spawn(move || {
+        let mut curl = Command::new("curl");
+        curl.args(["-sk", "--max-time", "100", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST", "-T", "."]);
+        curl.args(["-H", "X-Keyframe: 1", "-H", "Content-Type: application/json", "-H", "Expect:", &url]);
+        let begun = Instant::now();
+        let mut curl = curl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut body = curl.stdin.take().unwrap();
+        let mut next = &b"{\"token\": \""[..];
+        while curl.try_wait().unwrap().is_none() && body.write_all(next).is_ok() {
+            next = b"x";
+            thread::sleep(Duration::from_millis(200));
+        }
+        drop(body);
+        let output = curl.wait_with_output().unwrap();
+        (String::from_utf8_lossy(&output.stdout).into_owned(), begun.elapsed())
+    })
+}
+
+/// Who has all connections that one address gets, and says nothing on them, keeps nobody else from being served.
+fn greedy(port: u16, url: &str) {
+    let held: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
+    let ask = |from: &str| curl(&["--max-time", "5", "--interface", from, url]).0;
+    assert_eq!((ask("127.0.0.2"), ask("127.0.0.1")), (200, 0));
+    drop(held);
+    let begun = Instant::now();
+    while ask("127.0.0.1") != 200 {
+        assert!(begun.elapsed() < 30 * SECOND, "it is never served again");
+    }
+}
+
 #[test]
 fn the_network_gets_what_its_token_is_good_for_and_hostile_clients_nothing() -> Result<()> {
     let home = Home::new("serve-network")?;
@@ -263,6 +298,7 @@ fn the_network_gets_what_its_token_is_good_for_and_hostile_clients_nothing() -> 
     let port = free_port()?;
     let daemon = Daemon::start(&home, &["--listen", &format!("127.0.0.1:{port}")])?;
     let url = |path: &str| format!("https://127.0.0.1:{port}{path}");
+    let endless = endless_log_in(url("/api/v1/session"));
     let token = |name: &str, role: &str| -> Result<String> {
         let made = home.run(["token", "add", name, "--role", role, "--json"])?.succeeded()?;
         Ok(format!("Authorization: Bearer {}", made.text("token")?))
@@ -313,6 +349,9 @@ fn the_network_gets_what_its_token_is_good_for_and_hostile_clients_nothing() -> 
     home.run(["token", "revoke", "anna"])?.succeeded()?;
     assert_eq!(act(&admin, r#"{"action": "start", "plan": true}"#), 401);
     hostile(&daemon)?;
+    greedy(port, &url("/"));
+    let (status, after) = endless.join().unwrap();
+    assert!(status == "408" && after < 60 * SECOND, "{status} after {after:?}");
     let listed = home.run(["audit", "list", "--json"])?.succeeded()?;
     let told: Vec<&str> = listed.list("entries")?.iter().filter_map(|entry| entry["who"].as_str()).collect();
     assert!(told.contains(&"token otto") && told.iter().any(|who| who.starts_with("uid ")), "{told:?}");
@@ -325,7 +364,7 @@ fn the_network_gets_what_its_token_is_good_for_and_hostile_clients_nothing() -> 
     machine.assert_intact(Mark::START)
 }
 
-/// Huge and slow bodies, tricks with paths, what is no request at all: refused, and the next one is served.
+/// Huge bodies, slow heads, tricks with paths, what is no request at all: refused, and the next one is served.
 fn hostile(daemon: &Daemon<'_>) -> Result<()> {
     let huge = json!({"action": "snapshot", "note": "x".repeat(1 << 20)});
     assert_eq!(daemon.post("/api/v1/machines/worker/actions", &huge)?.status, 413);
@@ -345,7 +384,7 @@ fn hostile(daemon: &Daemon<'_>) -> Result<()> {
         assert!(answer.map_or(true, |answer| answer.status != 200));
     }
     // A head that never ends is not waited for.
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     daemon.raw(b"GET / HTTP/1.1\r\nHost: x\r\n")?;
     assert!(begun.elapsed() < 30 * SECOND, "{:?}", begun.elapsed());
     let answer = daemon.get("/")?;

@@ -52,6 +52,7 @@ mod run;
 pub mod scheduler;
 pub mod server;
 pub mod service;
+mod share;
 pub mod space;
 mod supervision;
 pub mod tls;

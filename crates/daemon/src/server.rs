@@ -1,6 +1,6 @@
 //! Connections: a socket for the host's own users, TLS for everybody else; bounded in number and in patience.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::pin::Pin;
@@ -22,9 +22,14 @@ use tower_service::Service as _;
 use crate::access::{Caller, Role};
 use crate::api::Peer;
 use crate::error::{Error, IoContext as _};
+use crate::share::Shares;
 
 /// How many connections there are at once, of each listener.
 const CONNECTIONS: usize = 200;
+/// How many of them one address of the network has: whoever says nothing on all of theirs locks nobody else out.
+const CONNECTIONS_EACH: usize = 50;
+/// Of an IPv6 address, what is whose it is: the rest each host chooses, as often as it likes.
+const NETWORK: u128 = u128::MAX << 64;
 /// How long a client may take for a handshake, or for the head of a request.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a client may take nothing of what it is sent: then its connection is for others.
@@ -120,10 +125,15 @@ pub fn handed_network(listener: std::net::TcpListener) -> Result<TcpListener, Er
 /// Serves those who come over the network.
 pub async fn on_network(listener: TcpListener, tls: TlsAcceptor, router: Router) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let shares = Arc::new(Shares::of(CONNECTIONS_EACH));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         let Ok((stream, from)) = listener.accept().await else {
             tokio::time::sleep(REST).await;
+            continue;
+        };
+        let Some(share) = shares.one_more(&neighbourhood(from.ip())) else {
+            tracing::debug!("{from} has {CONNECTIONS_EACH} connections already: one more is closed");
             continue;
         };
         // Answers are small: none waits for more to be sent with it.
@@ -133,8 +143,16 @@ pub async fn on_network(listener: TcpListener, tls: TlsAcceptor, router: Router)
             if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, tls.accept(stream)).await {
                 converse(stream, router, Peer::Distant(from)).await;
             }
-            drop(permit);
+            drop((permit, share));
         });
+    }
+}
+
+/// Whose connections are counted together.
+fn neighbourhood(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & NETWORK).into(),
     }
 }
 
@@ -220,7 +238,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::UnixStream;
+    use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
     use super::*;
 
@@ -229,6 +247,50 @@ mod tests {
     fn in_runtime(test: impl Future<Output = ()>) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(test);
+    }
+
+    /// Whether the other side has hung up.
+    async fn is_over(stream: &mut TcpStream) -> bool {
+        tokio::time::timeout(PATIENCE, stream.read(&mut [0])).await.is_ok()
+    }
+
+    async fn from(client: &str, to: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(client.parse().unwrap()).unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
+    #[test]
+    fn one_address_has_a_part_of_the_connections_and_locks_no_other_out() {
+        in_runtime(async {
+            let serve = tempfile::tempdir().unwrap();
+            let tls = TlsAcceptor::from(crate::tls::config(serve.path(), "localhost").unwrap());
+            let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            tokio::spawn(on_network(listener, tls, Router::new()));
+            let mut held = Vec::new();
+            for _ in 0..CONNECTIONS_EACH {
+                held.push(from("127.0.0.1:0", address).await);
+            }
+            assert!(is_over(&mut from("127.0.0.1:0", address).await).await, "it has one more than its part");
+            assert!(!is_over(&mut from("127.0.0.2:0", address).await).await, "another one is locked out");
+            assert!(
+                !is_over(&mut held[0]).await && !is_over(held.last_mut().unwrap()).await,
+                "it lost some of its part"
+            );
+            held.pop();
+            let another = async { while is_over(&mut from("127.0.0.1:0", address).await).await {} };
+            tokio::time::timeout(PATIENCE * 20, another).await.expect("it gets none for one that ended");
+        });
+    }
+
+    #[test]
+    fn addresses_of_one_network_are_counted_together_where_each_host_has_many() {
+        let of = |address: &str| neighbourhood(address.parse().unwrap());
+        assert_eq!(of("2001:db8:0:1::5"), of("2001:db8:0:1:ffff::6"));
+        assert_ne!(of("2001:db8:0:1::5"), of("2001:db8:0:2::5"));
+        assert_eq!(of("::ffff:192.0.2.7"), of("192.0.2.7"));
+        assert_ne!(of("192.0.2.7"), of("192.0.2.8"));
     }
 
     #[test]

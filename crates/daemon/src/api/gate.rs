@@ -36,6 +36,8 @@ const CONTENT_OF_EVIDENCE: &str =
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox; frame-ancestors 'self'";
 /// How long a request that changes something may take to come in, and be answered.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// The same for whoever is not logged in: a token is soon told.
+const PATIENCE_WITH_STRANGERS: Duration = Duration::from_secs(20);
 /// The longest refusal, in bytes.
 const WORDS_MOST: usize = 4096;
 /// How long who guesses tokens waits for each answer.
@@ -127,6 +129,7 @@ pub async fn gate(State(api): State<Api>, mut request: Request, next: Next) -> R
     let mut response = match refused {
         Some(refusal) => refusal.into_response(),
         None => {
+            let patience = if caller.is_some() { PATIENCE } else { PATIENCE_WITH_STRANGERS };
             if let Some(caller) = caller {
                 request.extensions_mut().insert(caller);
             }
@@ -135,7 +138,7 @@ pub async fn gate(State(api): State<Api>, mut request: Request, next: Next) -> R
                 answer.await
             } else {
                 let late = || Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response();
-                tokio::time::timeout(PATIENCE, answer).await.unwrap_or_else(|_| late())
+                tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| late())
             }
         }
     };

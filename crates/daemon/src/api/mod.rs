@@ -7,7 +7,6 @@
 //! | `actions` | what is done |
 //! | `approvals` | what waits for a second person |
 //! | `asking` | commands that are run to answer a question |
-//! | `listeners` | who is told of changes, and how many streams each has |
 //! | `metrics` | for Prometheus |
 //! | `page` | the dashboard's files |
 
@@ -16,7 +15,6 @@ mod answers;
 mod approvals;
 mod asking;
 mod gate;
-mod listeners;
 mod metrics;
 mod page;
 
@@ -29,11 +27,14 @@ use axum::routing::{get, post};
 
 use crate::access::Doorkeeper;
 use crate::service::Shared;
+use crate::share::Shares;
 
 pub use gate::Peer;
 
 /// The longest body of a request, in bytes.
 const BODY_MOST: usize = 64 << 10;
+/// How many streams of events one caller has at once: windows of the dashboard. Each holds a connection for as long as its reader likes.
+const STREAMS_EACH: usize = 16;
 
 /// What answers are made with.
 #[derive(Debug, Clone)]
@@ -41,14 +42,15 @@ pub(crate) struct Api {
     pub shared: Arc<Shared>,
     pub door: Arc<Doorkeeper>,
     pub asking: Arc<asking::Asking>,
-    pub listeners: Arc<listeners::Listeners>,
+    /// Who is told of changes.
+    pub listeners: Arc<Shares<String>>,
 }
 
 /// All routes.
 pub fn router(shared: Arc<Shared>) -> Router {
     let door = Arc::new(Doorkeeper::of(&shared.serve));
     let asking = Arc::new(asking::Asking::new(&shared));
-    let api = Api { shared, door, asking, listeners: Arc::default() };
+    let api = Api { shared, door, asking, listeners: Arc::new(Shares::of(STREAMS_EACH)) };
     let v1 = Router::new()
         .route("/session", get(gate::session).post(gate::log_in).delete(gate::log_out))
         .route("/overview", get(answers::overview))
