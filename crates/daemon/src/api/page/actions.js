@@ -113,8 +113,9 @@ function drawnField(field, is, dialog) {
   const id = `field-${field.name}`;
   const changed = (value) => {
     is.values[field.name] = value;
-    dialog.redraw();
+    // What was planned for something else cannot be confirmed meanwhile.
     plan(is, dialog, PLAN_AFTER_MS);
+    dialog.redraw();
   };
   if (field.kind === 'check') return drawnCheck(field, id, is, changed);
   return el('div', { class: 'field', 'data-key': id },
