@@ -44,6 +44,8 @@ pub mod key {
     pub const ESCAPE: &str = "\u{e00c}";
     /// The arrow down.
     pub const DOWN: &str = "\u{e015}";
+    /// The tabulator.
+    pub const TAB: &str = "\u{e004}";
 }
 
 /// A browser with one page. It ends when it is dropped, or with the home.
@@ -202,6 +204,14 @@ impl Browser {
     pub fn size(&self, width: u32, height: u32, phone: bool) -> Result<()> {
         let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone});
         self.devtools("Emulation.setDeviceMetricsOverride", &metrics)
+    }
+
+    /// Runs some JavaScript in every page from now on, before anything of the page's own.
+    ///
+    /// # Errors
+    /// When the driver does not answer.
+    pub fn in_every_page(&self, source: &str) -> Result<()> {
+        self.devtools("Page.addScriptToEvaluateOnNewDocument", &json!({"source": source}))
     }
 
     /// Whether its owner prefers dark colours.

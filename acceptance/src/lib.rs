@@ -6,7 +6,8 @@
 //! | [`home`] | a `KEYFRAME_HOME` of one's own, and the runner of the command line |
 //! | [`running`] | a program at work, and how it went |
 //! | [`daemon`] | a `keyframe serve`, and HTTP spoken with it |
-//! | [`browser`] | a browser at the daemon's dashboard |
+//! | [`browser`] | a browser, and what can be done and seen in it |
+//! | [`page`] | the daemon's dashboard in one: logging in, confirming, pictures |
 //! | [`machine`] | one machine: create, look, type at its console, destroy |
 //! | [`serial`] | its serial log: reading, waiting, and how long it was silent |
 //! | [`checker`] | the lines of the program in the small guest |
@@ -30,6 +31,7 @@ pub mod guests;
 pub mod home;
 pub mod machine;
 pub mod monitor;
+pub mod page;
 pub mod process;
 pub mod repository;
 pub mod running;
@@ -41,5 +43,6 @@ pub use daemon::Daemon;
 pub use error::{Error, Result};
 pub use home::Home;
 pub use machine::{Machine, MachineSpec};
+pub use page::Page;
 pub use repository::Repository;
 pub use running::{Outcome, Running};

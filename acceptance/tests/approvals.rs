@@ -1,12 +1,12 @@
 //! Deeds that a second person has to approve: over the network, on the socket, by command, and in a browser. Needs Chromium and its
 //! driver, and no guest.
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use keyframe_acceptance::browser::key;
 use keyframe_acceptance::daemon::free_port;
-use keyframe_acceptance::{Browser, Daemon, Home, Result};
+use keyframe_acceptance::{Daemon, Home, Page, Result};
 use serde_json::{Value, json};
 
 const OVERVIEW: &str = "/api/v1/overview";
@@ -268,51 +268,6 @@ fn time_and_damage<'h>(
     Ok(daemon)
 }
 
-struct Page {
-    browser: Browser,
-    pictures: Option<PathBuf>,
-    home: PathBuf,
-}
-
-impl Page {
-    fn go(&self, view: &str) -> Result<()> {
-        self.browser.script(&format!("location.hash = {}", json!(format!("#/{view}"))))?;
-        self.browser.wait_until("!document.querySelector('main .loading')")
-    }
-
-    fn log_in(&self, token: &str) -> Result<()> {
-        self.browser.see("[data-dialog=login]")?;
-        self.browser.type_into("#token", token)?;
-        self.browser.click("[data-action=log-in]")?;
-        self.browser.see("[data-connection=live]")
-    }
-
-    fn log_out(&self) -> Result<()> {
-        self.go("more")?;
-        self.browser.click("[data-action=log-out]")
-    }
-
-    fn confirm(&self, dialog: &str) -> Result<()> {
-        self.browser.click(&format!("[data-dialog={dialog}] [data-action=confirm]"))?;
-        self.browser.wait_until(&format!("!document.querySelector('[data-dialog={dialog}]')"))
-    }
-
-    fn picture(&self, name: &str) -> Result<()> {
-        let Some(dir) = &self.pictures else { return Ok(()) };
-        self.browser.wait_until("!document.querySelector('[data-toast=done]')")?;
-        self.browser.point_at(0, 0)?;
-        let text = format!(
-            "const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT); \
-             while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll({}, '/var/lib/keyframe')",
-            json!(self.home)
-        );
-        self.browser.script(&text)?;
-        std::fs::create_dir_all(dir).unwrap();
-        std::fs::write(dir.join(format!("{name}.png")), self.browser.screenshot()?).unwrap();
-        Ok(())
-    }
-}
-
 #[test]
 fn in_a_browser_one_person_asks_and_another_one_approves() -> Result<()> {
     let home = Home::new("approvals-browser")?;
@@ -322,13 +277,9 @@ fn in_a_browser_one_person_asks_and_another_one_approves() -> Result<()> {
         [("ops", "admin"), ("boss", "admin"), ("night", "operate")].map(|(name, role)| token(&home, name, role));
     let port = free_port()?;
     let daemon = Daemon::start(&home, &["--listen", &format!("127.0.0.1:{port}")])?;
-    let page = Page {
-        browser: Browser::start(&home)?,
-        pictures: std::env::var_os("KEYFRAME_SCREENSHOTS").map(PathBuf::from),
-        home: Path::new(home.path()).to_owned(),
-    };
+    let page = Page::of(&home, port)?;
     let browser = &page.browser;
-    browser.open(&format!("https://127.0.0.1:{port}/"))?;
+    page.open()?;
     page.log_in(&ops?)?;
 
     // The dialog says it before, and what then is there is no job.
@@ -372,15 +323,14 @@ fn in_a_browser_one_person_asks_and_another_one_approves() -> Result<()> {
     assert_eq!(browser.count("[data-action=withdraw]")?, 0);
     page.picture("approvals")?;
     browser.size(390, 844, true)?;
-    let width = browser.script("return document.documentElement.scrollWidth")?;
-    assert_eq!(width.as_u64(), Some(390));
+    assert!(page.is_no_wider_than(390)?);
     browser.size(1280, 800, false)?;
     browser.script("document.querySelector('[data-action=approve]').focus()")?;
-    browser.press("\u{e007}")?;
+    browser.press(key::ENTER)?;
     browser.see("[data-dialog=approve]")?;
     // What cannot be undone is not what Enter does at once.
-    browser.press("\u{e007}")?;
-    browser.wait_until("!document.querySelector('[data-dialog=approve]')")?;
+    browser.press(key::ENTER)?;
+    page.gone("approve")?;
     browser.see("[data-approval] [data-action=approve]")?;
     browser.click("[data-action=approve]")?;
     page.confirm("approve")?;
@@ -388,9 +338,8 @@ fn in_a_browser_one_person_asks_and_another_one_approves() -> Result<()> {
     browser.wait_until("!document.querySelector('[data-banner=approvals]')")?;
     daemon.wait_for("/api/v1/jobs", 60 * SECOND, |jobs| jobs["jobs"][0]["state"] == "done")?;
     assert_eq!(names(&home)?, ["before-upgrade"]);
-    let complaints = browser.complaints()?;
     // Not that nobody was logged in, nor that a machine is at work.
-    let expected = |line: &String| line.contains("status of 401") || line.contains("status of 409");
-    assert!(complaints.iter().all(expected), "{complaints:#?}");
+    let complaints = page.complaints(&[401, 409])?;
+    assert!(complaints.is_empty(), "{complaints:#?}");
     Ok(())
 }
