@@ -53,6 +53,9 @@ pub fn texts_are_texts(page: &Page) -> Result<()> {
     browser.press("/<img")?;
     browser.see("[data-found='1']")?;
     browser.see("[data-machine=spare]")?;
+    let fits =
+        "const tag = document.querySelector('[data-machine=spare] .tag'); return tag.scrollWidth <= tag.clientWidth";
+    assert_eq!(browser.script(fits)?, true, "it lies over what stands beside it");
     browser.press(key::ESCAPE)?;
     nothing_came_of_it(page)?;
     let complaints = browser.complaints()?;

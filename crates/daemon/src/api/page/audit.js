@@ -47,7 +47,7 @@ function entriesTable(entries, limit) {
 function told({ what, arguments: words }) {
   if (!words) return what;
   const quoted = words.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`));
-  return [what, el('code', { class: 'faint whole' }, ['keyframe', ...quoted].join(' '))];
+  return [what, ' ', el('code', { class: 'faint whole' }, ['keyframe', ...quoted].join(' '))];
 }
 
 function older(limit) {
