@@ -45,7 +45,7 @@ fn home() -> Bench {
         let mut job = Job::owed("db", &"prod".parse().unwrap(), Duty::Backup("away".to_owned()), time, 0, time);
         job.state = State::Done;
         job.ended = Some(time + SignedDuration::from_secs(60));
-        job.made = Some(Made { id: "p".to_owned(), state_of: time, took_ms: None });
+        job.made = Some(Made::new("p".to_owned(), time));
         catalog.put(&job).unwrap();
     }
     bench.set("KEYFRAME_HOME", &bench.path("machines").display().to_string());
