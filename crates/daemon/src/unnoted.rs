@@ -105,10 +105,17 @@ mod tests {
         let mut room = 10;
         unnoted.write(|note| {
             room -= 1;
-            if room < 0 { full(note) } else { Ok(written.push(note.clone())) }
+            if room < 0 {
+                return full(note);
+            }
+            written.push(note.clone());
+            Ok(())
         });
         assert!(unnoted.waits());
-        unnoted.note(note(MOST + 3), |note| Ok(written.push(note.clone())));
+        unnoted.note(note(MOST + 3), |note| {
+            written.push(note.clone());
+            Ok(())
+        });
         assert!(!unnoted.waits());
         let mut expected: Vec<String> = (0..MOST).map(|number| format!("pause {number}")).collect();
         expected.extend([format!("pause {}", MOST + 3), "entries are missing".to_owned()]);
