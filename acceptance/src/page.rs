@@ -172,10 +172,18 @@ impl Page {
             json!(self.home),
             json!(USUAL_HOME)
         );
-        self.browser.script(&usual)?;
+        let own = format!("return document.body.textContent.includes({})", json!(self.home));
+        let picture = loop {
+            self.browser.script(&usual)?;
+            let picture = self.browser.screenshot()?;
+            // It may have been drawn anew meanwhile.
+            if self.browser.script(&own)? == Value::Bool(false) {
+                break picture;
+            }
+        };
         fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
         let path = dir.join(format!("{name}.png"));
-        fs::write(&path, self.browser.screenshot()?).map_err(Error::file("write", &path))
+        fs::write(&path, picture).map_err(Error::file("write", &path))
     }
 
     /// The same of all of the page, as if the window were as high.
