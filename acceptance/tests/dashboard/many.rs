@@ -73,7 +73,7 @@ fn points(home: &Home, repository: &Repository) -> Result<()> {
                 };
                 let at = now - 60 * SECOND * minutes;
                 let mut job = past::ended(&name(number), "fleet", backup(), at, State::Done);
-                job.made = Some(Made { id: format!("{number:064x}"), state_of: at, took_ms: None });
+                job.made = Some(Made::new(format!("{number:064x}"), at));
                 catalog.put(&job)?;
                 catalog.achieve(&name(number), &backup().key(), &job)?;
             }
