@@ -394,9 +394,9 @@ impl World {
                     json!({"point": point, "verdict": verdict, "restored_ms": 100.0, "resume": resume})
                 };
                 let bad = |machine: &String| self.does_not_come_back.as_ref() == Some(machine);
-                let points = self.points.get(&machine).into_iter().flatten();
+                let mut points = self.points.get(&machine).into_iter().flatten();
                 let has_tag = |point: &&Point| tag.as_ref().is_none_or(|tag| point.tags.contains(tag));
-                let whose = points.filter(has_tag).last().map(|point| point.machines.clone());
+                let whose = points.rfind(has_tag).map(|point| point.machines.clone());
                 let whose = whose.unwrap_or_else(|| vec![machine.clone()]);
                 let exit = i32::from(whose.iter().any(bad));
                 let parts: Vec<_> = whose.iter().map(|vm| of(&format!("{vm}@1"), bad(vm))).collect();
