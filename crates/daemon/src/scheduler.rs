@@ -49,6 +49,8 @@ pub struct Scheduler<F, H> {
     achieved: HashMap<Key, Job>,
     troubles: BTreeMap<Key, Job>,
     agenda: Agenda,
+    /// When a job of each duty was begun last.
+    turns: HashMap<Key, Timestamp>,
     jobs: BTreeMap<JobId, Job>,
     /// Jobs and times that the catalog does not know yet.
     unsaved: BTreeSet<JobId>,
@@ -99,6 +101,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             achieved: remembered.achieved,
             troubles: remembered.troubles,
             agenda: Agenda::default(),
+            turns: HashMap::new(),
             jobs: remembered.open.into_iter().map(|job| (job.id.clone(), job)).collect(),
             unsaved: BTreeSet::new(),
             over: Vec::new(),
@@ -656,6 +659,9 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             if begins && !self.may_begin(&job, now) {
                 continue;
             }
+            if fresh && self.gives_way(&job, &room, now) {
+                continue;
+            }
             if !room.has(&job, self) {
                 // Younger ones do not take from it, disk by disk, what it waits for.
                 room.reserve(&job, self);
@@ -670,12 +676,32 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
                 job.commands += 1;
                 if fresh {
                     self.news.push(job.clone());
+                    for (machine, duty) in job.machines().zip(std::iter::repeat(job.duty())) {
+                        self.turns.extend(duty.map(|duty| ((machine.to_owned(), duty.key()), now)));
+                    }
                 }
                 starting.push(Starting { id: job.id.clone(), line, fresh });
                 self.keep(job);
             }
         }
         starting
+    }
+
+    /// Whether a duty lets one of less weight go first, on the same machine, that has waited since before its own latest turn: what comes
+    /// due faster than it is done would leave nothing for others.
+    fn gives_way(&self, job: &Job, room: &Room, now: Timestamp) -> bool {
+        let Some(duty) = job.duty() else { return false };
+        let turn = job.machines().filter_map(|machine| self.turns.get(&(machine.to_owned(), duty.key()))).max();
+        let Some(turn) = turn else { return false };
+        let waits = |other: &Job| {
+            let ready =
+                other.state == State::Waiting && other.began.is_none() && other.retry_at.is_none_or(|at| at <= now);
+            ready && other.duty().is_some() && other.priority() < job.priority() && other.due < *turn
+        };
+        let beside = |other: &Job| job.machines().any(|machine| other.is_for(machine));
+        self.jobs
+            .values()
+            .any(|other| waits(other) && beside(other) && self.may_begin(other, now) && room.has(other, self))
     }
 
     /// Whether a job may be begun now: what somebody asked for always, what is owed when nothing is paused and a window permits it.

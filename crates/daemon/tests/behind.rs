@@ -101,6 +101,20 @@ fn a_backup_that_takes_longer_than_to_the_next_is_followed_by_one_more() {
 }
 
 #[test]
+fn what_comes_due_faster_than_it_is_done_leaves_others_their_turn() {
+    let mut played = Played::by(&format!(
+        "{HOURLY}\n[policy.standard.snapshot]\nschedule = \"*:*:0/10\"\nkeep = {{ last = 3 }}\n\
+         [policy.standard.drill]\nschedule = \"hourly\"\nwhat = \"point\"\n"
+    ));
+    played.host.0.borrow_mut().takes.insert("snapshot", Duration::from_secs(30));
+    played.play(HOUR * 4);
+    let (points, drills) = (played.points(), played.host.0.borrow().drills);
+    assert!(points >= 4 && drills >= 4, "{points} points, {drills} drills");
+    let snapshots = played.host.0.borrow().made.iter().filter(|(_, name, _)| name.starts_with("auto-")).count();
+    assert!(snapshots > 100, "{snapshots} snapshots, each with what it lets go");
+}
+
+#[test]
 fn what_cannot_be_tidied_takes_no_point_back() {
     let mut played = Played::by(HOURLY);
     played.host.0.borrow_mut().fails_at = vec!["prune"];
