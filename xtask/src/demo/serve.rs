@@ -110,6 +110,9 @@ fn watch(stage: &Stage, options: Options) -> Result<BTreeSet<String>> {
         ensure!(begun.elapsed() < ANSWERS_WITHIN, "keyframe serve does not answer");
         thread::sleep(LOOK_EVERY);
     }
+    let unheard = |alert: &Value| alert["id"] == "listen";
+    let taken = stage.look(&["status"])?["alerts"].as_array().is_some_and(|alerts| alerts.iter().any(unheard));
+    ensure!(!taken, "somebody listens on {address} already: name another port with --port");
     let made = stage.look(&["token", "add", "you", "--role", "admin"])?;
     let token = made["token"].as_str().context("no token was told")?;
     say::note("");
