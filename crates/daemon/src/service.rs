@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use keyframe_engine::Home;
 use keyframe_engine::state::durable;
 use keyframe_engine::state::lock::Lock;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::access::{Caller, Role, Tokens};
 use crate::alerts::{Alert, Alerts, Changes, Trouble};
@@ -69,6 +69,8 @@ const ALIVE_EVERY: Duration = Duration::from_secs(3600);
 const TOLD_WITHIN: Duration = Duration::from_secs(3);
 /// How often a catalog is tried again that could not be opened.
 const RECALLED_EVERY: Duration = Duration::from_secs(5);
+/// How many events wait for a slow listener.
+const HAPPENINGS: usize = 256;
 /// How many jobs that are over are shown.
 const LATEST: usize = 20;
 
@@ -141,6 +143,8 @@ pub struct Shared {
     view: RwLock<Arc<View>>,
     /// Counts up whenever that changes.
     pub changes: watch::Sender<u64>,
+    /// What happens, as it does.
+    pub happenings: broadcast::Sender<Event>,
     /// Wishes.
     wishes: std::sync::mpsc::Sender<Wanting>,
     audit: Mutex<Audit>,
@@ -316,6 +320,7 @@ impl Service {
             records,
             view: RwLock::default(),
             changes: watch::Sender::new(0),
+            happenings: broadcast::Sender::new(HAPPENINGS),
             wishes: wish,
             audit: Mutex::new(audit),
             unheard: Mutex::default(),
@@ -750,7 +755,11 @@ impl Service {
                 tracing::warn!("since when alerts are so cannot be noted: {error}");
             }
         }
-        self.events.drain(..).for_each(|event| self.notifier.tell(&event));
+        for event in self.events.drain(..) {
+            self.notifier.tell(&event);
+            // Where nobody listens.
+            let _ = self.shared.happenings.send(event);
+        }
         let alerts = self.alerts.all();
         let jobs = self.jobs_shown();
         let overview = Overview {

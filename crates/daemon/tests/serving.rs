@@ -63,9 +63,20 @@ fn an_address_that_is_taken_keeps_nothing_else_from_being_served_and_is_tried_ag
     assert!(serve.join("api.sock").exists());
     let alerts = || Catalog::reader(&catalog_file(&serve)).and_then(|catalog| catalog.alerts()).unwrap_or_default();
     assert!(within(10, || alerts().iter().any(|alert| alert.id == "listen")), "{:?}", alerts());
+    let (head, mut happenings) = asked(&serve, "/api/v1/events");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     drop(taken);
     assert!(within(20, || TcpStream::connect(address).is_ok()), "nobody listens");
     assert!(within(20, || alerts().iter().all(|alert| alert.id != "listen")), "{:?}", alerts());
+    // Who listens hears of it as webhooks do.
+    let mut heard = String::new();
+    while !heard.contains("alert-cleared") {
+        heard.clear();
+        assert!(happenings.read_line(&mut heard).unwrap() > 0, "the stream ended");
+    }
+    let document: serde_json::Value = serde_json::from_str(heard.trim().strip_prefix("data:").unwrap()).unwrap();
+    assert_eq!((&document["schema"], &document["id"]), (&json!("keyframe.event/1"), &json!("listen")), "{document}");
+    drop(happenings);
     // What a signal asks for is done, and on record.
     let read = || audit::read(&serve).unwrap().0.iter().filter(|entry| entry.who == "SIGHUP").count();
     assert_eq!(read(), 0);

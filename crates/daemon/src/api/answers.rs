@@ -15,8 +15,11 @@ use jiff::{Timestamp, ToSpan as _};
 use keyframe_engine::evidence::Ledger;
 use keyframe_policy::{BackupPolicy, Plan, What};
 use keyframe_types::VmName;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
+use tokio_stream::wrappers::{BroadcastStream, WatchStream};
 
 use super::Api;
 use super::gate::{Refusal, allow};
@@ -445,7 +448,15 @@ pub async fn audit(
     Ok(Json(json!({"schema": "keyframe.audit/1", "entries": latest, "verified": flaws.is_empty(), "flaws": flaws})))
 }
 
-/// A stream that says when what is shown has changed.
+/// What happens, as webhooks are told it.
+#[derive(Serialize)]
+struct Happening<'a> {
+    schema: &'static str,
+    #[serde(flatten)]
+    event: &'a crate::event::Event,
+}
+
+/// A stream that says when what is shown has changed, and what happens.
 pub async fn events(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
@@ -454,11 +465,22 @@ pub async fn events(
         Refusal::new(StatusCode::TOO_MANY_REQUESTS, "too many streams of events are open for you")
             .with("close some: each window of the dashboard has one")
     })?;
-    let changes = tokio_stream::wrappers::WatchStream::from_changes(api.shared.changes.subscribe());
-    let events = tokio_stream::StreamExt::map(changes, move |count| {
+    let changes = WatchStream::from_changes(api.shared.changes.subscribe()).map(move |count| {
         // Counted as long as it is read.
         let _ = &listening;
         Ok(Event::default().event("change").data(json!({"what": "overview", "id": count.to_string()}).to_string()))
     });
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))))
+    let happenings = BroadcastStream::new(api.shared.happenings.subscribe()).map(|happened| {
+        Ok(match happened {
+            Ok(event) => {
+                let document = Happening { schema: "keyframe.event/1", event: &event };
+                Event::default().event("event").data(serde_json::to_string(&document).unwrap_or_default())
+            }
+            // Whoever reads too slowly is told how many went by.
+            Err(BroadcastStreamRecvError::Lagged(count)) => {
+                Event::default().event("lost").data(json!({"events": count}).to_string())
+            }
+        })
+    });
+    Ok(Sse::new(changes.merge(happenings)).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))))
 }
