@@ -87,6 +87,10 @@ fn asked(mut arguments: Vec<String>, backup: Option<&str>, means: Means<'_>) -> 
     if let Some(name) = backup {
         let found = means.owed.and_then(|owed| owed.backups.iter().find(|backup| backup.name.as_str() == name));
         let Some(found) = found else { return Todo::Withdrawn(format!("there is no backup {name} in its policy")) };
+        // The latest of that backup, as of what is owed.
+        if let ("drill", Some(owed)) = (arguments[0].as_str(), means.owed) {
+            arguments[1] = format!("{}@{}", arguments[1], tag(owed.policy.as_str(), found));
+        }
         arguments.extend(place(found, means.share));
     }
     run(arguments)

@@ -71,6 +71,17 @@ pub enum Duty {
 }
 
 impl Duty {
+    /// The one with this name, as [`Duty::key`] gives it.
+    #[must_use]
+    pub fn of_key(key: &str) -> Option<Self> {
+        match (key, key.strip_prefix("backup:")) {
+            ("snapshot", _) => Some(Self::Snapshot),
+            ("drill", _) => Some(Self::Drill),
+            (_, Some(name)) => Some(Self::Backup(name.to_owned())),
+            _ => None,
+        }
+    }
+
     /// What it is, in a word.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
@@ -258,6 +269,12 @@ pub struct Job {
     /// It failed before all of it was done: no verdict.
     #[serde(default)]
     pub given_up: bool,
+    /// What it made counts already, although it is not over.
+    #[serde(default)]
+    pub counted: bool,
+    /// Which machines it is for, by their UUID, and in which repository it makes something: as it was when that was begun.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub whose: BTreeMap<String, Whose>,
     /// What was to be done behind what it made, and was not, in a line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub untidy: Option<String>,
@@ -446,6 +463,8 @@ impl Job {
             refuted: false,
             cancelling: false,
             given_up: false,
+            counted: false,
+            whose: BTreeMap::new(),
             untidy: None,
         }
     }

@@ -68,6 +68,13 @@ pub struct Scheduler<F, H> {
     news: Vec<Job>,
 }
 
+/// Why something that was made is none of a machine's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Strange {
+    Machine,
+    Place,
+}
+
 /// A command that is about to be started.
 #[derive(Debug)]
 struct Starting {
@@ -234,13 +241,12 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
 
     /// Forgets what was achieved for a machine that is not there. What was made of it stays where it is.
     pub fn forget_machine(&mut self, machine: &str) {
-        let keys: Vec<Key> = self.achieved.keys().filter(|key| key.0 == machine).cloned().collect();
+        let of_machine = |key: &&Key| key.0 == machine;
+        let keys: BTreeSet<Key> = self.achieved.keys().chain(self.begun.keys()).filter(of_machine).cloned().collect();
         for key in keys {
-            if let Some(duty) = self.achieved.remove(&key).and_then(|job| job.duty().cloned()) {
-                self.begun.remove(&key);
-                self.unsaved_begun.insert((key.0.clone(), duty), None);
-            }
-            self.strange.push(key);
+            self.forget_achieved(&key);
+            self.begun.remove(&key);
+            self.unsaved_begun.extend(Duty::of_key(&key.1).map(|duty| ((key.0.clone(), duty), None)));
         }
     }
 
@@ -489,11 +495,6 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             unsaved.iter().copied().chain(over).try_for_each(|job| catalog.put(job))?;
             strange.iter().try_for_each(|(machine, duty)| catalog.not_achieved(machine, duty))?;
             made.iter().try_for_each(|((machine, duty), job)| catalog.achieve(machine, duty, job))?;
-            for job in over {
-                for ((machine, duty), job) in outcome::achievements(job) {
-                    catalog.achieve(&machine, &duty, &job)?;
-                }
-            }
             begun.iter().try_for_each(|((machine, duty), at)| match at {
                 Some(at) => catalog.begin(machine, duty, *at),
                 None => catalog.not_begun(machine, duty),
@@ -541,13 +542,10 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
 
     fn settle(&mut self, mut job: Job, look: Look, now: Timestamp) {
         let pruning_failed = |job: &Job| job.steps.first() == Some(&Step::Prune);
-        let had = job.made.is_some();
         let next = outcome::settle(&mut job, look, now);
-        self.sign(&mut job);
-        if !had && job.made.is_some() && matches!(next, Next::GoOn) {
-            // It counts from now on, whatever becomes of what is done behind it.
-            self.made.extend(outcome::achievements(&job));
-            self.achieved.extend(outcome::achievements(&job));
+        sign(&mut job);
+        if matches!(next, Next::GoOn) && !job.counted {
+            self.count(&mut job);
         }
         if let Some(repository) = Some(&job).filter(|job| pruning_failed(job)).and_then(|job| self.repository(job)) {
             // Still the step that it was: it is due as before.
@@ -569,45 +567,100 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         }
     }
 
-    /// Takes down of which machine, and in which repository, something was made.
-    fn sign(&self, job: &mut Job) {
+    /// What was made counts from now on, whatever becomes of what is done behind it.
+    fn count(&mut self, job: &mut Job) {
+        if !matches!(job.kind(), "snapshot" | "backup") {
+            return;
+        }
+        let counting: Vec<(Key, Job)> = outcome::achievements(job).collect();
+        job.counted = !counting.is_empty();
+        for (key, seen) in counting {
+            // What was not done behind the one before is not done yet.
+            let untidy = self.achieved.get(&key).and_then(|before| before.untidy.clone());
+            self.troubles.remove(&key);
+            self.achieve(key, Job { counted: true, untidy, ..seen });
+        }
+    }
+
+    fn achieve(&mut self, key: Key, job: Job) {
+        // It was begun for another machine, or for another place, than there is now.
+        if self.strangeness(&key, &job).is_some() {
+            return;
+        }
+        self.made.push((key.clone(), job.clone()));
+        self.achieved.insert(key, job);
+    }
+
+    /// How a job that is over counts. Where what it made was counted before, a later one may have taken its place since, or it was
+    /// forgotten: that is not undone.
+    fn count_ended(&mut self, job: &Job) {
+        if !job.counted {
+            note_trouble(&mut self.troubles, job);
+        }
+        for (key, seen) in outcome::achievements(job).collect::<Vec<_>>() {
+            match self.achieved.get(&key) {
+                _ if !job.counted => self.achieve(key, seen),
+                Some(latest) if latest.id == job.id => self.achieve(key, seen),
+                Some(latest) if seen.untidy.is_some() => {
+                    let latest = Job { untidy: seen.untidy, ..latest.clone() };
+                    self.achieve(key, latest);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Of which machines something is about to be made, and where.
+    fn whose(&self, job: &Job) -> BTreeMap<String, Whose> {
         let repository = self.repository(job);
         let whose = |machine: &str| {
             let uuid = self.machines.get(machine)?.uuid.clone();
-            Some(Whose { uuid, repository: repository.clone() })
+            // One that could not be read since the daemon was started.
+            (!uuid.is_empty()).then(|| (machine.to_owned(), Whose { uuid, repository: repository.clone() }))
         };
-        let sign = |machine: &str, made: &mut Option<Made>| {
-            if let Some(made) = made.as_mut().filter(|made| made.of.is_none()) {
-                made.of = whose(machine);
-            }
-        };
-        sign(&job.machine, &mut job.made);
-        for (machine, share) in job.together.iter_mut().flat_map(|together| &mut together.machines) {
-            sign(machine, &mut share.made);
-        }
+        job.machines().filter_map(whose).collect()
     }
 
     /// Forgets what was achieved for another machine by the same name, or in another repository: it is due as what was never made is.
     fn forget_strangers(&mut self, now: Timestamp) {
-        let is_strange = |(machine, duty): &Key, job: &Job| {
-            let Some(of) = job.made.as_ref().and_then(|made| made.of.as_ref()) else { return false };
-            let other_machine =
-                self.machines.get(machine).is_some_and(|seen| !seen.uuid.is_empty() && seen.uuid != of.uuid);
-            let backups = || self.owed.get(machine).into_iter().flat_map(|owed| &owed.backups);
-            let other_place = backups().any(|backup| {
-                Duty::Backup(backup.name.to_string()).key() == *duty
-                    && of.repository.as_ref().is_some_and(|repository| *repository != backup.repository)
-            });
-            other_machine || other_place
-        };
-        let strange: Vec<Key> =
-            self.achieved.iter().filter(|(key, job)| is_strange(key, job)).map(|(key, _)| key.clone()).collect();
+        let mut strange = BTreeSet::new();
+        for (key, job) in &self.achieved {
+            match self.strangeness(key, job) {
+                Some(Strange::Machine) => {
+                    let of_machine = |other: &&Key| other.0 == key.0;
+                    strange.extend(self.achieved.keys().chain(self.begun.keys()).filter(of_machine).cloned());
+                }
+                // Nor is proved what is in the other one.
+                Some(Strange::Place) => strange.extend([key.clone(), (key.0.clone(), Duty::Drill.key())]),
+                None => {}
+            }
+        }
         for key in strange {
-            let duty = self.achieved.remove(&key).and_then(|job| job.duty().cloned());
-            if let Some(duty) = duty {
+            self.forget_achieved(&key);
+            if let Some(duty) = Duty::of_key(&key.1) {
                 self.unstamp(&key.0, &duty, now);
             }
-            self.strange.push(key);
+        }
+    }
+
+    /// Whether something was made of another machine by that name, or is in another repository than what is owed now.
+    fn strangeness(&self, (machine, duty): &Key, job: &Job) -> Option<Strange> {
+        let of = job.made.as_ref()?.of.as_ref()?;
+        let seen = self.machines.get(machine)?;
+        if !seen.uuid.is_empty() && seen.uuid != of.uuid {
+            return Some(Strange::Machine);
+        }
+        let backups = self.owed.get(machine).into_iter().flat_map(|owed| &owed.backups);
+        let mut same_name = backups.filter(|backup| Duty::Backup(backup.name.to_string()).key() == *duty);
+        let elsewhere = |place: &String| same_name.any(|backup| *place != backup.repository);
+        of.repository.as_ref().is_some_and(elsewhere).then_some(Strange::Place)
+    }
+
+    fn forget_achieved(&mut self, key: &Key) {
+        self.troubles.remove(key);
+        if self.achieved.remove(key).is_some() {
+            self.made.retain(|(made, _)| made != key);
+            self.strange.push(key.clone());
         }
     }
 
@@ -620,8 +673,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         self.jobs.remove(&job.id);
         self.unsaved.remove(&job.id);
         self.hands.over(&job);
-        note_trouble(&mut self.troubles, &job);
-        self.achieved.extend(outcome::achievements(&job));
+        self.count_ended(&job);
         self.over.push(job.clone());
         self.news.push(job.clone());
         job
@@ -653,13 +705,20 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         waiting.sort_by_key(|job| (std::cmp::Reverse((job.began.is_some(), job.priority())), job.due));
         let mut room = Room::of(self);
         let mut starting = Vec::new();
-        for mut job in waiting {
+        let mut first: BTreeSet<JobId> = BTreeSet::new();
+        for job in waiting {
+            // In its place one that it gives way to.
+            let mut job = match self.before(&job, &room, &first, now) {
+                Some(other) => {
+                    first.insert(other.id.clone());
+                    other
+                }
+                None if first.contains(&job.id) => continue,
+                None => job,
+            };
             let fresh = job.began.is_none();
             let begins = fresh || job.attempt > 1 && matches!(job.steps.first(), Some(Step::Main | Step::Drill(_)));
             if begins && !self.may_begin(&job, now) {
-                continue;
-            }
-            if fresh && self.gives_way(&job, &room, now) {
                 continue;
             }
             if !room.has(&job, self) {
@@ -670,6 +729,9 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             if let Some(line) = self.next_line(&mut job, now) {
                 room.take(&job, self);
                 job.state = State::Running;
+                if matches!(job.steps.first(), Some(Step::Main | Step::Drill(_))) {
+                    job.whose = self.whose(&job);
+                }
                 job.began = job.began.or(Some(now));
                 (job.command_began, job.asked_to_end) = (Some(now), None);
                 job.retry_at = None;
@@ -687,21 +749,22 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         starting
     }
 
-    /// Whether a duty lets one of less weight go first, on the same machine, that has waited since before its own latest turn: what comes
-    /// due faster than it is done would leave nothing for others.
-    fn gives_way(&self, job: &Job, room: &Room, now: Timestamp) -> bool {
-        let Some(duty) = job.duty() else { return false };
-        let turn = job.machines().filter_map(|machine| self.turns.get(&(machine.to_owned(), duty.key()))).max();
-        let Some(turn) = turn else { return false };
+    /// Which job of less weight goes before a duty's, on the same machine: one that has waited since before the duty's own latest turn.
+    /// What comes due faster than it is done would leave nothing for others.
+    fn before(&self, job: &Job, room: &Room, first: &BTreeSet<JobId>, now: Timestamp) -> Option<Job> {
+        let duty = job.duty().filter(|_| job.began.is_none() && !first.contains(&job.id))?;
+        let turn = job.machines().filter_map(|machine| self.turns.get(&(machine.to_owned(), duty.key()))).max()?;
         let waits = |other: &Job| {
             let ready =
                 other.state == State::Waiting && other.began.is_none() && other.retry_at.is_none_or(|at| at <= now);
             ready && other.duty().is_some() && other.priority() < job.priority() && other.due < *turn
         };
         let beside = |other: &Job| job.machines().any(|machine| other.is_for(machine));
-        self.jobs
-            .values()
-            .any(|other| waits(other) && beside(other) && self.may_begin(other, now) && room.has(other, self))
+        let goes = |other: &&Job| {
+            let ours = waits(other) && beside(other) && !first.contains(&other.id);
+            ours && self.may_begin(other, now) && room.has(other, self)
+        };
+        self.jobs.values().filter(goes).max_by_key(|other| other.priority()).cloned()
     }
 
     /// Whether a job may be begun now: what somebody asked for always, what is owed when nothing is paused and a window permits it.
@@ -745,7 +808,7 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
                 }
                 Todo::Nothing => {
                     outcome::passed_over(job, &snapshots);
-                    self.sign(job);
+                    sign(job);
                 }
                 // What was made, or proved, is not undone by that.
                 Todo::Withdrawn(why) if job.made.is_some() || job.refuted => {
@@ -791,7 +854,8 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             for machine in leaving {
                 // With others of another group by now, for all of which there is one job.
                 let is_open = |scheduler: &Self| {
-                    scheduler.jobs.values().any(|job| job.duty() == Some(&duty) && job.is_for(machine))
+                    let same = |job: &Job| job.duty() == Some(&duty) && job.is_for(machine);
+                    scheduler.jobs.values().any(|job| same(job) && job.waits_to_begin())
                 };
                 if !is_open(self) {
                     self.queue(&self.band(machine), &duty, due, 0, now);
@@ -849,6 +913,21 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
             self.settle(job, Look::Vanished, now);
         }
     }
+}
+
+/// Takes down of which machine, and in which repository, something was made.
+fn sign(job: &mut Job) {
+    let whose = std::mem::take(&mut job.whose);
+    let sign = |machine: &str, made: &mut Option<Made>| {
+        if let Some(made) = made.as_mut().filter(|made| made.of.is_none()) {
+            made.of = whose.get(machine).cloned();
+        }
+    };
+    sign(&job.machine, &mut job.made);
+    for (machine, share) in job.together.iter_mut().flat_map(|together| &mut together.machines) {
+        sign(machine, &mut share.made);
+    }
+    job.whose = whose;
 }
 
 /// Takes down what a job that is over means for what was given up of its duty, for each of its machines.

@@ -53,6 +53,8 @@ const UPKEEP_LOOKS_EVERY: Duration = Duration::from_secs(600);
 const DRIFT: Duration = Duration::from_secs(15 * 60);
 /// How long a clock that is far from what is remembered has to go right before anything is forgotten by it.
 const TRUSTED_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// How long a machine is gone before it is told: `keyframe vm remove` leaves word of those that it removed.
+const GONE_AFTER: Duration = Duration::from_secs(20);
 /// How long it is told that a machine is gone.
 const GONE_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long jobs are remembered.
@@ -244,11 +246,25 @@ pub struct Service {
     forgotten: Instant,
     alive: Instant,
     clock: Clock,
-    /// When it was looked last which machines want upkeep, and when each was seen to.
-    upkept: (Option<Instant>, BTreeMap<String, Instant>),
+    /// Since when machines are gone that were there.
+    lost: BTreeMap<String, Instant>,
+    upkeep: Upkeep,
+    /// Who wants that nothing is begun, as long as that is so.
+    paused_by: Option<String>,
     /// The machines that there were at the last turn.
     known: BTreeSet<String>,
     _lock: Lock,
+}
+
+/// Who sees to machines whatever policies say.
+const UPKEEP: &str = "keyframe serve";
+
+/// Which machines are still to be looked at, and when each was seen to.
+#[derive(Debug, Default)]
+struct Upkeep {
+    looked: Option<Instant>,
+    left: Vec<String>,
+    seen_to: BTreeMap<String, Instant>,
 }
 
 /// Whether what is old by the clock may be taken for old.
@@ -266,11 +282,15 @@ impl Clock {
         Self { started: (now, since_boot()), doubtful: gap > ROUTINE_FOR }
     }
 
-    fn is_right(&self, now: Timestamp, since_boot: Duration) -> bool {
+    fn is_right(&mut self, now: Timestamp, since_boot: Duration) -> bool {
         let passed = since_boot.saturating_sub(self.started.1);
         let by_clock = now.duration_since(self.started.0);
         let apart = by_clock.unsigned_abs().abs_diff(passed);
-        !by_clock.is_negative() && apart <= DRIFT + passed / 1000 && (!self.doubtful || passed >= TRUSTED_AFTER)
+        if by_clock.is_negative() || apart > DRIFT + passed / 1000 {
+            // It was set. It is believed again when it has gone right for a while.
+            *self = Self { started: (now, since_boot), doubtful: true };
+        }
+        !self.doubtful || since_boot.saturating_sub(self.started.1) >= TRUSTED_AFTER
     }
 }
 
@@ -304,7 +324,8 @@ impl Service {
         let clock = Clock::of(now, catalog.last_ended()?);
         let policies = Arc::clone(&rules.policies);
         let mut scheduler = Scheduler::new(fleet.clone(), hands, catalog, policies, remembered, now)?;
-        scheduler.pause(paused_file(&serve).try_exists().unwrap_or(true));
+        let paused_by = std::fs::read_to_string(paused_file(&serve)).ok();
+        scheduler.pause(paused_by.is_some());
         let known = scheduler.machines().keys().cloned().collect();
         let (wish, wishes) = std::sync::mpsc::channel();
         let audit = match Audit::open(&serve) {
@@ -349,7 +370,9 @@ impl Service {
             forgotten: Instant::now(),
             alive: Instant::now(),
             clock,
-            upkept: Default::default(),
+            lost: BTreeMap::new(),
+            upkeep: Upkeep::default(),
+            paused_by,
             known,
             _lock: lock,
         };
@@ -415,6 +438,9 @@ impl Service {
         news.iter().for_each(|job| self.tell(job));
         let changed = self.expire(now) || changed;
         self.note_machines();
+        self.forget_removed();
+        // It is tried at each turn until it is kept.
+        let _ = self.keep_pause();
         self.keep_up(now);
         self.look_after(now);
         let at_work = self.scheduler.jobs().any(|job| job.state == State::Running);
@@ -529,26 +555,54 @@ impl Service {
     }
 
     /// Sees to machines that were left in the middle of something, and to snapshots that are past their time although no policy's job
-    /// looks after them: once a day each, at the start at once.
+    /// looks after them: once a day each, one after the other, at the start at once.
     fn keep_up(&mut self, now: Timestamp) {
-        let (looked, seen_to) = &self.upkept;
-        if self.scheduler.paused() || looked.is_some_and(|at| at.elapsed() < UPKEEP_LOOKS_EVERY) {
+        let at_work = self.scheduler.jobs().any(|job| job.by == UPKEEP);
+        if at_work || self.scheduler.paused() || self.scheduler.draining() || self.scheduler.catalog().stands_in() {
             return;
         }
-        let rested = |name: &String| seen_to.get(name).is_none_or(|at| at.elapsed() >= UPKEEP_EVERY);
-        let names: Vec<String> = self.scheduler.machines().keys().filter(|name| rested(name)).cloned().collect();
-        self.upkept.0 = Some(Instant::now());
-        for name in names {
-            if self.scheduler.jobs().any(|job| job.is_for(&name)) {
-                continue;
-            }
-            let Some(command) = self.scheduler.upkeep_of(&name, now) else { continue };
-            self.upkept.1.insert(name.clone(), Instant::now());
+        if self.upkeep.looked.is_none_or(|at| at.elapsed() >= UPKEEP_LOOKS_EVERY) {
+            self.upkeep.looked = Some(Instant::now());
+            let seen_to = &self.upkeep.seen_to;
+            let rested = |name: &&String| seen_to.get(*name).is_none_or(|at| at.elapsed() >= UPKEEP_EVERY);
+            self.upkeep.left = self.scheduler.machines().keys().filter(rested).cloned().collect();
+        }
+        while let Some(name) = self.upkeep.left.pop() {
+            let busy = self.scheduler.jobs().any(|job| job.is_for(&name));
+            let Some(command) = self.scheduler.upkeep_of(&name, now).filter(|_| !busy) else { continue };
             let action =
                 Action { kind: command.to_owned(), arguments: vec![command.to_owned(), name.clone()], backup: None };
-            if let Err(error) = self.scheduler.ask(&name, action, "keyframe serve", now) {
-                tracing::warn!("{name} cannot be seen to: {error}");
+            match self.scheduler.ask(&name, action, UPKEEP, now) {
+                Ok(_) => drop(self.upkeep.seen_to.insert(name, Instant::now())),
+                Err(error) => tracing::warn!("{name} cannot be seen to: {error}"),
             }
+            return;
+        }
+    }
+
+    /// Forgets machines that were removed by `keyframe vm remove`, which leaves word of that: they are not missed.
+    fn forget_removed(&mut self) {
+        let removed = removed_dir(&self.shared.serve);
+        for entry in std::fs::read_dir(&removed).into_iter().flatten().flatten() {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if !self.scheduler.machines().contains_key(&name) {
+                let by = std::fs::read_to_string(entry.path()).unwrap_or_default();
+                self.note_if_possible(by.trim(), &format!("remove {name}"), "what was achieved for it is forgotten");
+                self.scheduler.forget_machine(&name);
+            }
+            if let Err(error) = durable::remove_file(&entry.path()) {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+
+    /// Sees to it that a pause outlives a restart, also when there was no room to note it at first.
+    fn keep_pause(&self) -> Result<(), keyframe_engine::Error> {
+        let file = paused_file(&self.shared.serve);
+        match &self.paused_by {
+            Some(by) if !file.exists() => durable::replace(&file, by.as_bytes()),
+            None if file.exists() => durable::remove_file(&file),
+            _ => Ok(()),
         }
     }
 
@@ -562,7 +616,9 @@ impl Service {
         for name in now.difference(&known) {
             self.note_if_possible("keyframe serve", &format!("see {name}"), "it is there now");
         }
+        self.lost.retain(|name, _| !now.contains(name));
         for name in known.difference(&now) {
+            self.lost.insert(name.clone(), Instant::now());
             self.note_if_possible("keyframe serve", &format!("see {name}"), "it is not there any more");
         }
     }
@@ -602,13 +658,12 @@ impl Service {
             }
             Wish::Pause(paused) => {
                 self.scheduler.pause(paused);
-                let (what, file) = (if paused { "pause" } else { "resume" }, paused_file(&self.shared.serve));
-                let kept = if paused { durable::replace(&file, by.as_bytes()) } else { durable::remove_file(&file) };
-                let result = match &kept {
+                self.paused_by = paused.then(|| by.to_owned());
+                let result = match self.keep_pause() {
                     Ok(()) => "done".to_owned(),
-                    Err(error) => format!("done, until the daemon is started anew: {error}"),
+                    Err(error) => format!("done; kept for the next start as soon as there is room: {error}"),
                 };
-                self.note_if_possible(by, what, &result);
+                self.note_if_possible(by, if paused { "pause" } else { "resume" }, &result);
                 Ok(Granted::Done)
             }
             Wish::Reload => {
@@ -819,14 +874,15 @@ impl Service {
             ),
         }));
         all.extend(Trouble::at_work(&self.scheduler, now));
-        all.extend(self.scheduler.gone().map(|name| Trouble {
+        let missed = |name: &&str| self.lost.get(*name).is_none_or(|at| at.elapsed() >= GONE_AFTER);
+        all.extend(self.scheduler.gone().filter(missed).map(|name| Trouble {
             id: gone_id(name),
             severity: Severity::Critical,
             machine: Some(name.to_owned()),
             what: "it is gone: it was looked after, and nothing is done for it any more".to_owned(),
             advice: format!(
-                "`keyframe points` lists what is left of it, `keyframe restore` brings it back; if {name} was removed on \
-                 purpose, this ends by itself after {}",
+                "`keyframe points` lists what is left of it, `keyframe restore` brings it back; it was not removed by \
+                 `keyframe vm remove`, which would have left word; this ends by itself after {}",
                 keyframe_types::text::span(GONE_FOR.as_secs())
             ),
         }));
@@ -857,6 +913,12 @@ impl Service {
 /// By which name it is told that a machine is gone.
 fn gone_id(machine: &str) -> String {
     format!("gone/{machine}")
+}
+
+/// Where `keyframe vm remove` leaves word of whom it removed.
+#[must_use]
+pub fn removed_dir(serve: &Path) -> PathBuf {
+    serve.join("removed")
 }
 
 /// What is there while nothing is to be begun: who wanted that.

@@ -115,6 +115,27 @@ fn what_comes_due_faster_than_it_is_done_leaves_others_their_turn() {
 }
 
 #[test]
+fn who_gives_way_gives_its_place_to_nobody_else() {
+    let mut played = Played::by(&format!(
+        "{}\n[policy.standard.snapshot]\nschedule = \"*:0/5\"\nkeep = {{ last = 3 }}\n\
+         [policy.other]\nmachines = {{ names = [\"other*\"] }}\npriority = 5\n\
+         [policy.other.snapshot]\nschedule = \"*:0/5\"\nkeep = {{ last = 3 }}\n",
+        HOURLY.replace("jobs = 4", "jobs = 1")
+    ));
+    played.host.change_machines(|machines| {
+        let seen = machines["vm000"].clone();
+        machines.extend((0..9).map(|number| (format!("other{number}"), seen.clone())));
+    });
+    played.host.0.borrow_mut().takes.insert("snapshot", Duration::from_secs(120));
+    played.play(HOUR * 10);
+    assert!(played.points() >= 5, "{} points, while others fill the host", played.points());
+    let world = played.host.0.borrow();
+    let of =
+        |machine: &str| world.made.iter().filter(|(of, name, _)| of == machine && name.starts_with("auto-")).count();
+    assert!(of("vm000") >= 5 && of("other3") >= 5, "{} and {} snapshots", of("vm000"), of("other3"));
+}
+
+#[test]
 fn what_cannot_be_tidied_takes_no_point_back() {
     let mut played = Played::by(HOURLY);
     played.host.0.borrow_mut().fails_at = vec!["prune"];
@@ -132,9 +153,11 @@ fn what_cannot_be_tidied_takes_no_point_back() {
     played.host.0.borrow_mut().fails_at = vec!["forget"];
     let untidy = |row: &Row| row.why.iter().any(|reason| reason.id == "untidy/backup:away");
     let mut told = false;
-    for _ in 0..24 {
+    for hour in 0..24 {
         played.play(HOUR);
-        told |= untidy(&played.row());
+        let row = played.row();
+        told |= untidy(&row);
+        assert_eq!(row.rpo.met, Some(true), "{hour}: a job that ends late takes no later point's place: {row:?}");
     }
     assert!(told);
     played.host.0.borrow_mut().fails_at.clear();

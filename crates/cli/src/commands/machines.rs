@@ -2,10 +2,12 @@
 
 use std::fmt::Write as _;
 
+use keyframe_daemon::service;
 use keyframe_engine::create::{self, CreateRequest};
 use keyframe_engine::lifecycle::{self, Listed, MachineReport, MachineSummary, StopHow};
 use keyframe_engine::machine::{Ending, State};
 use keyframe_engine::remove::{self, Execution, Pinned, Removal};
+use keyframe_engine::state::durable;
 use keyframe_engine::{Context, Error};
 use keyframe_hypervisor::DirectKernel;
 use keyframe_types::ByteLen;
@@ -52,7 +54,11 @@ pub fn run(ctx: &Context<'_>, command: VmCommand, output: &Output) -> Result<u8,
         VmCommand::Remove { name, force, dry_run } => {
             let pinned = if force { Pinned::GoToo } else { Pinned::Hold };
             let execution = if dry_run { Execution::DryRun } else { Execution::CarryOut };
-            removed(execution, &remove::remove(ctx, &name, pinned, execution)?, output);
+            let removal = remove::remove(ctx, &name, pinned, execution)?;
+            if execution != Execution::DryRun {
+                leave_word(ctx, &removal);
+            }
+            removed(execution, &removal, output);
         }
     }
     Ok(0)
@@ -83,6 +89,22 @@ fn create(ctx: &Context<'_>, args: CreateArgs, output: &Output) -> Result<(), Er
     );
     output.result("vm-create", &document, text);
     Ok(())
+}
+
+/// Tells a daemon that a machine is not missed; where none ever served this home, nobody.
+fn leave_word(ctx: &Context<'_>, removal: &Removal) {
+    let serve = service::directory(ctx.home);
+    let dir = service::removed_dir(&serve);
+    if !serve.is_dir() {
+        return;
+    }
+    let by = format!("uid {}", rustix::process::getuid().as_raw());
+    let told = durable::create_private_dir(&dir)
+        .and_then(|()| durable::replace(&dir.join(removal.name.as_str()), by.as_bytes()));
+    if let Err(error) = told {
+        // It is gone all the same. The daemon misses it for a week.
+        ctx.progress.note(&format!("the daemon cannot be told: {error}"));
+    }
 }
 
 fn removed(execution: Execution, removal: &Removal, output: &Output) {
