@@ -107,11 +107,6 @@ pub struct Changes {
     pub cleared: Vec<Alert>,
 }
 
-/// How many days of room are left when somebody should hear of it.
-const DAYS_LEFT: f64 = 7.0;
-/// Of how much room a hundredth is left when somebody should hear of it at once.
-const HUNDREDTHS_LEFT: u64 = 5;
-
 impl Alerts {
     /// Since when one is so.
     #[must_use]
@@ -161,21 +156,8 @@ impl Alerts {
                 "`keyframe policy check` tells all of them".to_owned(),
             );
         }
-        if space.total_bytes > 0 && space.free_bytes / HUNDREDTHS_LEFT < space.total_bytes / 100 {
-            let advice = "`keyframe cost` says what takes the room, and what would give it back".to_owned();
-            put(
-                "space".to_owned(),
-                Severity::Critical,
-                None,
-                "the home's file system is nearly full".to_owned(),
-                advice,
-            );
-        } else if let Some(days) = space.full_in_days.filter(|days| *days < DAYS_LEFT) {
-            let what = format!("the home's file system will be full in {days:.1} days, if it goes on like this");
-            let advice = "`keyframe cost` says what takes the room, and what would give it back".to_owned();
-            put("space".to_owned(), Severity::Warning, None, what, advice);
-        }
-        for trouble in further {
+        let advice = "`keyframe cost` says what takes the room, and what would give it back";
+        for trouble in further.iter().chain(&space.trouble("space", "the home's file system", advice)) {
             let (machine, what) = (trouble.machine.as_deref(), trouble.what.clone());
             put(trouble.id.clone(), trouble.severity, machine, what, trouble.advice.clone());
         }

@@ -12,7 +12,7 @@
 //! | [`verdict`] | whether a machine has what it is owed, and why not |
 //! | [`alerts`] | what is to be seen to, since when |
 //! | [`rules`] | the policies that count, whatever is in the files |
-//! | [`space`] | how much room there is, and for how long |
+//! | [`space`], [`places`] | how much room there is, and for how long |
 //! | [`service`] | the one thread that decides |
 //! | [`view`] | what is shown |
 //! | [`server`], [`activation`], [`tls`], [`access`] | who connects, how, and what they may |
@@ -44,6 +44,7 @@ pub mod hands;
 pub mod job;
 pub mod notify;
 pub mod outcome;
+pub mod places;
 mod recall;
 pub mod records;
 pub mod report;

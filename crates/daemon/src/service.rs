@@ -26,6 +26,7 @@ use crate::fleet::Watched;
 use crate::hands::Processes;
 use crate::job::{Action, Job, JobId, Request, State};
 use crate::notify::Notifier;
+use crate::places::Places;
 use crate::recall::Recalled;
 use crate::records::Records;
 use crate::rules::Rules;
@@ -235,6 +236,7 @@ pub struct Service {
     alerts: Alerts,
     wishes: Receiver<Wanting>,
     space: Space,
+    places: Places,
     version: String,
     reload: Arc<AtomicBool>,
     host: String,
@@ -359,6 +361,7 @@ impl Service {
             alerts,
             wishes,
             space,
+            places: Places::default(),
             version: config.version,
             reload: config.reload,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
@@ -517,6 +520,7 @@ impl Service {
         if self.noted.is_none_or(|at| at.elapsed() >= SPACE_EVERY) {
             self.noted = Some(Instant::now());
             self.space = std::mem::take(&mut self.space).again(self.shared.home.root(), now);
+            self.places.look(self.shared.home.root(), self.places_of_data(), now);
             if let Err(error) = self.scheduler.catalog().note_space(now, self.space.free_bytes) {
                 tracing::warn!("the room that is left cannot be noted: {error}");
             }
@@ -849,6 +853,15 @@ impl Service {
         self.shared.changes.send_modify(|count| *count += 1);
     }
 
+    /// Directories with disks of machines, and repositories.
+    fn places_of_data(&self) -> BTreeSet<PathBuf> {
+        let disks = self.scheduler.machines().values().flat_map(|seen| &seen.disks);
+        let disks = disks.filter_map(|(_, path)| path.parent().map(Path::to_owned));
+        let backups = self.scheduler.owed().values().flat_map(|owed| &owed.backups);
+        let local = backups.filter(|backup| !backup.repository.contains("://"));
+        disks.chain(local.map(|backup| PathBuf::from(&backup.repository))).collect()
+    }
+
     /// What is wrong with the daemon itself, and with what it does.
     fn all_troubles(&self, now: Timestamp) -> Vec<Trouble> {
         let said = self.troubles.iter().cloned().chain(self.notifier.troubles()).map(Trouble::in_log);
@@ -874,6 +887,7 @@ impl Service {
             ),
         }));
         all.extend(Trouble::at_work(&self.scheduler, now));
+        all.extend(self.places.troubles());
         let missed = |name: &&str| self.lost.get(*name).is_none_or(|at| at.elapsed() >= GONE_AFTER);
         all.extend(self.scheduler.gone().filter(missed).map(|name| Trouble {
             id: gone_id(name),

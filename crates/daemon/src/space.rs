@@ -6,12 +6,20 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::alerts::Trouble;
+use crate::verdict::Severity;
+
 /// How much is remembered for a forecast.
 const REMEMBERED: Duration = Duration::from_secs(14 * 24 * 3600);
 /// A forecast from less than this would be a guess.
 const SHORTEST: f64 = 3600.0;
 /// Further than this nobody can see, in days.
 const FURTHEST: f64 = 3650.0;
+
+/// How many days of room are left when somebody should hear of it.
+const DAYS_LEFT: f64 = 7.0;
+/// Of how much room a hundredth is left when somebody should hear of it at once.
+const HUNDREDTHS_LEFT: u64 = 5;
 
 /// A time and the bytes that were free then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -46,6 +54,18 @@ impl Space {
     #[must_use]
     pub fn again(self, path: &Path, now: Timestamp) -> Self {
         Self::looked_at(path, self.history, now, true)
+    }
+
+    /// What is to be told of it: there is hardly room, or soon none.
+    #[must_use]
+    pub fn trouble(&self, id: &str, whose: &str, advice: &str) -> Option<Trouble> {
+        let (severity, what) = if self.total_bytes > 0 && self.free_bytes / HUNDREDTHS_LEFT < self.total_bytes / 100 {
+            (Severity::Critical, format!("{whose} is nearly full"))
+        } else {
+            let days = self.full_in_days.filter(|days| *days < DAYS_LEFT)?;
+            (Severity::Warning, format!("{whose} will be full in {days:.1} days, if it goes on like this"))
+        };
+        Some(Trouble { id: id.to_owned(), severity, machine: None, what, advice: advice.to_owned() })
     }
 
     fn looked_at(path: &Path, mut history: Vec<Mark>, now: Timestamp, noted: bool) -> Self {
