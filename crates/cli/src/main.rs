@@ -7,6 +7,7 @@ mod files_args;
 mod output;
 mod policy_args;
 mod progress;
+mod record;
 mod repo_args;
 mod report_args;
 mod serve_args;
@@ -21,6 +22,7 @@ use keyframe_engine::{Context, Error, Home, Kind};
 use args::{Arguments, Command};
 use output::Output;
 use progress::{Telling, Terminal};
+use record::Typed;
 
 /// The version, with the commit that it was built from where that is known.
 pub const VERSION: &str = env!("KEYFRAME_VERSION");
@@ -36,7 +38,12 @@ fn main() -> ExitCode {
     };
     log(arguments.global.verbose);
     let output = Output::new(arguments.global.json);
-    match run(arguments, &output) {
+    let typed = Typed::of(&arguments);
+    let ended = run(arguments, &output);
+    if let Some(typed) = typed {
+        typed.note(&ended, &output);
+    }
+    match ended {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             output.failure(&error);

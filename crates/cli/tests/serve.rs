@@ -177,6 +177,36 @@ fn what_is_no_stream_is_not_served() {
 }
 
 #[test]
+fn what_is_typed_is_on_record_where_a_daemon_keeps_one() {
+    let (mut bench, _) = home();
+    bench.set("KEYFRAME_REPO", &bench.path("repo").display().to_string());
+    bench.set("KEYFRAME_KEY_FILE", &bench.path("key").display().to_string());
+    bench.run(&["repo", "init"]).with(0);
+    let entries = |bench: &Bench| bench.run(&["--json", "audit", "list"]).with(0).json()["entries"].clone();
+    assert_eq!(entries(&bench).as_array().map(Vec::len), Some(0), "nobody keeps a record here");
+    bench.run(&["token", "add", "anna", "--role", "read"]).with(0);
+    bench.run(&["repo", "prune", "--grace", "0"]).with(0);
+    bench.run(&["repo", "prune", "--dry-run"]).with(0);
+    bench.run(&["repo", "check"]).with(0);
+    bench.run(&["delete", "nowhere@x"]).with(10);
+    let found = entries(&bench);
+    let told: Vec<(&str, &str)> = found.as_array().unwrap()[1..]
+        .iter()
+        .map(|entry| (entry["what"].as_str().unwrap(), entry["result"].as_str().unwrap()))
+        .collect();
+    assert_eq!(told[0], ("repo prune", "done"));
+    assert!(told.len() == 2 && told[1].0 == "delete" && told[1].1.starts_with("failed with status 10"), "{told:?}");
+    assert_eq!(found[1]["arguments"], serde_json::json!(["repo", "prune", "--grace", "0"]));
+    assert!(found[1]["who"].as_str().unwrap().starts_with("uid "));
+    // What the daemon runs it notes itself.
+    bench.set("KEYFRAME_PROGRESS_FILE", &bench.path("progress").display().to_string());
+    bench.run(&["repo", "prune", "--grace", "0"]).with(0);
+    bench.unset("KEYFRAME_PROGRESS_FILE");
+    assert_eq!(entries(&bench), found);
+    bench.run(&["audit", "verify"]).with(0);
+}
+
+#[test]
 fn a_hangup_reads_policies_again_and_ends_nothing() {
     let mut bench = Bench::bare();
     bench.set("KEYFRAME_HOME", &bench.path("machines").display().to_string());

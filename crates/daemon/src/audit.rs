@@ -82,12 +82,16 @@ pub struct Flaw {
 pub struct Audit {
     path: PathBuf,
     last: Option<Entry>,
+    /// Where that begins.
+    begins: u64,
     /// How long the file was then: others add to it, too.
     length: u64,
     /// What was found behind the last entry, and set aside.
     torn: Option<String>,
 }
 
+/// How much of the end of a long log is read for its last entry, in bytes: more than one has.
+const END: u64 = 4 << 20;
 /// How long somebody else may take to add an entry.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -107,13 +111,41 @@ impl Audit {
         durable::create_private_dir(serve)?;
         let path = Self::file(serve);
         let _lock = lock(&path)?;
-        Ok(Self::scan(path, None)?.0)
+        Ok(Self::scan(path, None, 0)?.0)
+    }
+
+    /// The same of a log that may be long, for one entry: only its end is read, unless something is wrong with that.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open_end(serve: &Path) -> Result<Self, Error> {
+        let path = Self::file(serve);
+        let locked = lock(&path)?;
+        let mut file = options().open(&path).or_io("open", &path)?;
+        let length = file.metadata().or_io("look at", &path)?.len();
+        let from = length.saturating_sub(END);
+        let mut end = Vec::new();
+        file.seek(SeekFrom::Start(from)).or_io("read", &path)?;
+        file.take(END).read_to_end(&mut end).or_io("read", &path)?;
+        // The last line, whole.
+        let line = end.strip_suffix(b"\n").map(|lines| {
+            let begins = lines.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            (from + begins as u64, &lines[begins..])
+        });
+        let last = line.and_then(|(begins, line)| Some((begins, serde_json::from_slice::<Entry>(line).ok()?)));
+        match last {
+            Some((begins, last)) => Ok(Self { path, last: Some(last), begins, length, torn: None }),
+            None => {
+                drop(locked);
+                Self::open(serve)
+            }
+        }
     }
 
     /// One that is read when the first entry is added: it could not be opened.
     #[must_use]
     pub fn unread(serve: &Path) -> Self {
-        Self { path: Self::file(serve), last: None, length: 0, torn: None }
+        Self { path: Self::file(serve), last: None, begins: 0, length: 0, torn: None }
     }
 
     /// What was found behind the last entry when it was opened.
@@ -122,10 +154,11 @@ impl Audit {
         self.torn.as_deref()
     }
 
-    /// Reads it, and says whether the entry with the hash `known` is in it.
-    fn scan(path: PathBuf, known: Option<&str>) -> Result<(Self, bool), Error> {
+    /// Reads it from where an entry begins, and says whether the entry with the hash `known` is in that.
+    fn scan(path: PathBuf, known: Option<&str>, from: u64) -> Result<(Self, bool), Error> {
         let mut file = options().open(&path).or_io("open", &path)?;
-        let (mut last, mut whole, mut length, mut line) = (None, 0, 0, Vec::new());
+        file.seek(SeekFrom::Start(from)).or_io("read", &path)?;
+        let (mut last, mut begins, mut whole, mut length, mut line) = (None, from, from, from, Vec::new());
         let (mut reader, mut is_there) = (BufReader::new(&mut file), known.is_none());
         loop {
             line.clear();
@@ -137,10 +170,10 @@ impl Audit {
             }
             if let Ok(entry) = serde_json::from_slice::<Entry>(&line) {
                 is_there |= known == Some(&entry.hash);
-                (last, whole) = (Some(entry), length);
+                (last, begins, whole) = (Some(entry), length - line.len() as u64, length);
             }
         }
-        let mut audit = Self { path, last, length: whole, torn: None };
+        let mut audit = Self { path, last, begins, length: whole, torn: None };
         if length > whole {
             audit.set_aside(&mut file, length - whole)?;
         }
@@ -196,17 +229,32 @@ impl Audit {
     ) -> Result<(), Error> {
         let _lock = lock(&self.path)?;
         let length = std::fs::metadata(&self.path).map_or(0, |meta| meta.len());
-        let known = self.last.as_ref().map(|last| (last.n, last.hash.clone()));
+        let before = self.last.as_ref().map(|last| (last.n, last.hash.clone()));
         if length != self.length {
-            let (found, is_there) = Self::scan(self.path.clone(), known.as_ref().map(|(_, hash)| hash.as_str()))?;
+            // Others added to it: what was before that need not be read again, unless it is not as it was.
+            let from = if length > self.length && self.ends_as_known()? { self.begins } else { 0 };
+            let known = before.as_ref().map(|(_, hash)| hash.as_str());
+            let (found, is_there) = Self::scan(self.path.clone(), known, from)?;
             *self = found;
-            if let Some((n, hash)) = known.filter(|_| !is_there) {
+            if let Some((n, hash)) = before.filter(|_| !is_there) {
                 let behind = self.last.as_ref().map_or(0, |last| last.n);
                 let what = format!("behind {behind}; the last was {n} {hash}");
                 self.append(at, "keyframe serve", "the log was cut", None, &what)?;
             }
         }
         self.append(at, who, what, arguments, result)
+    }
+
+    /// Whether the last entry that is known is where it was.
+    fn ends_as_known(&self) -> Result<bool, Error> {
+        let Some(last) = &self.last else { return Ok(false) };
+        let mut file = options().open(&self.path).or_io("open", &self.path)?;
+        file.seek(SeekFrom::Start(self.begins)).or_io("read", &self.path)?;
+        let mut line = Vec::new();
+        let length = self.length.saturating_sub(self.begins);
+        file.take(length).read_to_end(&mut line).or_io("read", &self.path)?;
+        let is_last = |line: &[u8]| serde_json::from_slice::<Entry>(line).is_ok_and(|entry| entry == *last);
+        Ok(line.strip_suffix(b"\n").is_some_and(is_last))
     }
 
     fn append(
@@ -243,6 +291,7 @@ impl Audit {
             return Err(error).or_io("write", &self.path);
         }
         self.last = Some(entry);
+        self.begins = end;
         self.length = end + line.len() as u64;
         Ok(())
     }
@@ -355,6 +404,38 @@ mod tests {
         }
         let (entries, flaws) = read(dir.path()).unwrap();
         assert_eq!((entries.len(), flaws), (6, vec![]));
+    }
+
+    #[test]
+    fn of_a_long_one_the_end_is_enough_and_what_is_wrong_with_it_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        // There is none yet.
+        Audit::open_end(dir.path()).unwrap().add(at(), "uid 0", "first", "done").unwrap();
+        let mut kept = Audit::open(dir.path()).unwrap();
+        for _ in 0..3 {
+            Audit::open_end(dir.path()).unwrap().add(at(), "uid 0", "typed", "done").unwrap();
+            kept.add(at(), "keyframe serve", "snapshot db", "done").unwrap();
+        }
+        let (entries, flaws) = read(dir.path()).unwrap();
+        assert_eq!((entries.len(), flaws), (7, vec![]));
+        // Half a line behind the last entry.
+        let mut text = std::fs::read_to_string(Audit::file(dir.path())).unwrap();
+        text.push_str("{\"n\":8,");
+        std::fs::write(Audit::file(dir.path()), &text).unwrap();
+        Audit::open_end(dir.path()).unwrap().add(at(), "uid 0", "after that", "done").unwrap();
+        let (entries, flaws) = read(dir.path()).unwrap();
+        assert_eq!((entries.len(), flaws, entries[7].what.as_str()), (9, vec![], "the log was torn"));
+        // What it knew is another by now, and there is more of it.
+        let text = std::fs::read_to_string(Audit::file(dir.path())).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        std::fs::write(
+            Audit::file(dir.path()),
+            format!("{}\n{}\n{}\n", lines[..6].join("\n"), "x".repeat(9000), lines[8]),
+        )
+        .unwrap();
+        kept.add(at(), "keyframe serve", "next", "done").unwrap();
+        let (entries, _) = read(dir.path()).unwrap();
+        assert!(entries.iter().any(|entry| entry.what == "the log was cut"), "{entries:#?}");
     }
 
     #[test]
