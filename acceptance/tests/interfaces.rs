@@ -71,7 +71,7 @@ fn others_tools_find_nothing_wrong_with_api_metrics_and_alerts() -> Result<()> {
 
     let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/prometheus/keyframe.rules.yml");
     let said = run(Command::new(promtool()).args(["check", "rules"]).arg(&rules));
-    assert!(said.contains("11 rules found"), "{said}");
+    assert!(said.contains("12 rules found"), "{said}");
     let metrics = home.file("metrics.txt");
     std::fs::write(&metrics, daemon.get("/metrics")?.body).unwrap();
     run(Command::new(promtool()).args(["check", "metrics"]).stdin(std::fs::File::open(&metrics).unwrap()));
