@@ -40,6 +40,8 @@ there bash -c '. /usr/share/bash-completion/bash_completion; _completion_loader 
     COMP_WORDS=(keyframe dril) COMP_CWORD=1; _keyframe keyframe dril keyframe; [ "${COMPREPLY[*]}" = "drill drills" ]' || wrong "bash"
 there zsh -fc 'autoload -Uz compinit; compinit -u -D; [[ $_comps[keyframe] == _keyframe ]] && autoload +X _keyframe' || wrong "zsh"
 there fish -c 'complete -C "keyframe dril"' | grep -q ^drill || wrong "fish"
+units=$(there dpkg-query -L keyframe | sed -n 's#.*/systemd/system/##p' | sort | tr '\n' ' ')
+[ "$units" = "keyframe-api.socket keyframe.service " ] || wrong "the units are $units"
 said=$(there systemd-analyze verify --man=yes /lib/systemd/system/keyframe.service /lib/systemd/system/keyframe-api.socket 2>&1) || wrong "the units: $said"
 [ -z "$said" ] || wrong "the units: $said"
 there keyframe policy check /usr/share/doc/keyframe/examples/policies >/dev/null || wrong "the examples"

@@ -11,6 +11,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use crate::error::{Error, Result};
 
 const DEAD_WITHIN: Duration = Duration::from_secs(10);
+/// How long one may take to be gone that let go of its memory already.
+const ENDS_WITHIN: Duration = Duration::from_millis(500);
 
 /// Number of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +59,15 @@ impl ProcessId {
             return Ok(());
         }
         if !self.belongs_to(home) {
-            return Err(Error::NotOurs { pid: self.0, home: home.to_owned() });
+            // One that is about to end names nothing any more, a moment before it is gone.
+            let begun = Instant::now();
+            while self.is_running() {
+                if begun.elapsed() > ENDS_WITHIN {
+                    return Err(Error::NotOurs { pid: self.0, home: home.to_owned() });
+                }
+                thread::sleep(Duration::from_millis(2));
+            }
+            return Ok(());
         }
         match pidfd_send_signal(process, Signal::KILL) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
