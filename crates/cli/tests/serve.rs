@@ -176,6 +176,62 @@ fn what_is_no_stream_is_not_served() {
     assert_eq!(ended.and_then(|status| status.code()), Some(1));
 }
 
+/// Takes one request, answers it, and gives its body.
+fn heard(listener: &TcpListener) -> serde_json::Value {
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let (mut said, mut some) = (Vec::new(), [0; 4096]);
+    let body = loop {
+        let count = stream.read(&mut some).unwrap();
+        assert!(count > 0, "{}", String::from_utf8_lossy(&said));
+        said.extend_from_slice(&some[..count]);
+        let Some(head) = said.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+        let text = String::from_utf8_lossy(&said[..head]).to_lowercase();
+        let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+        if said.len() >= head + 4 + length.unwrap() {
+            break serde_json::from_slice(&said[head + 4..]).unwrap();
+        }
+    };
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+    body
+}
+
+#[test]
+fn a_mistake_in_a_policy_finds_the_person_and_so_does_its_end() {
+    let (bench, socket) = home();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let hook = format!(
+        "[[notify.webhook]]\nurl = \"http://{}/\"\nevents = [\"alert-raised\", \"alert-cleared\"]\n",
+        listener.local_addr().unwrap()
+    );
+    fs::create_dir_all(bench.path("machines/policies")).unwrap();
+    let policies = bench.path("machines/policies/a.toml");
+    fs::write(&policies, format!("{hook}{POLICY}")).unwrap();
+    let served = Served::with_sockets(
+        &bench,
+        UnixListener::bind(&socket).unwrap(),
+        UnixListener::bind(bench.path("x")).unwrap(),
+    );
+    until("it serves", || bench.run(&["status"]).status == 0);
+    fs::write(&policies, format!("{hook}{}", POLICY.replace("hourly", "whenever"))).unwrap();
+    served.signal(Signal::HUP);
+    let raised = heard(&listener);
+    assert_eq!(
+        (&raised["what"], &raised["id"], &raised["severity"]),
+        (&"alert-raised".into(), &"policies".into(), &"critical".into())
+    );
+    assert!(
+        raised["text"].as_str().unwrap().contains("a.toml")
+            && raised["advice"].as_str().unwrap().contains("policy check"),
+        "{raised}"
+    );
+    fs::write(&policies, format!("{hook}{POLICY}")).unwrap();
+    served.signal(Signal::HUP);
+    let cleared = heard(&listener);
+    assert_eq!((&cleared["what"], &cleared["id"]), (&"alert-cleared".into(), &"policies".into()));
+    assert_eq!(served.ended(), Some(0));
+}
+
 #[test]
 fn what_is_typed_is_on_record_where_a_daemon_keeps_one() {
     let (mut bench, _) = home();
