@@ -4,7 +4,9 @@
 //! is in the catalog before a command is started, so whoever comes after a crash knows that it may have been: an attempt that
 //! nobody saw the end of is looked for first, and is not made twice.
 
+mod achieved;
 mod agenda;
+mod groups;
 mod remembered;
 mod room;
 
@@ -21,8 +23,9 @@ use crate::commands::{self, Means, Todo};
 use crate::error::Error;
 use crate::fleet::{Fleet, LastLook, Machines, SeenSnapshot, Snapshots};
 use crate::hands::{Hands, Look};
-use crate::job::{Action, Duty, Job, JobId, Made, State, Step, Whose};
+use crate::job::{Action, Duty, Job, JobId, State, Step};
 use crate::outcome::{self, Next};
+use achieved::{note_trouble, sign};
 use agenda::Agenda;
 pub use remembered::Remembered;
 use room::Room;
@@ -66,13 +69,6 @@ pub struct Scheduler<F, H> {
     asked_at: Timestamp,
     anchor: Option<String>,
     news: Vec<Job>,
-}
-
-/// Why something that was made is none of a machine's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Strange {
-    Machine,
-    Place,
 }
 
 /// A command that is about to be started.
@@ -231,23 +227,6 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         }
         let is_over = |one: &SeenSnapshot| one.expires.is_some_and(|at| at <= now) && !one.held;
         self.fleet.snapshots(machine).ok()?.iter().any(is_over).then_some("expire")
-    }
-
-    /// Machines of which something is known, and that are not there.
-    pub fn gone(&self) -> impl Iterator<Item = &str> {
-        let known: BTreeSet<&str> = self.achieved.keys().map(|(machine, _)| machine.as_str()).collect();
-        known.into_iter().filter(|machine| !self.machines.contains_key(*machine))
-    }
-
-    /// Forgets what was achieved for a machine that is not there. What was made of it stays where it is.
-    pub fn forget_machine(&mut self, machine: &str) {
-        let of_machine = |key: &&Key| key.0 == machine;
-        let keys: BTreeSet<Key> = self.achieved.keys().chain(self.begun.keys()).filter(of_machine).cloned().collect();
-        for key in keys {
-            self.forget_achieved(&key);
-            self.begun.remove(&key);
-            self.unsaved_begun.extend(Duty::of_key(&key.1).map(|duty| ((key.0.clone(), duty), None)));
-        }
     }
 
     /// Whether nothing is begun any more.
@@ -428,15 +407,6 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         queued
     }
 
-    /// The machines of a machine's group that the same policy chooses, by name; itself alone, where it belongs to none.
-    fn band(&self, machine: &str) -> Vec<String> {
-        let of = |machine: &str| self.owed.get(machine).and_then(|owed| Some((owed.group.as_ref()?, &owed.policy)));
-        match of(machine) {
-            Some(group) => self.owed.keys().filter(|one| of(one) == Some(group)).cloned().collect(),
-            None => vec![machine.to_owned()],
-        }
-    }
-
     fn stamp(&mut self, machine: &str, duty: &Duty, at: Timestamp) {
         self.begun.insert((machine.to_owned(), duty.key()), at);
         self.unsaved_begun.insert((machine.to_owned(), duty.clone()), Some(at));
@@ -449,32 +419,6 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         if self.owed.get(machine).is_some_and(|owed| duties(owed).contains(duty)) {
             self.agenda.put(machine, duty, now);
         }
-    }
-
-    /// Queues a job for machines, unless one of the same duty waits that has made nothing yet: it stands for both then, and does not wait
-    /// any longer. What one holds that is past that is older than what is due now.
-    fn queue(&mut self, band: &[String], duty: &Duty, since: Timestamp, missed: u32, now: Timestamp) {
-        let owed = band.first().and_then(|first| self.owed.get(first)).filter(|owed| duties(owed).contains(duty));
-        let Some(owed) = owed else { return };
-        let stands_for = |job: &Job| {
-            let (covers, some) = (band.iter().all(|one| job.is_for(one)), band.iter().any(|one| job.is_for(one)));
-            let same = job.duty() == Some(duty) && job.is_owed_by(&owed.policy);
-            same && job.waits_to_begin() && (covers || some && job.began.is_none())
-        };
-        let open = self.jobs.values().find(|job| stands_for(job)).cloned();
-        let mut fresh = Job::owed(&owed.machine, &owed.policy, duty.clone(), since, missed, now);
-        if let Some(group) = owed.group.as_ref().filter(|_| band.len() > 1) {
-            fresh = fresh.for_group(group.as_str(), band.iter().cloned());
-        }
-        let Some(mut job) = open else { return self.keep(fresh) };
-        if job.began.is_none() {
-            // Machines came to the group meanwhile, or went.
-            (job.machine, job.together) = (fresh.machine, fresh.together);
-        }
-        job.missed = job.missed.saturating_add(1).saturating_add(missed);
-        // A promise of its own: it begins with the first pause again.
-        (job.retry_at, job.attempt) = (None, 1);
-        self.keep(job);
     }
 
     /// Notes that a job is other than the catalog knows it.
@@ -564,103 +508,6 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
                 self.keep(job);
             }
             Next::Over(state) => drop(self.finish(job, state, now)),
-        }
-    }
-
-    /// What was made counts from now on, whatever becomes of what is done behind it.
-    fn count(&mut self, job: &mut Job) {
-        if !matches!(job.kind(), "snapshot" | "backup") {
-            return;
-        }
-        let counting: Vec<(Key, Job)> = outcome::achievements(job).collect();
-        job.counted = !counting.is_empty();
-        for (key, seen) in counting {
-            // What was not done behind the one before is not done yet.
-            let untidy = self.achieved.get(&key).and_then(|before| before.untidy.clone());
-            self.troubles.remove(&key);
-            self.achieve(key, Job { counted: true, untidy, ..seen });
-        }
-    }
-
-    fn achieve(&mut self, key: Key, job: Job) {
-        // It was begun for another machine, or for another place, than there is now.
-        if self.strangeness(&key, &job).is_some() {
-            return;
-        }
-        self.made.push((key.clone(), job.clone()));
-        self.achieved.insert(key, job);
-    }
-
-    /// How a job that is over counts. Where what it made was counted before, a later one may have taken its place since, or it was
-    /// forgotten: that is not undone.
-    fn count_ended(&mut self, job: &Job) {
-        if !job.counted {
-            note_trouble(&mut self.troubles, job);
-        }
-        for (key, seen) in outcome::achievements(job).collect::<Vec<_>>() {
-            match self.achieved.get(&key) {
-                _ if !job.counted => self.achieve(key, seen),
-                Some(latest) if latest.id == job.id => self.achieve(key, seen),
-                Some(latest) if seen.untidy.is_some() => {
-                    let latest = Job { untidy: seen.untidy, ..latest.clone() };
-                    self.achieve(key, latest);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// Of which machines something is about to be made, and where.
-    fn whose(&self, job: &Job) -> BTreeMap<String, Whose> {
-        let repository = self.repository(job);
-        let whose = |machine: &str| {
-            let uuid = self.machines.get(machine)?.uuid.clone();
-            // One that could not be read since the daemon was started.
-            (!uuid.is_empty()).then(|| (machine.to_owned(), Whose { uuid, repository: repository.clone() }))
-        };
-        job.machines().filter_map(whose).collect()
-    }
-
-    /// Forgets what was achieved for another machine by the same name, or in another repository: it is due as what was never made is.
-    fn forget_strangers(&mut self, now: Timestamp) {
-        let mut strange = BTreeSet::new();
-        for (key, job) in &self.achieved {
-            match self.strangeness(key, job) {
-                Some(Strange::Machine) => {
-                    let of_machine = |other: &&Key| other.0 == key.0;
-                    strange.extend(self.achieved.keys().chain(self.begun.keys()).filter(of_machine).cloned());
-                }
-                // Nor is proved what is in the other one.
-                Some(Strange::Place) => strange.extend([key.clone(), (key.0.clone(), Duty::Drill.key())]),
-                None => {}
-            }
-        }
-        for key in strange {
-            self.forget_achieved(&key);
-            if let Some(duty) = Duty::of_key(&key.1) {
-                self.unstamp(&key.0, &duty, now);
-            }
-        }
-    }
-
-    /// Whether something was made of another machine by that name, or is in another repository than what is owed now.
-    fn strangeness(&self, (machine, duty): &Key, job: &Job) -> Option<Strange> {
-        let of = job.made.as_ref()?.of.as_ref()?;
-        let seen = self.machines.get(machine)?;
-        if !seen.uuid.is_empty() && seen.uuid != of.uuid {
-            return Some(Strange::Machine);
-        }
-        let backups = self.owed.get(machine).into_iter().flat_map(|owed| &owed.backups);
-        let mut same_name = backups.filter(|backup| Duty::Backup(backup.name.to_string()).key() == *duty);
-        let elsewhere = |place: &String| same_name.any(|backup| *place != backup.repository);
-        of.repository.as_ref().is_some_and(elsewhere).then_some(Strange::Place)
-    }
-
-    fn forget_achieved(&mut self, key: &Key) {
-        self.troubles.remove(key);
-        if self.achieved.remove(key).is_some() {
-            self.made.retain(|(made, _)| made != key);
-            self.strange.push(key.clone());
         }
     }
 
@@ -828,63 +675,6 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         }
     }
 
-    /// Leaves out of jobs that wait the machines that are gone, or do not belong to their groups any more; these get what is owed to
-    /// them by jobs of their own.
-    fn regroup(&mut self, now: Timestamp) {
-        let waiting = self.jobs.values().filter(|job| job.waits_to_begin());
-        let groups: Vec<Job> = waiting.filter(|job| job.together.is_some()).cloned().collect();
-        for mut job in groups {
-            let (Some(duty), Some(together)) = (job.duty().cloned(), job.together.clone()) else { continue };
-            let stays = |machine: &str| {
-                let owed = self.owed.get(machine).filter(|owed| job.is_owed_by(&owed.policy));
-                owed.and_then(|owed| owed.group.as_ref()).is_some_and(|group| group.as_str() == together.group)
-            };
-            let (staying, leaving): (Vec<&String>, Vec<&String>) = together.machines.keys().partition(|one| stays(one));
-            if leaving.is_empty() {
-                continue;
-            }
-            job.retain(|machine| staying.iter().any(|one| *one == machine));
-            let (due, whole_group_left) = (job.due, staying.is_empty());
-            if whole_group_left {
-                job.what = Some(format!("the group {} is no more", together.group));
-                self.finish(job, State::Cancelled, now);
-            } else {
-                self.keep(job);
-            }
-            for machine in leaving {
-                // With others of another group by now, for all of which there is one job.
-                let is_open = |scheduler: &Self| {
-                    let same = |job: &Job| job.duty() == Some(&duty) && job.is_for(machine);
-                    scheduler.jobs.values().any(|job| same(job) && job.waits_to_begin())
-                };
-                if !is_open(self) {
-                    self.queue(&self.band(machine), &duty, due, 0, now);
-                }
-                // It is owed nothing now: when it is again, that is due.
-                if !is_open(self) {
-                    self.unstamp(machine, &duty, now);
-                }
-            }
-        }
-    }
-
-    /// What the first of a job's machines is owed that its policy still chooses; of one that somebody asked for, its machine.
-    fn owed_by_its_policy(&self, job: &Job) -> Option<&Owed> {
-        let owed = || job.machines().filter_map(|machine| self.owed.get(machine));
-        owed().find(|owed| job.is_owed_by(&owed.policy)).or_else(|| owed().next())
-    }
-
-    /// What a policy owed and does not owe any more, another one may owe.
-    fn leave_to_other_policies(&mut self, job: &Job, now: Timestamp) {
-        let Some(duty) = job.duty() else { return };
-        for machine in job.machines() {
-            let nothing_made = job.seen_from(machine).made.is_none();
-            if nothing_made && self.owed.get(machine).is_none_or(|owed| !job.is_owed_by(&owed.policy)) {
-                self.unstamp(machine, duty, now);
-            }
-        }
-    }
-
     fn snapshots(&mut self, job: &Job) -> Snapshots {
         if !matches!(job.duty(), Some(Duty::Snapshot | Duty::Drill)) {
             return Snapshots::new();
@@ -911,34 +701,6 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         if let Err(error) = self.hands.start(&job, line) {
             tracing::error!("{} of {}: {error}", job.kind(), job.subject());
             self.settle(job, Look::Vanished, now);
-        }
-    }
-}
-
-/// Takes down of which machine, and in which repository, something was made.
-fn sign(job: &mut Job) {
-    let whose = std::mem::take(&mut job.whose);
-    let sign = |machine: &str, made: &mut Option<Made>| {
-        if let Some(made) = made.as_mut().filter(|made| made.of.is_none()) {
-            made.of = whose.get(machine).cloned();
-        }
-    };
-    sign(&job.machine, &mut job.made);
-    for (machine, share) in job.together.iter_mut().flat_map(|together| &mut together.machines) {
-        sign(machine, &mut share.made);
-    }
-    job.whose = whose;
-}
-
-/// Takes down what a job that is over means for what was given up of its duty, for each of its machines.
-fn note_trouble(troubles: &mut BTreeMap<Key, Job>, job: &Job) {
-    let Some(duty) = job.duty() else { return };
-    for machine in job.machines() {
-        let (key, seen) = ((machine.to_owned(), duty.key()), job.seen_from(machine));
-        match seen.state {
-            State::Failed => drop(troubles.insert(key, seen)),
-            State::Done | State::Incomplete => drop(troubles.remove(&key)),
-            _ => {}
         }
     }
 }

@@ -1,5 +1,8 @@
 //! The daemon's one thread that decides: takes wishes, lets the scheduler tick, keeps the log, publishes what is shown.
 
+mod clock;
+mod upkeep;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +27,7 @@ use crate::error::Error;
 use crate::event::{Event, What};
 use crate::fleet::Watched;
 use crate::hands::Processes;
-use crate::job::{Action, Job, JobId, Request, State};
+use crate::job::{Job, JobId, Request, State};
 use crate::notify::Notifier;
 use crate::places::Places;
 use crate::recall::Recalled;
@@ -35,6 +38,8 @@ use crate::space::{Mark, Space};
 use crate::unnoted::{Note, Unnoted};
 use crate::verdict::{self, Severity};
 use crate::view::{Counts, JobShown, Overview, PoliciesShown, View};
+use clock::{Clock, since_boot};
+use upkeep::Upkeep;
 
 /// How long it waits for wishes between ticks.
 const TICK: Duration = Duration::from_millis(250);
@@ -46,14 +51,6 @@ const SHOWN_EVERY_AT_WORK: Duration = Duration::from_secs(1);
 const SPACE_EVERY: Duration = Duration::from_secs(600);
 /// How often what is old is forgotten.
 const FORGOTTEN_EVERY: Duration = Duration::from_secs(3600);
-/// How often each machine is seen to, whether or not a policy chooses it.
-const UPKEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
-/// How often it is looked which of them want it.
-const UPKEEP_LOOKS_EVERY: Duration = Duration::from_secs(600);
-/// How far the clock may run from the time that passes, and is not taken for one that was set.
-const DRIFT: Duration = Duration::from_secs(15 * 60);
-/// How long a clock that is far from what is remembered has to go right before anything is forgotten by it.
-const TRUSTED_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// How long a machine is gone before it is told: `keyframe vm remove` leaves word of those that it removed.
 const GONE_AFTER: Duration = Duration::from_secs(20);
 /// How long it is told that a machine is gone.
@@ -256,50 +253,6 @@ pub struct Service {
     /// The machines that there were at the last turn.
     known: BTreeSet<String>,
     _lock: Lock,
-}
-
-/// Who sees to machines whatever policies say.
-const UPKEEP: &str = "keyframe serve";
-
-/// Which machines are still to be looked at, and when each was seen to.
-#[derive(Debug, Default)]
-struct Upkeep {
-    looked: Option<Instant>,
-    left: Vec<String>,
-    seen_to: BTreeMap<String, Instant>,
-}
-
-/// Whether what is old by the clock may be taken for old.
-#[derive(Debug)]
-struct Clock {
-    /// When the daemon was started, by the clock, and by the time since the host was.
-    started: (Timestamp, Duration),
-    /// The latest that is remembered was long ago then: the host was off, or the clock was set.
-    doubtful: bool,
-}
-
-impl Clock {
-    fn of(now: Timestamp, latest: Option<Timestamp>) -> Self {
-        let gap = latest.map_or(Duration::ZERO, |latest| now.duration_since(latest).unsigned_abs());
-        Self { started: (now, since_boot()), doubtful: gap > ROUTINE_FOR }
-    }
-
-    fn is_right(&mut self, now: Timestamp, since_boot: Duration) -> bool {
-        let passed = since_boot.saturating_sub(self.started.1);
-        let by_clock = now.duration_since(self.started.0);
-        let apart = by_clock.unsigned_abs().abs_diff(passed);
-        if by_clock.is_negative() || apart > DRIFT + passed / 1000 {
-            // It was set. It is believed again when it has gone right for a while.
-            *self = Self { started: (now, since_boot), doubtful: true };
-        }
-        !self.doubtful || since_boot.saturating_sub(self.started.1) >= TRUSTED_AFTER
-    }
-}
-
-/// How long the host is up, asleep or not.
-fn since_boot() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 impl Service {
@@ -555,75 +508,6 @@ impl Service {
                 text: format!("{} of {} machines are protected", counts.protected, counts.machines),
                 advice: None,
             });
-        }
-    }
-
-    /// Sees to machines that were left in the middle of something, and to snapshots that are past their time although no policy's job
-    /// looks after them: once a day each, one after the other, at the start at once.
-    fn keep_up(&mut self, now: Timestamp) {
-        let at_work = self.scheduler.jobs().any(|job| job.by == UPKEEP);
-        if at_work || self.scheduler.paused() || self.scheduler.draining() || self.scheduler.catalog().stands_in() {
-            return;
-        }
-        if self.upkeep.looked.is_none_or(|at| at.elapsed() >= UPKEEP_LOOKS_EVERY) {
-            self.upkeep.looked = Some(Instant::now());
-            let seen_to = &self.upkeep.seen_to;
-            let rested = |name: &&String| seen_to.get(*name).is_none_or(|at| at.elapsed() >= UPKEEP_EVERY);
-            self.upkeep.left = self.scheduler.machines().keys().filter(rested).cloned().collect();
-        }
-        while let Some(name) = self.upkeep.left.pop() {
-            let busy = self.scheduler.jobs().any(|job| job.is_for(&name));
-            let Some(command) = self.scheduler.upkeep_of(&name, now).filter(|_| !busy) else { continue };
-            let action =
-                Action { kind: command.to_owned(), arguments: vec![command.to_owned(), name.clone()], backup: None };
-            match self.scheduler.ask(&name, action, UPKEEP, now) {
-                Ok(_) => drop(self.upkeep.seen_to.insert(name, Instant::now())),
-                Err(error) => tracing::warn!("{name} cannot be seen to: {error}"),
-            }
-            return;
-        }
-    }
-
-    /// Forgets machines that were removed by `keyframe vm remove`, which leaves word of that: they are not missed.
-    fn forget_removed(&mut self) {
-        let removed = removed_dir(&self.shared.serve);
-        for entry in std::fs::read_dir(&removed).into_iter().flatten().flatten() {
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            if !self.scheduler.machines().contains_key(&name) {
-                let by = std::fs::read_to_string(entry.path()).unwrap_or_default();
-                self.note_if_possible(by.trim(), &format!("remove {name}"), "what was achieved for it is forgotten");
-                self.scheduler.forget_machine(&name);
-            }
-            if let Err(error) = durable::remove_file(&entry.path()) {
-                tracing::warn!("{error}");
-            }
-        }
-    }
-
-    /// Sees to it that a pause outlives a restart, also when there was no room to note it at first.
-    fn keep_pause(&self) -> Result<(), keyframe_engine::Error> {
-        let file = paused_file(&self.shared.serve);
-        match &self.paused_by {
-            Some(by) if !file.exists() => durable::replace(&file, by.as_bytes()),
-            None if file.exists() => durable::remove_file(&file),
-            _ => Ok(()),
-        }
-    }
-
-    /// Notes which machines came, and which are there no more.
-    fn note_machines(&mut self) {
-        let now: BTreeSet<String> = self.scheduler.machines().keys().cloned().collect();
-        if now == self.known {
-            return;
-        }
-        let known = std::mem::replace(&mut self.known, now.clone());
-        for name in now.difference(&known) {
-            self.note_if_possible("keyframe serve", &format!("see {name}"), "it is there now");
-        }
-        self.lost.retain(|name, _| !now.contains(name));
-        for name in known.difference(&now) {
-            self.lost.insert(name.clone(), Instant::now());
-            self.note_if_possible("keyframe serve", &format!("see {name}"), "it is not there any more");
         }
     }
 
