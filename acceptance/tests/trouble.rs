@@ -88,7 +88,9 @@ fn a_flipped_bit_in_memory_never_reaches_the_guest() -> Result<()> {
     flip_a_bit_of_memory(&snapshot_dir(&home, &machine, &bad)?.join("memory.mapped"));
     for strategy in ["eager", "lazy"] {
         let outcome = home.run(["revert", "worker@bad", "--strategy", strategy])?;
-        assert_refused(&outcome, 1, &["checksum", "memory.mapped"]);
+        // On demand the new process may be gone before it is asked what became of it: then all that is said is that.
+        let died = strategy == "lazy" && outcome.stderr.contains("closed the connection");
+        assert_refused(&outcome, 1, if died { &[] } else { &["checksum", "memory.mapped"] });
         assert_works(&machine)?;
         machine.assert_intact(machine.serial()?.end())?;
     }
