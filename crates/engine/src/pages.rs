@@ -43,6 +43,8 @@ pub const WORKER: &str = "internal-page-worker";
 
 /// How often a worker that dies is replaced before the supervisor gives up.
 const MOST_RESTARTS: u32 = 100;
+/// How long a page server that gave up may take to say why.
+const WORD_PATIENCE: Duration = Duration::from_secs(2);
 /// How long QEMU may take to notice that a worker has died.
 const PAUSE_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -273,7 +275,8 @@ pub(crate) fn needs_image(instance: &InstanceRecord) -> bool {
 /// # Errors
 /// [`Error::Hydration`] when what QEMU needs to begin will never come; what QEMU says.
 pub(crate) fn let_run(instance: &InstanceRecord, monitor: &mut Client) -> Result<(), Error> {
-    match load::run_while(monitor, || failure(instance).is_none())? {
+    let run = load::run_while(monitor, || failure(instance).is_none());
+    match run.map_err(|error| explained(instance, error.into()))? {
         Some(_) => Ok(()),
         None => Err(never(instance)),
     }
@@ -285,7 +288,19 @@ pub(crate) fn let_run(instance: &InstanceRecord, monitor: &mut Client) -> Result
 /// As [`let_run`]; when nobody serves it any more, too: only who has its devices can be taken up again.
 pub(crate) fn wait_loaded(instance: &InstanceRecord, monitor: &mut Client) -> Result<(), Error> {
     let served = || failure(instance).is_none() && !is_orphaned(instance);
-    if load::wait_lazy(monitor, served)? { Ok(()) } else { Err(never(instance)) }
+    let loaded = load::wait_lazy(monitor, served).map_err(|error| explained(instance, error.into()))?;
+    if loaded { Ok(()) } else { Err(never(instance)) }
+}
+
+/// What an error on QEMU's monitor comes from, where its page server knows: QEMU ends as soon as that gives up, and why it did is
+/// written a moment later.
+fn explained(instance: &InstanceRecord, error: Error) -> Error {
+    let serving = || matches!(status(instance), Ok(Some(now)) if now.state == HydrationState::Serving);
+    let deadline = Instant::now() + WORD_PATIENCE;
+    while serving() && !is_orphaned(instance) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    if failure(instance).is_some() { never(instance) } else { error }
 }
 
 /// Why memory will never be complete, as its server says.
