@@ -48,9 +48,13 @@ impl Typed {
     }
 
     fn noted(&self, result: &str) -> Result<(), keyframe_daemon::Error> {
-        let who = format!("uid {}", rustix::process::getuid().as_raw());
-        Audit::open_end(&self.serve)?.add_command(Timestamp::now(), &who, self.what, &self.arguments, result)
+        Audit::open_end(&self.serve)?.add_command(Timestamp::now(), &who_types(), self.what, &self.arguments, result)
     }
+}
+
+/// Who types, as the audit log calls them.
+pub fn who_types() -> String {
+    format!("uid {}", rustix::process::getuid().as_raw())
 }
 
 /// What a command that changes something does, in a word or two.

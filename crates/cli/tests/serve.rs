@@ -65,8 +65,13 @@ impl Served {
     }
 
     /// Asked to end, as by a service manager.
-    fn ended(mut self) -> Option<i32> {
+    fn ended(self) -> Option<i32> {
         self.signal(Signal::TERM);
+        self.ends()
+    }
+
+    /// The status with which it ends.
+    fn ends(mut self) -> Option<i32> {
         let mut ended = None;
         until("it ends", || {
             ended = self.0.try_wait().unwrap();
@@ -167,13 +172,8 @@ fn a_socket_elsewhere_and_one_that_leads_nowhere_keep_the_homes_own_from_nothing
 fn what_is_no_stream_is_not_served() {
     let (bench, socket) = home();
     let datagrams = UnixDatagram::bind(bench.path("datagrams")).unwrap();
-    let mut served = Served::with_sockets(&bench, UnixListener::bind(&socket).unwrap(), datagrams);
-    let mut ended = None;
-    until("it ends", || {
-        ended = served.0.try_wait().unwrap();
-        ended.is_some()
-    });
-    assert_eq!(ended.and_then(|status| status.code()), Some(1));
+    let served = Served::with_sockets(&bench, UnixListener::bind(&socket).unwrap(), datagrams);
+    assert_eq!(served.ends(), Some(1));
 }
 
 /// Takes one request, answers it, and gives its body.
@@ -285,11 +285,5 @@ fn a_hangup_reads_policies_again_and_ends_nothing() {
     until("the mistake is told", || read_again(&bench).last().is_some_and(|last| last == mistake));
     assert_eq!(shown().with(0).json()["policies"]["usable"], false);
     assert!(served.0.try_wait().unwrap().is_none(), "a hangup ended it");
-    served.signal(Signal::TERM);
-    let mut ended = None;
-    until("it ends", || {
-        ended = served.0.try_wait().unwrap();
-        ended.is_some()
-    });
-    assert_eq!(ended.and_then(|status| status.code()), Some(0));
+    assert_eq!(served.ended(), Some(0));
 }

@@ -7,6 +7,9 @@ pub use keyframe_policy::EventKind as What;
 
 use crate::verdict::Severity;
 
+/// The form of documents that tell one.
+pub const SCHEMA: &str = "keyframe.event/1";
+
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Event {

@@ -585,8 +585,8 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
                 job.commands += 1;
                 if fresh {
                     self.news.push(job.clone());
-                    for (machine, duty) in job.machines().zip(std::iter::repeat(job.duty())) {
-                        self.turns.extend(duty.map(|duty| ((machine.to_owned(), duty.key()), now)));
+                    if let Some(duty) = job.duty() {
+                        self.turns.extend(job.machines().map(|machine| ((machine.to_owned(), duty.key()), now)));
                     }
                 }
                 starting.push(Starting { id: job.id.clone(), line, fresh });

@@ -394,7 +394,7 @@ impl Service {
         news.iter().for_each(|job| self.tell(job));
         let changed = self.expire(now) || changed;
         self.note_machines();
-        self.forget_removed();
+        self.forget_removed(now);
         // It is tried at each turn until it is kept.
         let _ = self.keep_pause();
         self.keep_up(now);
@@ -484,7 +484,7 @@ impl Service {
             let gone: Vec<String> = self.scheduler.gone().map(str::to_owned).collect();
             let told = |name: &String| self.alerts.since(&gone_id(name)).is_some_and(|since| since < long_gone);
             for name in gone.iter().filter(|name| told(name)) {
-                self.scheduler.forget_machine(name);
+                self.scheduler.forget_machine(name, now);
             }
             let before = |span: Duration| now.checked_sub(span).unwrap_or(Timestamp::MIN);
             if let Err(error) = self.scheduler.catalog().forget(before(REMEMBERED_FOR), before(ROUTINE_FOR)) {

@@ -284,7 +284,8 @@ fn a_machine_that_is_gone_is_missed_until_it_is_forgotten() {
     assert_eq!(played.daemon().gone().count(), 0);
     played.host.change_machines(|machines| drop(machines.remove("vm000")));
     played.play(HOUR);
-    played.daemon().forget_machine("vm000");
+    let now = played.host.now();
+    played.daemon().forget_machine("vm000", now);
     played.play(HOUR);
     assert_eq!(played.daemon().gone().count(), 0);
     played.daemon = None;

@@ -16,6 +16,7 @@ use serde_json::json;
 use super::console;
 use crate::args::{CreateArgs, VmCommand};
 use crate::output::{Output, ms, table};
+use crate::record::who_types;
 
 /// Runs one of them.
 pub fn run(ctx: &Context<'_>, command: VmCommand, output: &Output) -> Result<u8, Error> {
@@ -98,7 +99,7 @@ fn leave_word(ctx: &Context<'_>, removal: &Removal) {
     if !serve.is_dir() {
         return;
     }
-    let by = format!("uid {}", rustix::process::getuid().as_raw());
+    let by = who_types();
     let told = durable::create_private_dir(&dir)
         .and_then(|()| durable::replace(&dir.join(removal.name.as_str()), by.as_bytes()));
     if let Err(error) = told {

@@ -18,6 +18,7 @@ use keyframe_types::text::span;
 use serde_json::{Value, json};
 
 use crate::output::{Output, table};
+use crate::record::who_types;
 use crate::serve_args::{AuditCommand, ServeArgs, StatusArgs, TokenCommand};
 
 /// The longest answer of a daemon that is read, in bytes.
@@ -243,7 +244,7 @@ fn told(overview: &Value) -> String {
 pub fn token(home: &Home, command: TokenCommand, output: &Output) -> Result<u8, Error> {
     let serve = service::directory(home);
     let tokens = Tokens::of(&serve);
-    let by = format!("uid {}", rustix::process::getuid().as_raw());
+    let by = who_types();
     let note =
         |what: &str| audit::Audit::open(&serve).and_then(|mut audit| audit.add(Timestamp::now(), &by, what, "done"));
     match command {

@@ -473,7 +473,7 @@ pub async fn events(
     let happenings = BroadcastStream::new(api.shared.happenings.subscribe()).map(|happened| {
         Ok(match happened {
             Ok(event) => {
-                let document = Happening { schema: "keyframe.event/1", event: &event };
+                let document = Happening { schema: crate::event::SCHEMA, event: &event };
                 Event::default().event("event").data(serde_json::to_string(&document).unwrap_or_default())
             }
             // Whoever reads too slowly is told how many went by.

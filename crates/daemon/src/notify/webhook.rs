@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::queue::Batch;
 use super::{Attempt, http, is_among, is_of};
-use crate::event::{Event, What};
+use crate::event::{self, Event, What};
 
 /// The longest secret, in bytes.
 const MOST_SECRET: u64 = 4096;
@@ -72,7 +72,7 @@ pub(super) async fn attempt(hook: &Webhook, client: &mut http::Client, batch: &B
     let Ok(url) = Url::parse(&hook.url) else {
         return Attempt::Refused { why: "its address is none".to_owned() };
     };
-    let body = Body { schema: "keyframe.event/1", delivery: &batch.delivery, lost_before: batch.lost, event };
+    let body = Body { schema: event::SCHEMA, delivery: &batch.delivery, lost_before: batch.lost, event };
     let body = match serde_json::to_vec(&body) {
         Ok(body) => body,
         Err(error) => return Attempt::Refused { why: format!("it cannot be written as JSON: {error}") },

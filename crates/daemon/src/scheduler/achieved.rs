@@ -25,14 +25,14 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
     }
 
     /// Forgets what was achieved for a machine that is not there. What was made of it stays where it is.
-    pub fn forget_machine(&mut self, machine: &str) {
-        let of_machine = |key: &&Key| key.0 == machine;
-        let keys: BTreeSet<Key> = self.achieved.keys().chain(self.begun.keys()).filter(of_machine).cloned().collect();
-        for key in keys {
-            self.forget_achieved(&key);
-            self.begun.remove(&key);
-            self.unsaved_begun.extend(Duty::of_key(&key.1).map(|duty| ((key.0.clone(), duty), None)));
-        }
+    pub fn forget_machine(&mut self, machine: &str, now: Timestamp) {
+        let all: BTreeSet<Key> = self.known_of(machine).cloned().collect();
+        all.into_iter().for_each(|key| self.forget(key, now));
+    }
+
+    /// The duties of which something is known of a machine.
+    fn known_of(&self, machine: &str) -> impl Iterator<Item = &Key> {
+        self.achieved.keys().chain(self.begun.keys()).filter(move |key| key.0 == machine)
     }
 
     /// What was made counts from now on, whatever becomes of what is done behind it.
@@ -94,21 +94,13 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         let mut strange = BTreeSet::new();
         for (key, job) in &self.achieved {
             match self.strangeness(key, job) {
-                Some(Strange::Machine) => {
-                    let of_machine = |other: &&Key| other.0 == key.0;
-                    strange.extend(self.achieved.keys().chain(self.begun.keys()).filter(of_machine).cloned());
-                }
+                Some(Strange::Machine) => strange.extend(self.known_of(&key.0).cloned()),
                 // Nor is proved what is in the other one.
                 Some(Strange::Place) => strange.extend([key.clone(), (key.0.clone(), Duty::Drill.key())]),
                 None => {}
             }
         }
-        for key in strange {
-            self.forget_achieved(&key);
-            if let Some(duty) = Duty::of_key(&key.1) {
-                self.unstamp(&key.0, &duty, now);
-            }
-        }
+        strange.into_iter().for_each(|key| self.forget(key, now));
     }
 
     /// Whether something was made of another machine by that name, or is in another repository than what is owed now.
@@ -124,11 +116,15 @@ impl<F: Fleet, H: Hands> Scheduler<F, H> {
         of.repository.as_ref().is_some_and(elsewhere).then_some(Strange::Place)
     }
 
-    fn forget_achieved(&mut self, key: &Key) {
-        self.troubles.remove(key);
-        if self.achieved.remove(key).is_some() {
-            self.made.retain(|(made, _)| made != key);
-            self.strange.push(key.clone());
+    /// Forgets that a duty was done, or begun: it is due as soon as it is owed.
+    fn forget(&mut self, key: Key, now: Timestamp) {
+        self.troubles.remove(&key);
+        if let Some(duty) = Duty::of_key(&key.1) {
+            self.unstamp(&key.0, &duty, now);
+        }
+        if self.achieved.remove(&key).is_some() {
+            self.made.retain(|(made, _)| *made != key);
+            self.strange.push(key);
         }
     }
 }

@@ -52,14 +52,14 @@ impl Service {
     }
 
     /// Forgets machines that were removed by `keyframe vm remove`, which leaves word of that: they are not missed.
-    pub(super) fn forget_removed(&mut self) {
+    pub(super) fn forget_removed(&mut self, now: Timestamp) {
         let removed = removed_dir(&self.shared.serve);
         for entry in std::fs::read_dir(&removed).into_iter().flatten().flatten() {
             let Ok(name) = entry.file_name().into_string() else { continue };
             if !self.scheduler.machines().contains_key(&name) {
                 let by = std::fs::read_to_string(entry.path()).unwrap_or_default();
                 self.note_if_possible(by.trim(), &format!("remove {name}"), "what was achieved for it is forgotten");
-                self.scheduler.forget_machine(&name);
+                self.scheduler.forget_machine(&name, now);
             }
             if let Err(error) = durable::remove_file(&entry.path()) {
                 tracing::warn!("{error}");
@@ -79,10 +79,10 @@ impl Service {
 
     /// Notes which machines came, and which are there no more.
     pub(super) fn note_machines(&mut self) {
-        let now: BTreeSet<String> = self.scheduler.machines().keys().cloned().collect();
-        if now == self.known {
+        if self.scheduler.machines().keys().eq(&self.known) {
             return;
         }
+        let now: BTreeSet<String> = self.scheduler.machines().keys().cloned().collect();
         let known = std::mem::replace(&mut self.known, now.clone());
         for name in now.difference(&known) {
             self.note_if_possible("keyframe serve", &format!("see {name}"), "it is there now");
